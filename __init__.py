@@ -1,0 +1,1 @@
+"""RecursiveMAS: frozen language models that collaborate in latent space."""

@@ -1,0 +1,255 @@
+"""One agent: a frozen causal language model, its tokenizer and its inner link, and the latent rollout."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache, DynamicLayer
+
+from .errors_recursivemas import ConfigError, InputError
+from .links_recursivemas import InnerLink
+
+
+@dataclass
+class Rollout:
+    """What an agent thought, for a batch.
+
+    Attributes:
+        hidden_states: last-layer hidden states h_1 … h_m after the final norm, (batch, steps, hidden_size).
+        thoughts: inner(h_1) … inner(h_m), (batch, steps, hidden_size), in the inner link's dtype.
+        lengths: how many leading steps of each row count, (batch,); less than `steps` only with halting.
+    """
+
+    hidden_states: torch.Tensor
+    thoughts: torch.Tensor
+    lengths: torch.Tensor
+
+
+class Prefix:
+    """Keys and values of the head of a prompt that does not change between rounds; every use continues from them.
+
+    Full-attention caches are cropped back after a use. Sliding-window and linear-attention caches cannot be, so that
+    each use but the last works on a copy.
+    """
+
+    def __init__(self, agent: "RecursiveMASAgent", inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        self.attention_mask = attention_mask  # (batch, length), left-padded
+        self._cache = agent.new_cache()
+        agent.encode(inputs_embeds, attention_mask, self._cache)
+
+    @property
+    def length(self) -> int:
+        return self.attention_mask.shape[1]
+
+    def open(self, last_use: bool) -> Cache:
+        """A cache that holds exactly the prefix."""
+        if can_crop(self._cache):
+            surplus = self._cache.get_seq_length() - self.length
+            if surplus > 0:
+                self._cache.crop(-surplus)
+        elif not last_use:
+            return copy.deepcopy(self._cache)
+        return self._cache
+
+
+def can_crop(cache: Cache) -> bool:
+    """Whether every layer keeps all positions, so that a cache can go back and may have masked holes."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+class RecursiveMASAgent(PreTrainedModel):
+    """A frozen causal language model that can think in latent steps.
+
+    Args:
+        model: the base causal language model (`.model`).
+        inner_link: last hidden state -> next input embedding (`.inner_link`).
+        tokenizer: the base model's tokenizer, padding on the left (`.tokenizer`).
+        role: the agent's name in its system.
+    """
+
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(
+        self, model: PreTrainedModel, inner_link: InnerLink, tokenizer: PreTrainedTokenizerBase, role: str = "agent"
+    ) -> None:
+        super().__init__(copy.deepcopy(model.config))
+        self.model, self.inner_link, self.tokenizer, self.role = model, inner_link, tokenizer, role
+        self.post_init()
+        if inner_link.in_features != self.hidden_size:
+            raise ConfigError(
+                "An inner link does not fit its agent.",
+                where=f"agent {role}",
+                found=f"width {inner_link.in_features}",
+                expected=f"width {self.hidden_size}, the agent's",
+            )
+        self._half_norms: torch.Tensor | None = None
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Nothing is ever re-initialised: all weights come from checkpoints."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the embedding space that latents of this agent live in."""
+        return self.get_input_embeddings().embedding_dim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the base model (links keep their own)."""
+        return self.get_input_embeddings().weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs of the base model go."""
+        return self.get_input_embeddings().weight.device
+
+    @property
+    def decoder(self) -> PreTrainedModel:
+        """The text model under the vocabulary projection (inside a multimodal model, its language part)."""
+        return self.model.get_decoder()
+
+    @property
+    def eos_token_ids(self) -> list[int]:
+        """End-of-sequence ids: those of the generation config, else the tokenizer's."""
+        ids = self.model.generation_config.eos_token_id
+        ids = self.tokenizer.eos_token_id if ids is None else ids
+        return [ids] if isinstance(ids, int) else list(ids or [])
+
+    @property
+    def pad_token_id(self) -> int:
+        """Id that fills rows; masked wherever it stands."""
+        pad = self.tokenizer.pad_token_id
+        return self.eos_token_ids[0] if pad is None else pad
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.model.get_input_embeddings()
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache that knows the layer types (sliding window, linear attention)."""
+        return DynamicCache(config=self.decoder.config)
+
+    def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(batch, length) ids -> (batch, length, hidden_size) embeddings, scaled where the model scales them."""
+        return self.get_input_embeddings()(input_ids)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Generated ids -> text, without special tokens and otherwise unchanged."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def encode(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache
+    ) -> torch.Tensor:
+        """Runs the decoder over new positions, without the vocabulary projection.
+
+        Args:
+            inputs_embeds: embeddings of the new positions, (batch, new, hidden_size).
+            attention_mask: over past and new positions, (batch, past + new); `None` where nothing is masked.
+            past_key_values: cache, extended in place.
+
+        Returns:
+            Hidden states after the final norm, (batch, new, hidden_size).
+        """
+        new = inputs_embeds.shape[1]
+        if attention_mask is None:
+            past = past_key_values.get_seq_length()
+            position_ids = torch.arange(past, past + new, device=inputs_embeds.device)[None]
+        else:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new:]
+        return self.decoder(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=True,
+        ).last_hidden_state
+
+    def rollout(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        latent_steps: int,
+        past_key_values: Cache | None = None,
+        halting: bool = False,
+    ) -> Rollout:
+        """Thinks: the last hidden state, through the inner link, becomes the next input embedding.
+
+        `latent_steps` steps need the prompt and `latent_steps` - 1 single positions (the release's semantics).
+
+        Args:
+            inputs_embeds: the prompt, or what of it is not in `past_key_values` yet, (batch, new, hidden_size).
+            attention_mask: over the whole prompt, (batch, length); zeros on padding, which stands on the left.
+            latent_steps: number of steps m >= 0.
+            past_key_values: cache that holds the head of the prompt; extended in place.
+            halting: a row ends before the first step whose thought is nearest to an end-of-sequence embedding.
+        """
+        cache = self.new_cache() if past_key_values is None else past_key_values
+        batch, length = attention_mask.shape
+        hidden_states, thoughts = [], []
+        lengths = torch.zeros(batch, dtype=torch.long, device=inputs_embeds.device)
+        finished = torch.zeros(batch, dtype=torch.bool, device=inputs_embeds.device)
+        if bool(attention_mask.all()):
+            mask = None
+        else:
+            mask = torch.cat([attention_mask, attention_mask.new_ones(batch, max(0, latent_steps - 1))], dim=1)
+        for step in range(latent_steps):
+            seen = None if mask is None else mask[:, : length + step]
+            hidden_states.append(self.encode(inputs_embeds, seen, cache)[:, -1])
+            thoughts.append(self.inner_link(hidden_states[-1]))
+            if halting:
+                finished = finished | self._nearest_is_eos(thoughts[-1])
+                if bool(finished.all()):
+                    break
+            lengths = lengths + ~finished
+            inputs_embeds = thoughts[-1][:, None].to(inputs_embeds.dtype)
+        if not hidden_states:
+            empty = inputs_embeds.new_zeros(batch, 0, self.hidden_size)
+            return Rollout(empty, empty, lengths)
+        return Rollout(torch.stack(hidden_states, dim=1), torch.stack(thoughts, dim=1), lengths)
+
+    def think(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, latent_steps: int) -> torch.Tensor:
+        """Latent thoughts over a prompt.
+
+        Args:
+            inputs_embeds: (batch, length, hidden_size).
+            attention_mask: (batch, length), zeros on padding, which stands on the left.
+            latent_steps: number of steps m >= 0.
+
+        Returns:
+            The hidden states h_1 … h_m (before the inner link), (batch, latent_steps, hidden_size).
+
+        Raises:
+            InputError: shapes do not fit, or padding stands on the right.
+        """
+        if inputs_embeds.ndim != 3 or inputs_embeds.shape[-1] != self.hidden_size:
+            raise InputError(
+                "`inputs_embeds` does not fit the agent.",
+                where=f"think, agent {self.role}",
+                found=tuple(inputs_embeds.shape),
+                expected=f"(batch, length, {self.hidden_size})",
+            )
+        if attention_mask.shape != inputs_embeds.shape[:2] or not bool(attention_mask[:, -1].all()):
+            raise InputError(
+                "`attention_mask` does not fit `inputs_embeds`, or padding stands on the right.",
+                where=f"think, agent {self.role}",
+                found=tuple(attention_mask.shape),
+                expected=f"{tuple(inputs_embeds.shape[:2])}, with ones in the last column",
+                hint="pad on the left",
+            )
+        return self.rollout(inputs_embeds, attention_mask, latent_steps).hidden_states
+
+    def _nearest_is_eos(self, thoughts: torch.Tensor) -> torch.Tensor:
+        """(batch, hidden_size) -> (batch,): is an end-of-sequence token the nearest one?"""
+        nearest = self.nearest_token_ids(thoughts)
+        return torch.isin(nearest, torch.tensor(self.eos_token_ids, device=nearest.device))
+
+    def nearest_token_ids(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors in this agent's embedding space (…, hidden_size) -> ids of the nearest (L2) embeddings (…).
+
+        |v - e|^2 is smallest where v e - |e|^2 / 2 is largest; costs one vocabulary projection.
+        """
+        embeddings = self.get_input_embeddings()
+        weight = embeddings.weight
+        scale = getattr(embeddings, "embed_scale", 1.0)  # Gemma scales inside its embedding module
+        if self._half_norms is None or self._half_norms.device != weight.device:
+            self._half_norms = (weight.float() * scale).pow(2).sum(-1) / 2
+        return ((vectors.to(weight) @ weight.T).float() * scale - self._half_norms).argmax(-1)

@@ -1,0 +1,63 @@
+"""The console command `recursivemas`: one subcommand a module, imported only when it is called.
+
+A subcommand's module has `configure(parser)`, which adds its arguments, and `run(arguments)`, which returns the exit
+status. Its docstring is its help text; what follows "Examples:" is printed as it stands.
+"""
+
+import argparse
+import importlib
+import sys
+
+# name -> (module, what it does)
+COMMANDS = {
+    "solve": (".evaluation.solve", "answer questions with a system"),
+    "evaluate": (
+        ".evaluation.evaluate",
+        "measure accuracy and cost against rounds, text hand-over and one agent alone",
+    ),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a subcommand; returns its exit status (2 for bad input)."""
+    argv = sys.argv[1:] if argv is None else argv
+    overview = "\n".join(f"  {name:<16}{what}" for name, (_, what) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="recursivemas",
+        usage="recursivemas COMMAND [options]",
+        description="Frozen language models that collaborate in latent space.",
+        epilog=f"commands:\n{overview}\n\n`recursivemas COMMAND --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    if not argv or argv[0] not in COMMANDS:
+        parser.parse_args(argv or ["--help"])
+    name, rest = argv[0], argv[1:]
+    module = importlib.import_module(COMMANDS[name][0], __package__)
+    description, _, examples = module.__doc__.partition("Examples:")
+    parser = argparse.ArgumentParser(
+        prog=f"recursivemas {name}",
+        description=description,
+        epilog="examples:" + examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.configure(parser)
+    arguments = parser.parse_args(rest)
+
+    from .system_loader import RecursiveMASError
+
+    try:
+        return module.run(arguments) or 0
+    except RecursiveMASError as error:
+        print(f"recursivemas {name}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `recursivemas … | head`
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Configuration of a composite system: agents, topology, prompts and defaults. All of it is plain JSON."""
+
+from transformers import PreTrainedConfig
+
+from .errors_recursivemas import ConfigError
+from .links_recursivemas import ABLATION_KINDS, INNER_KINDS, OUTER_KINDS
+from .prompts_recursivemas import TASKS, check_prompts
+from .topology_recursivemas import Link, Topology
+
+FORMAT_VERSION = 1
+AGENT_KEYS = {"source", "revision", "model_type", "hidden_size", "inner_link"}
+INNER_LINK_KEYS = {"kind", "weights"}
+LINK_KEYS = {"source", "target", "feedback", "kind", "weights"}
+WEIGHTS_KEYS = {"source", "revision", "filename", "legacy_key"}
+
+
+class RecursiveMASConfig(PreTrainedConfig):
+    """Configuration of a `RecursiveMASModel`.
+
+    Args:
+        style: name of the collaboration style, for people.
+        agents: role -> `{"source", "revision", "model_type", "hidden_size", "inner_link": {"kind", "weights"}}`.
+            `source` is a folder of this repository (`agents/planner`) or another repository (`org/name`, with a
+            pinned `revision`); `model_type` and `hidden_size` are filled in and checked when the agent is loaded.
+        stages: lists of roles; stages run in order, the roles of a stage side by side.
+        links: `{"source", "target", "feedback", "kind", "weights"}`, roles as ends.
+        decoding_role: the role that writes the text in the last round.
+        prompts: prompt set, see prompts_recursivemas.py.
+        num_rounds: default number of recursion rounds (>= 1).
+        latent_steps: default number of latent steps of a rollout (>= 0; 0 sends nothing).
+        latent_halting: stop a row's latent steps where its next embedding is nearest to an end-of-sequence token.
+        message_tokens: most new tokens of a message in `mode="text"`.
+        task: default task, which chooses the prompts.
+        link_task: the task that the loaded links were trained for, where `weights` are per task.
+        chat_template_kwargs: passed to every agent's chat template.
+        format_version: version of this format; a newer one is refused.
+
+    `weights` is a safetensors file of this repository (default `links/<name>.safetensors`, the name being the role
+    or `<source>_to_<target>`), or `{"source", "revision", "filename"}` for another repository, where without
+    `filename` the release's own rules find the file (`legacy_key` names an outer link there), or
+    `{"tasks": {task: weights}}`.
+
+    The remaining arguments mirror the decoding agent, because tools read them from the composite.
+
+    Raises:
+        ConfigError: see `validate`.
+    """
+
+    model_type = "recursivemas"
+
+    def __init__(
+        self,
+        style: str | None = None,
+        agents: dict | None = None,
+        stages: list[list[str]] | None = None,
+        links: list[dict] | None = None,
+        decoding_role: str | None = None,
+        prompts: dict | None = None,
+        num_rounds: int = 3,
+        latent_steps: int = 32,
+        latent_halting: bool = False,
+        message_tokens: int = 256,
+        task: str = "default",
+        link_task: str | None = None,
+        chat_template_kwargs: dict | None = None,
+        format_version: int = FORMAT_VERSION,
+        vocab_size: int | None = None,
+        max_position_embeddings: int | None = None,
+        bos_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
+        use_cache: bool = True,
+        tie_word_embeddings: bool = False,
+        **kwargs,
+    ) -> None:
+        self.style = style
+        self.agents = agents or {}
+        self.stages = stages or []
+        self.links = links or []
+        self.decoding_role = decoding_role
+        self.prompts = prompts or {}
+        self.num_rounds = num_rounds
+        self.latent_steps = latent_steps
+        self.latent_halting = latent_halting
+        self.message_tokens = message_tokens
+        self.task = task
+        self.link_task = link_task
+        self.chat_template_kwargs = (
+            {"enable_thinking": False} if chat_template_kwargs is None else chat_template_kwargs
+        )
+        self.format_version = format_version
+        self.vocab_size = vocab_size
+        self.max_position_embeddings = max_position_embeddings
+        self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.pad_token_id = pad_token_id
+        self.use_cache = use_cache
+        self.tie_word_embeddings = tie_word_embeddings
+        super().__init__(**kwargs)
+
+    @property
+    def topology(self) -> Topology:
+        """The stages, links and decoding role as a checked table."""
+        links = tuple(Link(link["source"], link["target"], bool(link.get("feedback", False))) for link in self.links)
+        return Topology(tuple(tuple(stage) for stage in self.stages), links, self.decoding_role)
+
+    def validate_system(self) -> Topology:
+        """The one check of the configuration.
+
+        Returns:
+            The topology.
+
+        Raises:
+            ConfigError: names field, value, what was expected and what to do.
+        """
+        if not isinstance(self.format_version, int) or self.format_version > FORMAT_VERSION:
+            raise ConfigError(
+                "The configuration was written by a newer version of this software.",
+                where=f"{self.name_or_path or 'config.json'}, format_version",
+                found=self.format_version,
+                expected=f"at most {FORMAT_VERSION}",
+                hint="update recursivemas",
+            )
+        if not self.agents:
+            raise ConfigError("The configuration names no agent.", where=self.name_or_path or "config.json")
+        check_numbers(self.num_rounds, self.latent_steps, ConfigError)
+        for field, value, allowed in (
+            ("task", self.task, TASKS),
+            ("latent_halting", self.latent_halting, (True, False)),
+        ):
+            if value not in allowed:
+                raise ConfigError("A field has an unknown value.", where=field, found=value, expected=allowed)
+        if not isinstance(self.message_tokens, int) or self.message_tokens < 1:
+            raise ConfigError(
+                "A message needs room.", where="message_tokens", found=self.message_tokens, expected=">= 1"
+            )
+        for link in self.links:
+            _check_keys(link, LINK_KEYS, {"source", "target"}, "links")
+            _check_kind(link.get("kind"), OUTER_KINDS, f"links, {link['source']} -> {link['target']}")
+            _check_weights(link.get("weights"), f"links, {link['source']} -> {link['target']}")
+        topology = self.topology
+        if set(self.agents) != set(topology.roles):
+            raise ConfigError(
+                "The agents and the roles of the stages differ.",
+                where="agents",
+                found=", ".join(sorted(self.agents)),
+                expected=", ".join(topology.roles),
+            )
+        for role, agent in self.agents.items():
+            _check_keys(agent, AGENT_KEYS, {"source"}, f"agents, {role}")
+            inner_link = agent.get("inner_link") or {}
+            _check_keys(inner_link, INNER_LINK_KEYS, set(), f"agents, {role}, inner_link")
+            _check_kind(inner_link.get("kind"), INNER_KINDS, f"agents, {role}, inner_link")
+            _check_weights(inner_link.get("weights"), f"agents, {role}, inner_link")
+        check_prompts(self.prompts, topology)
+        return topology
+
+
+def check_numbers(num_rounds: object, latent_steps: object, error: type[Exception]) -> None:
+    """One check for the configuration and for a call."""
+    for name, value, least in (("num_rounds", num_rounds, 1), ("latent_steps", latent_steps, 0)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise error(
+                f"`{name}` cannot be used.", where=name, found=repr(value), expected=f"a whole number >= {least}"
+            )
+
+
+def _check_keys(entry: object, allowed: set[str], required: set[str], where: str) -> None:
+    if not isinstance(entry, dict) or not required <= entry.keys() <= allowed:
+        raise ConfigError(
+            "An entry of the configuration has unknown or missing keys.",
+            where=where,
+            found=", ".join(sorted(entry)) if isinstance(entry, dict) else repr(entry),
+            expected=f"{', '.join(sorted(allowed))} (required: {', '.join(sorted(required)) or 'none'})",
+        )
+
+
+def _check_kind(kind: str | None, kinds: dict, where: str) -> None:
+    if kind is not None and kind not in kinds and kind not in ABLATION_KINDS:
+        raise ConfigError("Unknown kind of link.", where=f"{where}, kind", found=kind, expected=", ".join(kinds))
+
+
+def _check_weights(weights: object, where: str) -> None:
+    if weights is None or isinstance(weights, str):
+        return
+    if isinstance(weights, dict) and set(weights) == {"tasks"}:
+        for task, entry in weights["tasks"].items():
+            _check_weights(entry, f"{where}, weights, tasks, {task}")
+    else:
+        _check_keys(weights, WEIGHTS_KEYS, {"source"}, f"{where}, weights")

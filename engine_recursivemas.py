@@ -1,0 +1,313 @@
+"""The recursion engine: runs any topology for a batch of questions, over latents or over text.
+
+For each round, for each role whose thoughts the answer depends on: put what was sent to it into the slots of its
+prompt, think (latent rollout, inner link), send through the outer links. In the last round the decoder's prompt is
+what `Run.decoder_prompt` returns; the caller generates from it.
+"""
+
+import copy
+import time
+from dataclasses import dataclass, field
+
+import torch
+from transformers import GenerationConfig
+from transformers.cache_utils import Cache
+
+from .agent_recursivemas import Prefix, RecursiveMASAgent, can_crop
+from .prompts_recursivemas import PromptRenderer, Slot, template_for
+from .topology_recursivemas import Topology
+
+MODES = ("latent", "text", "alone")
+
+
+@dataclass
+class Prompt:
+    """A batch of prompts with their slots filled, padded on the left.
+
+    Attributes:
+        inputs_embeds: (batch, length, hidden_size).
+        attention_mask: (batch, length).
+        past_key_values: cache of the first `past` positions, or `None`.
+        past: number of leading positions that `past_key_values` holds.
+    """
+
+    inputs_embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    past_key_values: Cache | None = None
+    past: int = 0
+
+
+@dataclass
+class Usage:
+    """What a batch cost, row by row where it differs.
+
+    Attributes:
+        prompt_tokens: text tokens in all prompts of all agents and rounds, as if read anew each time.
+        latent_positions: latent thoughts sent, counted once for each sender and round.
+        new_tokens: text tokens generated: messages in `mode="text"`, and the answer.
+        seconds: stage (`"round 1, planner"`) -> wall-clock seconds for the whole batch.
+    """
+
+    prompt_tokens: list[int]
+    latent_positions: list[int]
+    new_tokens: list[int]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class PromptBuilder:
+    """Builds one role's prompts over the rounds of a batch, and keeps the cache of their common head.
+
+    Args:
+        agent: the role's agent.
+        rows: phase -> pieces of each row (see `PromptRenderer.pieces`), for the phases that will be used.
+        uses: how often `build` will be called.
+    """
+
+    def __init__(self, agent: RecursiveMASAgent, rows: dict[str, list[list[list[int] | Slot]]], uses: int) -> None:
+        self.agent, self.rows, self.uses_left = agent, rows, uses
+        self._prefix: Prefix | None = None
+        self._prefix_ids = self._common_heads() if uses > 1 else None
+
+    def _common_heads(self) -> list[list[int]] | None:
+        """The token ids that every phase's prompt starts with, for each row; `None` where there are none."""
+        heads = []
+        for phases in zip(*self.rows.values(), strict=True):
+            ids = []
+            for pieces in phases:
+                head = pieces[0] if pieces and not isinstance(pieces[0], Slot) else []
+                # At least one position must stay outside the prefix, to think from.
+                ids.append(head if len(pieces) > 1 else head[:-1])
+            length = next((i for i, column in enumerate(zip(*ids, strict=False)) if len(set(column)) > 1), None)
+            heads.append(ids[0][: min(map(len, ids)) if length is None else length])
+        return heads if any(heads) else None
+
+    def build(
+        self, phase: str, messages: dict[str, list[torch.Tensor | list[int]]], reuse: bool = True
+    ) -> tuple[Prompt, list[int]]:
+        """Fills the slots.
+
+        Args:
+            phase: "first", "feedback" or "alone".
+            messages: source role -> what it sent to each row: latents (n, hidden_size) or token ids.
+            reuse: whether the prompt may come with the cache of its head.
+
+        Returns:
+            The batch of prompts, and the number of text tokens in each row's prompt.
+        """
+        self.uses_left -= 1
+        rows = []
+        for index, pieces in enumerate(self.rows[phase]):
+            rows.append([messages[piece.role][index] if isinstance(piece, Slot) else piece for piece in pieces])
+        tokens = [sum(len(part) for part in row if not isinstance(part, torch.Tensor)) for row in rows]
+        prefix, past = self._use_prefix(rows) if reuse else (None, None)
+        if prefix is None:
+            return Prompt(*self._embed(rows)), tokens
+        for row, head in zip(rows, self._prefix_ids, strict=True):
+            row[0] = row[0][len(head) :]
+        embeds, mask = self._embed(rows)
+        padding = embeds.new_zeros(embeds.shape[0], prefix.length, embeds.shape[2])
+        return (
+            Prompt(
+                torch.cat([padding, embeds], dim=1),
+                torch.cat([prefix.attention_mask, mask], dim=1),
+                past,
+                prefix.length,
+            ),
+            tokens,
+        )
+
+    def _use_prefix(self, rows: list[list]) -> tuple[Prefix | None, Cache | None]:
+        if self._prefix_ids is None:
+            return None, None
+        if self._prefix is None:
+            embeds, mask = self._embed([[head] for head in self._prefix_ids])
+            self._prefix = Prefix(self.agent, embeds, mask)
+        cache = self._prefix.open(last_use=self.uses_left == 0)
+        # Rows whose tails differ in length leave masked holes between head and tail. Full attention does not see
+        # them; a sliding window or a recurrent state would count them, so such a prompt is read anew.
+        tails = {sum(map(len, row)) - len(head) for row, head in zip(rows, self._prefix_ids, strict=True)}
+        if len(tails) > 1 and not can_crop(cache):
+            return None, None
+        return self._prefix, cache
+
+    def _embed(self, rows: list[list[torch.Tensor | list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of token ids and latents -> left-padded embeddings and their mask."""
+        agent = self.agent
+        length = max(sum(map(len, row)) for row in rows)
+        ids, latents, is_latent, mask = [], [], [], []
+        for row in rows:
+            padding = length - sum(map(len, row))
+            row_ids, row_is_latent = [0] * padding, [False] * padding
+            for part in row:
+                if isinstance(part, torch.Tensor):
+                    latents.append(part)
+                    row_ids += [0] * len(part)
+                else:
+                    row_ids += part
+                row_is_latent += [isinstance(part, torch.Tensor)] * len(part)
+            ids.append(row_ids)
+            is_latent.append(row_is_latent)
+            mask.append([0] * padding + [1] * (length - padding))
+        embeds = agent.embed(torch.tensor(ids, dtype=torch.long, device=agent.device))
+        if latents:
+            where = torch.tensor(is_latent, device=agent.device)[..., None]
+            embeds = embeds.masked_scatter(where, torch.cat(latents).to(embeds))
+        return embeds, torch.tensor(mask, dtype=torch.long, device=agent.device)
+
+
+class Run:
+    """One run of a topology over a batch of questions.
+
+    Args:
+        agents: role -> agent.
+        outer_links: link name -> outer link.
+        renderers: role -> prompt renderer.
+        topology: the system's topology.
+        prompts: prompt set, checked.
+        questions: the batch.
+        num_rounds: recursion rounds (>= 1).
+        latent_steps: latent steps of each rollout (>= 0; 0 sends nothing).
+        task: chooses the templates.
+        mode: "latent"; "text" (agents hand over generated text); "alone" (the decoder answers by itself).
+        halting: see `RecursiveMASAgent.rollout`.
+        message_config: generation settings of the messages in `mode="text"`.
+    """
+
+    def __init__(
+        self,
+        *,
+        agents: dict[str, RecursiveMASAgent],
+        outer_links: dict[str, torch.nn.Module],
+        renderers: dict[str, PromptRenderer],
+        topology: Topology,
+        prompts: dict,
+        questions: list[str],
+        num_rounds: int,
+        latent_steps: int,
+        task: str,
+        mode: str = "latent",
+        halting: bool = False,
+        message_config: GenerationConfig | None = None,
+    ) -> None:
+        self.agents, self.outer_links, self.renderers = agents, outer_links, renderers
+        self.topology, self.prompts, self.task, self.questions = topology, prompts, task, questions
+        self.mode, self.halting, self.message_config = mode, halting, message_config
+        self.num_rounds, self.latent_steps = num_rounds, latent_steps
+        self.schedule = topology.schedule(num_rounds)
+        if mode == "alone" or (mode == "latent" and latent_steps == 0):
+            self.schedule = self.schedule[-1:]  # nothing is sent, so nobody else need think
+        self.usage = Usage([0] * len(questions), [0] * len(questions), [0] * len(questions))
+        # (round, source, target) -> what was sent to each row: latents (n, width of the target), or texts
+        self.latents: dict[tuple[int, str, str], list[torch.Tensor]] = {}
+        self.texts: dict[tuple[int, str], list[str]] = {}
+        self._builders: dict[str, PromptBuilder] = {}
+
+    def phase(self, round_index: int) -> str:
+        """Which template a round uses."""
+        if self.mode == "alone":
+            return "alone"
+        return "first" if round_index == 1 else "feedback"
+
+    def decoder_prompt(self, reuse: bool = True) -> Prompt:
+        """Runs everything before the answer and returns the decoding agent's prompt.
+
+        Args:
+            reuse: whether the prompt may come with the cache of its head, which only one sequence a row can continue.
+        """
+        *senders, (last_round, decoder) = self.schedule
+        for round_index, role in senders:
+            started = time.perf_counter()
+            prompt = self._prompt(round_index, role)
+            if self.mode == "text":
+                self._write(round_index, role, prompt)
+            else:
+                self._think(round_index, role, prompt)
+            self.lap(f"round {round_index}, {role}", started, role)
+        return self._prompt(last_round, decoder, reuse)
+
+    def lap(self, stage: str, started: float, role: str) -> None:
+        """Adds the seconds since `started` to a stage's time."""
+        if self.agents[role].device.type == "cuda":
+            torch.cuda.synchronize(self.agents[role].device)  # once a stage, so that its time is its own
+        self.usage.seconds[stage] = self.usage.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+    def _prompt(self, round_index: int, role: str, reuse: bool = True) -> Prompt:
+        if role not in self._builders:
+            rounds = [r for r, other in self.schedule if other == role]
+            rows = {}
+            for phase in dict.fromkeys(map(self.phase, rounds)):
+                system, template = template_for(self.prompts, role, self.task, phase)
+                rows[phase] = [self.renderers[role].pieces(system, template, question) for question in self.questions]
+            self._builders[role] = PromptBuilder(self.agents[role], rows, len(rounds))
+        messages = self._messages(round_index, role)
+        prompt, tokens = self._builders[role].build(self.phase(round_index), messages, reuse)
+        for row, count in enumerate(tokens):
+            self.usage.prompt_tokens[row] += count
+        return prompt
+
+    def _messages(self, round_index: int, role: str) -> dict[str, list]:
+        """Source role -> what it sent to each row, for the slots of a role's prompt in a round."""
+        messages: dict[str, list] = {}
+        if self.mode == "alone":
+            return messages
+        agent = self.agents[role]
+        for link in self.topology.incoming(role, round_index):
+            sent = round_index - link.feedback
+            if self.mode == "text":
+                texts = self.texts[sent, link.source]
+                messages[link.source] = [self.renderers[role].message_ids(text) for text in texts]
+            elif self.latent_steps == 0:
+                empty = torch.zeros(0, agent.hidden_size, device=agent.device)
+                messages[link.source] = [empty] * len(self.questions)
+            else:
+                messages[link.source] = self.latents[sent, link.source, link.target]
+        return messages
+
+    def _think(self, round_index: int, role: str, prompt: Prompt) -> None:
+        rollout = self.agents[role].rollout(
+            prompt.inputs_embeds[:, prompt.past :],
+            prompt.attention_mask,
+            self.latent_steps,
+            prompt.past_key_values,
+            self.halting,
+        )
+        lengths = rollout.lengths.tolist()
+        for row, length in enumerate(lengths):
+            self.usage.latent_positions[row] += length
+        for link in self.topology.receivers(role, round_index, self.num_rounds):
+            target = self.agents[link.target]
+            sent = self.outer_links[link.name](rollout.thoughts).to(target.device)
+            self.latents[round_index, role, link.target] = [
+                latents[:length] for latents, length in zip(sent, lengths, strict=True)
+            ]
+
+    def _write(self, round_index: int, role: str, prompt: Prompt) -> None:
+        agent = self.agents[role]
+        config = copy.deepcopy(self.message_config)
+        config.eos_token_id = agent.eos_token_ids
+        config.pad_token_id = agent.pad_token_id
+        config.bos_token_id = None
+        ids = generate_from(agent, prompt, generation_config=config)
+        self.texts[round_index, role] = texts = []
+        for row, new_ids in enumerate(trim(ids, agent.eos_token_ids)):
+            self.usage.new_tokens[row] += len(new_ids)
+            texts.append(agent.decode(new_ids))
+
+
+def trim(sequences: torch.Tensor, eos_token_ids: list[int]) -> list[list[int]]:
+    """Generated ids (batch, new) -> each row's ids up to and including its first end-of-sequence token."""
+    rows = []
+    for row in sequences.tolist():
+        stop = next((i + 1 for i, token in enumerate(row) if token in eos_token_ids), len(row))
+        rows.append(row[:stop])
+    return rows
+
+
+def generate_from(agent: RecursiveMASAgent, prompt: Prompt, **kwargs):
+    """The base model's own `generate` from a prompt of embeddings; kwargs are transformers' generation arguments.
+
+    Where the prompt's head is cached, transformers skips that part of the embeddings (they must have full length).
+    """
+    if prompt.past_key_values is not None:
+        kwargs["past_key_values"] = prompt.past_key_values
+    return agent.model.generate(inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **kwargs)

@@ -1,0 +1,121 @@
+"""Tiny systems of real architectures with real tokenizers, random weights: what the tests run on."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from recursivemas.system_loader import InnerLink, OuterLink, RecursiveMASAgent, RecursiveMASConfig, RecursiveMASModel
+from recursivemas.training.tokenizers import build_tokenizer
+
+SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
+# model type -> (tokenizer family, width, further configuration); widths differ on purpose
+ARCHITECTURES = {
+    "qwen3": ("qwen3", 32, {"head_dim": 16}),
+    "llama": ("llama3", 48, {}),
+    "qwen2": ("qwen2", 64, {}),
+    "gemma3_text": ("gemma3", 40, {"head_dim": 16, "num_hidden_layers": 3, "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+    "mistral": ("mistral", 56, {"sliding_window": None}),
+    "qwen3_5_text": ("qwen3_5", 24, {"head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 2,
+        "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"]}),
+}  # fmt: skip
+CORPUS = ["Plan the answer.", "Refine the plan of the others.", "What is the answer to the question?"]
+
+
+def tiny_base(architecture: str, seed: int = 0) -> tuple[PreTrainedModel, object]:
+    """A random base model and its tokenizer. Weights are larger than usual, so that greedy tokens are far apart."""
+    family, width, extra = ARCHITECTURES[architecture]
+    tokenizer = build_tokenizer(family, CORPUS, seed=seed)
+    config = AutoConfig.for_model(
+        architecture,
+        **{**SHAPE, "hidden_size": width, "intermediate_size": 2 * width, "vocab_size": len(tokenizer), **extra},
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        tie_word_embeddings=seed % 2 == 0,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 0.6 if "embed" in name else 0.7 / parameter.shape[-1] ** 0.5)
+    model.generation_config.do_sample = False
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def tiny_agent(architecture: str, role: str, kind: str = "ln_res_adapter", seed: int = 0) -> RecursiveMASAgent:
+    model, tokenizer = tiny_base(architecture, seed)
+    torch.manual_seed(seed + 1)
+    return RecursiveMASAgent(model, InnerLink(kind, model.get_input_embeddings().embedding_dim), tokenizer, role)
+
+
+def chain_prompts(stages: list[list[str]], links: list[dict], system: str | None = "You are one of several.") -> dict:
+    """Prompts for any topology: the question, then a slot for each incoming link."""
+    prompts = {}
+    for role in (role for stage in stages for role in stage):
+        slots = {
+            phase: "".join(
+                f"\nFrom {link['source']}: <|latents:{link['source']}|>"
+                for link in links
+                if link["target"] == role and (phase == "feedback" or not link.get("feedback"))
+            )
+            for phase in ("first", "feedback")
+        }
+        templates = {phase: f"Question: <|question|>{text}\nAnswer as {role}." for phase, text in slots.items()}
+        prompts[role] = {"system": system, "default": templates}
+    return prompts
+
+
+def tiny_system(
+    architectures: dict[str, str],
+    stages: list[list[str]],
+    links: list[dict],
+    decoding_role: str,
+    inner_kind: str = "ln_res_adapter",
+    outer_kind: str = "outer_ln_res_adapter",
+    **settings,
+) -> RecursiveMASModel:
+    """A composite of random agents and links. `architectures` is role -> model type."""
+    agents = {
+        role: tiny_agent(architecture, role, inner_kind, seed=index)
+        for index, (role, architecture) in enumerate(architectures.items())
+    }
+    torch.manual_seed(99)
+    outer_links = {
+        f"{link['source']}_to_{link['target']}": OuterLink(
+            outer_kind, agents[link["source"]].hidden_size, agents[link["target"]].hidden_size
+        )
+        for link in links
+    }
+    config = RecursiveMASConfig(
+        style="test",
+        agents={role: {"source": f"agents/{role}"} for role in architectures},
+        stages=stages,
+        links=[dict(link) for link in links],
+        decoding_role=decoding_role,
+        **{"prompts": chain_prompts(stages, links), "num_rounds": 2, "latent_steps": 4, **settings},
+    )
+    return RecursiveMASModel(config, agents, outer_links)
+
+
+def chain_links(*roles: str) -> list[dict]:
+    """A chain with feedback from its last role to its first."""
+    forward = [{"source": a, "target": b} for a, b in zip(roles, roles[1:], strict=False)]
+    return [*forward, {"source": roles[-1], "target": roles[0], "feedback": True}]
+
+
+def tiny_chain(architectures: dict[str, str] | None = None, **settings) -> RecursiveMASModel:
+    """A sequential system, by default of three architectures."""
+    architectures = architectures or {"planner": "qwen3", "critic": "llama", "solver": "qwen2"}
+    roles = list(architectures)
+    return tiny_system(architectures, [[role] for role in roles], chain_links(*roles), roles[-1], **settings)
+
+
+def save_tiny_chain(folder: Path, **settings) -> Path:
+    tiny_chain(**settings).save_pretrained(folder)
+    return folder
