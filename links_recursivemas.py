@@ -193,7 +193,7 @@ def build_link(
                 f"The shape of a link's weight does not fit its agents: {key}.",
                 where=where,
                 found=tuple(tensor.shape),
-                expected=f"{tuple(expected[key].shape)} for {link.kind} {in_features} -> {out_features or in_features}",
+                expected=f"{tuple(expected[key].shape)} ({link.kind} {in_features} -> {link.out_features})",
                 hint="check that the link and its agents belong to the same system and the same roles",
             )
         if not tensor.is_floating_point():

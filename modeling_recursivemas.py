@@ -3,6 +3,7 @@
 `auto_map` points at this file for the configuration too, so that every class comes from one module copy.
 """
 
+import contextlib
 import copy
 import json
 import os
@@ -298,10 +299,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         config.save_pretrained(folder)
         self.generation_config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        try:
+        with contextlib.suppress(shutil.SameFileError):  # saved into the repository that the code came from
             custom_object_save(self, folder)
-        except shutil.SameFileError:
-            pass  # saved into the repository that the code came from
 
     # Parts
 

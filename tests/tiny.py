@@ -3,10 +3,9 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-
 from recursivemas.system_loader import InnerLink, OuterLink, RecursiveMASAgent, RecursiveMASConfig, RecursiveMASModel
 from recursivemas.training.tokenizers import build_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
 # model type -> (tokenizer family, width, further configuration); widths differ on purpose
