@@ -382,10 +382,15 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         }  # fmt: skip
 
     def _run(
-        self, questions: list[str], config: GenerationConfig, latent_halting: bool | None, arguments: dict
+        self,
+        questions: list[str],
+        config: GenerationConfig,
+        arguments: dict,
+        latent_halting: bool | None = None,
+        message_tokens: int | None = None,
     ) -> Run:
         message_config = copy.deepcopy(config)
-        message_config.max_new_tokens = self.config.message_tokens
+        message_config.max_new_tokens = message_tokens or self.config.message_tokens
         for field in ("max_length", "min_length", "min_new_tokens", "stop_strings", "num_return_sequences"):
             setattr(message_config, field, None)
         return Run(
@@ -410,6 +415,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         prompts: dict | str | os.PathLike | None = None,
         mode: str = "latent",
         latent_halting: bool | None = None,
+        message_tokens: int | None = None,
         batch_size: int = 32,
         return_latents: bool = False,
         on_progress: Callable[[int], None] | None = None,
@@ -425,6 +431,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             prompts: a prompt set, or a JSON file with one, instead of the configuration's.
             mode: "latent", "text" (the same agents hand over generated text) or "alone" (the decoding agent only).
             latent_halting: end each row's latent steps where its agent has finished.
+            message_tokens: most new tokens of a message in `mode="text"`.
             batch_size: questions that run side by side; rows of a batch do not influence each other.
             return_latents: keep what travelled along every link of every round.
             on_progress: called with the number of questions finished since the last call.
@@ -438,22 +445,25 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         """
         questions = [questions] if isinstance(questions, str) else questions
         arguments = self.check_inputs(questions, num_rounds, latent_steps, task, prompts, mode)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError("`batch_size` cannot be used.", where="batch_size", found=batch_size, expected=">= 1")
-        config, rest = self._generation_config(generation_kwargs.pop("generation_config", None), generation_kwargs, 0)
-        if (config.num_return_sequences or 1) != 1:
-            raise InputError(
-                "`solve` returns one result per question.",
-                where="num_return_sequences",
-                found=config.num_return_sequences,
-                hint="use `generate`, or repeat the question",
-            )
+        for name, value in (("batch_size", batch_size), ("message_tokens", message_tokens)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"`{name}` cannot be used.", where=name, found=repr(value), expected=">= 1")
+        given = generation_kwargs.pop("generation_config", None)
+        for settings in (generation_kwargs, given.to_dict() if given else {}):
+            if settings.get("num_return_sequences") not in (None, 1):
+                raise InputError(
+                    "`solve` returns one result per question.",
+                    where="num_return_sequences",
+                    found=settings["num_return_sequences"],
+                    hint="use `generate`, or repeat the question",
+                )
+        config, rest = self._generation_config(given, generation_kwargs, 0)
         # Questions of like length share a batch, so that little of it is padding.
         order = sorted(range(len(questions)), key=lambda index: len(questions[index]))
         solutions: dict[int, Solution] = {}
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            run = self._run([questions[row] for row in rows], config, latent_halting, arguments)
+            run = self._run([questions[row] for row in rows], config, arguments, latent_halting, message_tokens)
             solutions.update(zip(rows, self._solve_batch(run, config, rest, return_latents), strict=True))
             if on_progress:
                 on_progress(len(rows))
@@ -497,7 +507,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             attention_mask: (batch, length), zeros on padding.
             streamer: gets the question's ids, then the new ids.
             kwargs: generation arguments, and the method's own `num_rounds`, `latent_steps`, `task`, `mode`,
-                `prompts`, `latent_halting`.
+                `prompts`, `latent_halting`, `message_tokens`.
 
         Returns:
             (batch, length + new) ids: the question's and the answer's; or what `return_dict_in_generate` asks for.
@@ -512,7 +522,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             )
         own = {key: getattr(generation_config, key, None) for key in METHOD_KEYS}
         own |= {key: kwargs.pop(key) for key in (*METHOD_KEYS, "prompts") if kwargs.get(key) is not None}
-        latent_halting = kwargs.pop("latent_halting", None)
+        settings = {key: kwargs.pop(key, None) for key in ("latent_halting", "message_tokens")}
         questions = self._questions(input_ids, attention_mask)
         own = {key: value for key, value in own.items() if value is not None}
         arguments = self.check_inputs(questions, **own)
@@ -521,7 +531,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         # With the question's ids beside the embeddings, what comes back (and every criterion on the way) sees
         # question and answer, while the first forward pass reads the embeddings; the cache of the prompt's head
         # does not go together with that.
-        prompt = self._run(questions, config, latent_halting, arguments).decoder_prompt(reuse=False)
+        prompt = self._run(questions, config, arguments, **settings).decoder_prompt(reuse=False)
         return generate_from(
             decoder,
             prompt,

@@ -167,6 +167,7 @@ def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
             subfolder=source.subfolder,
             revision=source.revision,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they come back in the loading info, and are an error below
             # A release repository holds an `adapter_config.json` that is no PEFT adapter: look for none.
             adapter_kwargs={"subfolder": "__none__"},
             **source.hub,

@@ -1,6 +1,6 @@
 """Tiny systems of real architectures with real tokenizers, random weights: what the tests run on."""
 
-from pathlib import Path
+import itertools
 
 import torch
 from recursivemas.system_loader import InnerLink, OuterLink, RecursiveMASAgent, RecursiveMASConfig, RecursiveMASModel
@@ -24,7 +24,7 @@ CORPUS = ["Plan the answer.", "Refine the plan of the others.", "What is the ans
 
 
 def tiny_base(architecture: str, seed: int = 0) -> tuple[PreTrainedModel, object]:
-    """A random base model and its tokenizer. Weights are larger than usual, so that greedy tokens are far apart."""
+    """A random base model and its tokenizer. Weights are larger than usual, so that answers depend on questions."""
     family, width, extra = ARCHITECTURES[architecture]
     tokenizer = build_tokenizer(family, CORPUS, seed=seed)
     config = AutoConfig.for_model(
@@ -33,14 +33,14 @@ def tiny_base(architecture: str, seed: int = 0) -> tuple[PreTrainedModel, object
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
-        tie_word_embeddings=seed % 2 == 0,
+        tie_word_embeddings=seed == 0,
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
-                parameter.normal_(0, 0.6 if "embed" in name else 0.7 / parameter.shape[-1] ** 0.5)
+                parameter.normal_(0, 0.3 if "embed" in name else 0.7 / parameter.shape[-1] ** 0.5)
     model.generation_config.do_sample = False
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -104,7 +104,7 @@ def tiny_system(
 
 def chain_links(*roles: str) -> list[dict]:
     """A chain with feedback from its last role to its first."""
-    forward = [{"source": a, "target": b} for a, b in zip(roles, roles[1:], strict=False)]
+    forward = [{"source": a, "target": b} for a, b in itertools.pairwise(roles)]
     return [*forward, {"source": roles[-1], "target": roles[0], "feedback": True}]
 
 
@@ -114,7 +114,3 @@ def tiny_chain(architectures: dict[str, str] | None = None, **settings) -> Recur
     roles = list(architectures)
     return tiny_system(architectures, [[role] for role in roles], chain_links(*roles), roles[-1], **settings)
 
-
-def save_tiny_chain(folder: Path, **settings) -> Path:
-    tiny_chain(**settings).save_pretrained(folder)
-    return folder

@@ -1,0 +1,245 @@
+"""Measure a system: accuracy and cost against recursion rounds, for latents, for text hand-over, and for one agent.
+
+The data are fresh questions of a task that this repository generates (by name), or a JSON-lines file with "question"
+and "answer". An answer counts when it equals the right one; a missing answer is wrong. The report is printed, and
+with --output stored as JSON (settings, machine, figures with 95 % Wilson intervals, every answer) with a plot beside.
+
+Examples:
+  recursivemas evaluate --data arithmetic --num-questions 600 --seed 20000
+  recursivemas evaluate --data questions.jsonl --rounds 1 3 --modes latent text --output results/mine.json
+  recursivemas evaluate --data arithmetic --json | jq '.figures[] | [.mode, .num_rounds, .accuracy]'
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections import defaultdict
+from datetime import date
+from pathlib import Path
+
+import torch
+import transformers
+
+from ..system_loader import InputError, RecursiveMASModel
+from ..training.tasks import TASKS
+from .solve import add_system_arguments, load_from_arguments, progress
+
+MODES = ("latent", "text", "alone")
+
+
+def wilson_interval(right: int, total: int) -> tuple[float, float]:
+    """95 % confidence interval of a proportion (Wilson 1927, score interval), bounds in [0, 1]."""
+    z = 1.959964
+    centre = (right + z * z / 2) / (total + z * z)
+    half = z / (total + z * z) * (right * (total - right) / total + z * z / 4) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def load_rows(data: str, num_questions: int, seed: int) -> list[dict]:
+    """Rows with "question" and "answer": of a task by name, or of a JSON-lines file (its first `num_questions`).
+
+    Raises:
+        InputError: no such task or file, or a line without question and answer.
+    """
+    if data in TASKS:
+        return TASKS[data].generate(num_questions, seed=seed)
+    path = Path(data)
+    if not path.is_file():
+        raise InputError("No such data.", where="--data", found=data, expected=f"a file, or one of {', '.join(TASKS)}")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            row["answer"] = str(row["answer"])
+            row["question"] = str(row["question"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                "A line is no question with its answer.",
+                where=f"{path}, line {number}",
+                found=f"{line[:80]} ({error!r})",
+                expected='{"question": "…", "answer": "…"}',
+            ) from error
+        rows.append(row)
+    return rows[:num_questions]
+
+
+def measure(
+    mas: RecursiveMASModel,
+    rows: list[dict],
+    mode: str,
+    num_rounds: int,
+    group_by: str | None = None,
+    on_progress=None,
+    **solve_arguments,
+) -> dict:
+    """Accuracy and cost of one setting.
+
+    Returns:
+        "accuracy" with "interval"; "by_group" value -> [right, total]; per question on average "prompt_tokens",
+        "latent_positions", "new_tokens", "seconds"; "answers", one for each row.
+    """
+    started = time.perf_counter()
+    solutions = mas.solve(
+        [row["question"] for row in rows],
+        mode=mode,
+        num_rounds=num_rounds,
+        on_progress=on_progress,
+        **solve_arguments,
+    )
+    seconds = time.perf_counter() - started
+    groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    right = [solution.answer == row["answer"] for solution, row in zip(solutions, rows, strict=True)]
+    for row, is_right in zip(rows, right, strict=True):
+        if group_by is not None and group_by in row:
+            groups[str(row[group_by])][0] += is_right
+            groups[str(row[group_by])][1] += 1
+    figures = {
+        "mode": mode,
+        "num_rounds": num_rounds,
+        "accuracy": sum(right) / len(rows),
+        "interval": wilson_interval(sum(right), len(rows)),
+        "by_group": dict(groups),
+        "seconds": seconds / len(rows),
+    }
+    for key in ("prompt_tokens", "latent_positions", "new_tokens"):
+        figures[key] = sum(solution.usage[key] for solution in solutions) / len(rows)
+    return {**figures, "answers": [solution.answer for solution in solutions]}
+
+
+def evaluate(mas: RecursiveMASModel, rows: list[dict], modes: list[str], rounds: list[int], **arguments) -> list[dict]:
+    """`measure` for every mode and number of rounds; "alone" has no rounds and is measured once."""
+    settings = [(mode, r) for mode in modes for r in (rounds if mode != "alone" else [1])]
+    figures = []
+    with progress(len(settings) * len(rows), "Evaluating") as bar:
+        for mode, num_rounds in settings:
+            figures.append(measure(mas, rows, mode, num_rounds, on_progress=bar.update, **arguments))
+    return figures
+
+
+def table(figures: list[dict]) -> str:
+    """The figures as a table, per question on average."""
+    head = "mode    rounds  accuracy  95 % interval  prompt tokens  latent positions  new tokens  ms"
+    lines = [head, "-" * len(head)]
+    for row in figures:
+        low, high = row["interval"]
+        rounds = "" if row["mode"] == "alone" else row["num_rounds"]
+        lines.append(
+            f"{row['mode']:<8}{rounds:>6}  {row['accuracy']:>8.3f}  {f'{low:.3f}–{high:.3f}':>13}"
+            f"  {row['prompt_tokens']:>13.1f}  {row['latent_positions']:>16.1f}"
+            f"  {row['new_tokens']:>10.1f}  {1000 * row['seconds']:.0f}"
+        )
+    return "\n".join(lines)
+
+
+def plot(figures: list[dict], group_by: str | None, path: Path) -> None:
+    """Accuracy against rounds, accuracy against the group, and generated positions against rounds, side by side."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    by_mode: dict[str, list[dict]] = defaultdict(list)
+    for row in figures:
+        by_mode[row["mode"]].append(row)
+    recursive = {mode: rows for mode, rows in by_mode.items() if mode != "alone"}
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    style = {"latent": ("C0", "o-"), "text": ("C1", "s--")}
+    for mode, rows in recursive.items():
+        colour, line = style[mode]
+        x = [row["num_rounds"] for row in rows]
+        y = [row["accuracy"] for row in rows]
+        bars = [
+            [a - row["interval"][0] for a, row in zip(y, rows, strict=True)],
+            [row["interval"][1] - a for a, row in zip(y, rows, strict=True)],
+        ]
+        left.errorbar(x, y, bars, fmt=line, color=colour, capsize=3, label=f"{mode} hand-over")
+        spent = [row["latent_positions"] + row["new_tokens"] for row in rows]
+        right.plot(x, [1000 * row["seconds"] for row in rows], line, color=colour, label=f"{mode}")
+        for a, b, c in zip(x, rows, spent, strict=True):
+            right.annotate(f"{c:.0f}", (a, 1000 * b["seconds"]), textcoords="offset points", xytext=(0, 6))
+    for row in by_mode.get("alone", []):
+        left.axhline(row["accuracy"], color="0.5", linestyle=":", label="decoding agent alone")
+    left.set(xlabel="recursion rounds", ylabel="accuracy", ylim=(0, 1.05), title="Accuracy")
+    left.set_xticks(sorted({row["num_rounds"] for rows in recursive.values() for row in rows}))
+    left.legend()
+    for row in recursive.get("latent", []):
+        groups = sorted(row["by_group"].items(), key=lambda item: float(item[0]))
+        accuracy = [r / n for _, (r, n) in groups]
+        middle.plot([float(g) for g, _ in groups], accuracy, "o-", markersize=3, label=f"r = {row['num_rounds']}")
+    middle.set(xlabel=(group_by or "").replace("_", " "), ylim=(0, 1.05), title="Latent hand-over, by question")
+    middle.legend()
+    right.set(xlabel="recursion rounds", ylabel="ms per question", title="Cost (labels: positions generated)")
+    right.set_ylim(bottom=0)
+    right.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def machine() -> dict:
+    """What the figures were measured on."""
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", default="arithmetic", help=f"a JSON-lines file, or a task: {', '.join(TASKS)}")
+    parser.add_argument("--num-questions", type=int, default=600, help="how many (default: 600)")
+    parser.add_argument("--seed", type=int, default=20000, help="of the generated questions (default: 20000)")
+    parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3, 4], help="numbers of rounds to measure")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="what to measure")
+    parser.add_argument("--group-by", help="field of the rows to break accuracy down by (default: the task's own)")
+    parser.add_argument("--output", help="JSON file for the results; a plot goes beside it (.png)")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
+    add_system_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.num_questions < 1:
+        raise InputError("There is nothing to measure.", where="--num-questions", found=arguments.num_questions)
+    rows = load_rows(arguments.data, arguments.num_questions, arguments.seed)
+    group_by = arguments.group_by or getattr(TASKS.get(arguments.data), "GROUP_BY", None)
+    mas = load_from_arguments(arguments)
+    figures = evaluate(
+        mas,
+        rows,
+        arguments.modes,
+        arguments.rounds,
+        group_by=group_by,
+        latent_steps=arguments.latent_steps,
+        task=arguments.task,
+        batch_size=arguments.batch_size,
+        max_new_tokens=arguments.max_new_tokens,
+    )
+    settings = {
+        "style": mas.config.style,
+        "data": Path(arguments.data).name,
+        "num_questions": len(rows),
+        "seed": arguments.seed if arguments.data in TASKS else None,
+        "latent_steps": mas.config.latent_steps if arguments.latent_steps is None else arguments.latent_steps,
+        "latent_halting": mas.config.latent_halting,
+        "batch_size": arguments.batch_size,
+        "group_by": group_by,
+    }
+    results = {"date": date.today().isoformat(), "settings": settings, "machine": machine(), "figures": figures}
+    if arguments.output:
+        output = Path(arguments.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+        try:
+            plot(figures, group_by, output.with_suffix(".png"))
+        except ModuleNotFoundError as error:
+            print(f"no plot: {error}; install recursivemas[plots]", file=sys.stderr)
+    print(json.dumps(results, ensure_ascii=False) if arguments.json else table(figures))
+    return 0

@@ -1,0 +1,108 @@
+"""The repository as a Hugging Face custom model repository: what is copied, what is imported, from where it loads."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from recursivemas import system_loader
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.dynamic_module_utils import get_relative_import_files
+
+ROOT = Path(system_loader.__file__).resolve().parent
+ALLOWED = {"torch", "transformers", "safetensors", "huggingface_hub", "tokenizers", "numpy"} | sys.stdlib_module_names
+
+
+def closure():
+    entry = ROOT / "modeling_recursivemas.py"
+    return sorted({entry, *map(Path, get_relative_import_files(entry))})
+
+
+def test_every_remote_module_is_reached_from_the_entry():
+    assert {path.name for path in closure()} == {path.name for path in ROOT.glob("*_recursivemas.py")}
+
+
+@pytest.mark.parametrize("path", closure(), ids=lambda path: path.stem)
+def test_remote_code_imports_only_what_a_fresh_machine_has(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert all(alias.name.partition(".")[0] in ALLOWED for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:  # a sibling: `from .sibling import Name`, at the start of a line
+                assert node.level == 1 and node.module and "." not in node.module and node.col_offset == 0
+                assert (ROOT / f"{node.module}.py").exists()
+            else:
+                assert node.module.partition(".")[0] in ALLOWED
+
+
+def test_no_text_line_is_taken_for_an_import():
+    """transformers finds relative imports with a regular expression that reads docstrings too."""
+    for path in closure():
+        for needed in get_relative_import_files(path):
+            assert Path(needed).exists(), f"{path.name} mentions {needed}"
+
+
+def test_workshop_code_reaches_remote_code_only_through_the_loader():
+    for path in [
+        p for folder in ("training", "evaluation", "upload", "benchmarks") for p in (ROOT / folder).rglob("*.py")
+    ]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                assert not node.module.endswith("_recursivemas"), f"{path.relative_to(ROOT)} imports {node.module}"
+
+
+def test_a_class_has_one_identity_however_the_user_came_in():
+    """Through AutoModel on the clone, through the loader, and through the loader as a package."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import system_loader\n"
+        "from recursivemas import system_loader as packaged\n"
+        "from transformers.dynamic_module_utils import get_class_from_dynamic_module as get\n"
+        "names = ('RecursiveMASModel', 'RecursiveMASConfig')\n"
+        "auto = [get(f'modeling_recursivemas.{name}', sys.argv[1]) for name in names]\n"
+        "assert auto == [system_loader.RecursiveMASModel, system_loader.RecursiveMASConfig]\n"
+        "assert auto == [packaged.RecursiveMASModel, packaged.RecursiveMASConfig]\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(ROOT)], check=True)
+
+
+def test_auto_classes_load_a_system(chain_folder, chain):
+    config = AutoConfig.from_pretrained(chain_folder, trust_remote_code=True)
+    assert config.model_type == "recursivemas"
+    expected = chain.solve(["Why?"], max_new_tokens=6)[0].text
+    for auto in (AutoModel, AutoModelForCausalLM):
+        mas = auto.from_pretrained(chain_folder, trust_remote_code=True)
+        assert mas.solve(["Why?"], max_new_tokens=6)[0].text == expected
+        assert mas.can_generate()
+
+
+FRESH = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+folder = sys.argv[1]
+mas = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+pipe = pipeline("text-generation", model=folder, trust_remote_code=True)
+inputs = tokenizer(["Why?"], return_tensors="pt")
+ids = mas.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1]:]
+print(json.dumps([
+    mas.solve(["Why?"], max_new_tokens=6)[0].text,
+    tokenizer.decode(ids, skip_special_tokens=True),
+    pipe("Why?", max_new_tokens=6, return_full_text=False)[0]["generated_text"],
+]))
+"""
+
+
+def test_a_fresh_process_with_an_empty_cache_loads_from_anywhere(chain_folder, chain, tmp_path):
+    """A copy of the saved repository, another working directory, an empty cache, no network, no installed package."""
+    folder = shutil.copytree(chain_folder, tmp_path / "a-published.system")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", FRESH, str(folder)]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    expected = chain.solve(["Why?"], max_new_tokens=6)[0].text
+    assert json.loads(result.stdout.splitlines()[-1]) == [expected] * 3
