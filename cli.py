@@ -10,6 +10,7 @@ import sys
 
 # name -> (module, what it does)
 COMMANDS = {
+    "demo": (".evaluation.demo", "watch the shipped system work"),
     "solve": (".evaluation.solve", "answer questions with a system"),
     "evaluate": (
         ".evaluation.evaluate",

@@ -263,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Pre-train one agent of a small system from nothing.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
-  all three agents of the sequential system (about 20 minutes each on one core):
+  all three agents of the sequential system (9 to 21 minutes each on one core):
     for role in planner critic solver; do
       python -m recursivemas.training.pretrain --system sequential --role $role --output agents/$role
     done

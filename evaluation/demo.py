@@ -1,0 +1,69 @@
+"""Show the shipped system at work: what every round changed, the answers, and what latents cost against text.
+
+Examples:
+  recursivemas demo
+  recursivemas demo "9-4*3+8-1"
+"""
+
+import argparse
+import time
+
+from ..system_loader import RecursiveMASModel, load_mas_system
+from ..training.tasks import arithmetic
+
+ROUNDS = (1, 2, 3)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("questions", nargs="*", help="digit arithmetic, read from left to right, modulo 10")
+
+
+def read_latents(mas: RecursiveMASModel, latents: dict, role: str, round_index: int) -> str:
+    """What a role sent in a round, as the tokens of the receiver that are nearest to its latents."""
+    for (sent_in, source, target), sent in latents.items():
+        if (sent_in, source) == (round_index, role):
+            receiver = mas.agents[target]
+            return receiver.decode(receiver.nearest_token_ids(sent).tolist())
+    return ""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    mas = load_mas_system()
+    questions = arguments.questions or [
+        row["question"] for row in arithmetic.generate(3, num_operators=[2, 5, 8], seed=7)
+    ]
+    sizes = ", ".join(f"{role} {agent.model.num_parameters() / 1e6:.1f} M" for role, agent in mas.agents.items())
+    print(f"Agents ({sizes} parameters) of three architectures; each was trained to do ONE step of a calculation:")
+    print("arithmetic on digits, from left to right, modulo 10. They hand over latent thoughts, not text.\n")
+    mas.solve(questions[:1])  # warm up, so that the times below are comparable
+    for question in questions:
+        print(f"{question} = ?")
+        for num_rounds in ROUNDS:
+            solution = mas.solve([question], num_rounds=num_rounds, return_latents=True)[0]
+            if num_rounds == ROUNDS[-1]:
+                for round_index in range(1, num_rounds + 1):
+                    thoughts = [read_latents(mas, solution.latents, role, round_index) for role in mas.topology.roles]
+                    last = "" if round_index < num_rounds else f" → solver writes {solution.text}"
+                    print(f"    round {round_index}: thought " + " → ".join(filter(None, thoughts)) + last)
+            else:
+                verdict = "the calculation is not finished" if solution.text != _truth(question) else "right"
+                print(f"  r = {num_rounds}: {solution.text}   ({verdict})")
+        print(f"  r = {ROUNDS[-1]}: {solution.text}   (truth: {_truth(question)})\n")
+    alone = mas.solve(questions, mode="alone")
+    print("The solver alone answers: " + ", ".join(solution.text for solution in alone) + "\n")
+    print(f"Cost per question at r = {ROUNDS[-1]}, {len(questions)} questions side by side:")
+    for mode in ("latent", "text"):
+        started = time.perf_counter()
+        solutions = mas.solve(questions, num_rounds=ROUNDS[-1], mode=mode)
+        milliseconds = 1000 * (time.perf_counter() - started) / len(questions)
+        latent, new = (sum(s.usage[key] for s in solutions) / len(questions) for key in ("latent_positions", "new_tokens"))
+        print(f"  {mode:<7}{latent:5.0f} latent positions {new:5.0f} tokens written {milliseconds:7.0f} ms")
+    return 0
+
+
+def _truth(question: str) -> str | None:
+    """The right answer, or `None` for a question that is no arithmetic."""
+    try:
+        return arithmetic.reduction_chain(question, len(question) // 2)[-1]
+    except (ValueError, KeyError, IndexError):
+        return None
