@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
         started = time.perf_counter()
         solutions = mas.solve(questions, num_rounds=ROUNDS[-1], mode=mode)
         milliseconds = 1000 * (time.perf_counter() - started) / len(questions)
-        latent, new = (sum(s.usage[key] for s in solutions) / len(questions) for key in ("latent_positions", "new_tokens"))
+        latent, new = (
+            sum(s.usage[key] for s in solutions) / len(questions) for key in ("latent_positions", "new_tokens")
+        )
         print(f"  {mode:<7}{latent:5.0f} latent positions {new:5.0f} tokens written {milliseconds:7.0f} ms")
     return 0
 

@@ -21,7 +21,9 @@ from ..system_loader import ROOT, InputError, RecursiveMASModel, load_mas_system
 
 def add_system_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which system to load, and where."""
-    parser.add_argument("--system", default=str(ROOT), help="folder, Hub repository or style (default: the shipped one)")
+    parser.add_argument(
+        "--system", default=str(ROOT), help="folder, Hub repository or style (default: the shipped one)"
+    )
     parser.add_argument("--device", help="for example cuda (default: the CPU)")
     parser.add_argument("--dtype", default="auto", help="of the agents (default: as stored)")
     parser.add_argument("--batch-size", type=int, default=32, help="questions that run side by side (default: 32)")

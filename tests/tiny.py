@@ -113,4 +113,3 @@ def tiny_chain(architectures: dict[str, str] | None = None, **settings) -> Recur
     architectures = architectures or {"planner": "qwen3", "critic": "llama", "solver": "qwen2"}
     roles = list(architectures)
     return tiny_system(architectures, [[role] for role in roles], chain_links(*roles), roles[-1], **settings)
-

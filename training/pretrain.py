@@ -8,7 +8,6 @@ A new small system is a new row of SYSTEMS.
 """
 
 import argparse
-import importlib
 import json
 import random
 import re
@@ -21,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from recursivemas.training.tasks import TASKS
 from recursivemas.training.tokenizers import build_tokenizer, save_tokenizer
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -52,7 +52,7 @@ class SystemSpec:
     agents: dict[str, AgentSpec]
 
     def task_module(self) -> ModuleType:
-        return importlib.import_module(f"recursivemas.training.tasks.{self.task}")
+        return TASKS[self.task]
 
 
 SYSTEMS: dict[str, SystemSpec] = {

@@ -13,6 +13,7 @@ from typing import Any
 
 OPERATORS = "+-*"
 OPERATOR_COUNTS = range(13)  # numbers of operators that the agents are pre-trained and evaluated on
+GROUP_BY = "num_operators"  # the field of a row that says how hard its question is
 ROLES = ("planner", "critic", "solver")  # in stage order
 
 PROMPTS: dict[str, dict[str, Any]] = {
