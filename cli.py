@@ -11,6 +11,7 @@ import sys
 # name -> (module, what it does)
 COMMANDS = {
     "demo": (".evaluation.demo", "watch the shipped system work"),
+    "serve": (".serve", "serve a system to OpenAI clients"),
     "solve": (".evaluation.solve", "answer questions with a system"),
     "evaluate": (
         ".evaluation.evaluate",

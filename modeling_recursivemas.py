@@ -51,6 +51,7 @@ IGNORED_KEYS = (
     "use_safetensors",
     "weights_only",
     "code_revision",
+    "tqdm_class",
 )
 
 
@@ -595,7 +596,7 @@ def read_prompts(path: str | os.PathLike) -> dict:
 def _progress(items: tuple, description: str) -> Iterator:
     """One progress bar over the items, in place of transformers' own bar for each of them."""
     enabled = logging.is_progress_bar_enabled()
-    bar = logging.tqdm(items, desc=description, unit="agent", leave=False)
+    bar = logging.tqdm(items, desc=description, unit="agent", leave=False, delay=2)
     logging.disable_progress_bar()
     try:
         yield from bar

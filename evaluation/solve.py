@@ -38,8 +38,8 @@ def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
 
 
 def progress(total: int, description: str) -> logging.tqdm:
-    """A progress bar on standard error, hidden where nobody looks."""
-    return logging.tqdm(total=total, desc=description, unit="question", disable=not sys.stderr.isatty(), leave=False)
+    """A progress bar on standard error, for what takes more than two seconds."""
+    return logging.tqdm(total=total, desc=description, unit="question", leave=False, delay=2)
 
 
 def read_questions(lines: list[str], where: str) -> list[str]:

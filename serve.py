@@ -1,0 +1,45 @@
+"""Serve a system over HTTP: chat completions, completions and responses, as OpenAI clients speak them.
+
+This is `transformers serve`, pinned to one system. Needs the extra `recursivemas[serve]`.
+
+Examples:
+  recursivemas serve
+  recursivemas serve --system path/to/system --port 8812 --device cuda
+  curl localhost:8000/v1/chat/completions -H "Content-Type: application/json" \\
+    -d '{"model": "NAME PRINTED AT START", "messages": [{"role": "user", "content": "3+5*2-4"}]}'
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import transformers
+
+from .system_loader import ROOT, InputError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--system", default=str(ROOT), help="folder or Hub repository (default: the shipped system)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", default="8000", help="port (default: 8000)")
+    parser.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        from transformers.cli.transformers import main
+    except ImportError as error:
+        raise InputError(
+            "Serving needs more packages.",
+            where="recursivemas serve",
+            found=error,
+            hint="pip install recursivemas[serve]",
+        ) from error
+    # The server looks a model's class up in transformers by its name in config.json.
+    transformers.RecursiveMASModel = transformers.AutoModelForCausalLM
+    options = ["--trust-remote-code", "--host", arguments.host, "--port", arguments.port, "--device", arguments.device]
+    name = str(Path(arguments.system).resolve()) if Path(arguments.system).is_dir() else arguments.system
+    print(f'Requests name the model "{name}".', flush=True)
+    sys.argv = ["transformers", "serve", name, *options]
+    main()
+    return 0
