@@ -1,14 +1,31 @@
 """One agent: a frozen causal language model, its tokenizer and its inner link, and the latent rollout."""
 
+import contextlib
 import copy
+import os
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.dynamic_module_utils import custom_object_save
 
-from .errors_recursivemas import ConfigError, InputError
-from .links_recursivemas import InnerLink
+from .errors_recursivemas import ArgumentError, ConfigError, InputError
+from .links_recursivemas import InnerLink, build_link
+from .sources_recursivemas import (
+    Source,
+    link_filename,
+    load_base_model,
+    load_tokenizer,
+    read_link,
+    split_arguments,
+    write_tensors,
+)
+
+# An agent's repository is its base model's, and `AutoModel` gives the agent; `AutoModelForCausalLM` the base model.
+AUTO_MAP = {"AutoModel": "agent_recursivemas.RecursiveMASAgent"}
 
 
 @dataclass
@@ -87,6 +104,99 @@ class RecursiveMASAgent(PreTrainedModel):
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Nothing is ever re-initialised: all weights come from checkpoints."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        config: PreTrainedConfig | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        task: str | None = None,
+        role: str = "agent",
+        **kwargs,
+    ) -> "RecursiveMASAgent":
+        """Loads an agent's repository: a base model and its tokenizer, with inner links beside them.
+
+        config.json is the base model's with an entry `inner_link`: `{"kind", "weights", "task"}`. `weights` is a file
+        of the repository (none where the kind has no parameters) or `{"tasks": {task: file}}`, of which `task` is the
+        one that is loaded by default.
+
+        Args:
+            pretrained_model_name_or_path: local folder or Hub repository.
+            config: replaces the base model's configuration (Auto classes pass it).
+            revision: branch, tag or commit.
+            subfolder: folder inside the repository.
+            task: which inner link to take, where there is one per task.
+            role: the agent's name, for error messages.
+            kwargs: Hub arguments (cache_dir, token, local_files_only, …), and those of the base model's
+                `from_pretrained` (dtype, device_map, attn_implementation, …).
+
+        Raises:
+            CheckpointError: a file is missing, broken or does not fit; or there is no inner link for the task.
+        """
+        hub, options = split_arguments(kwargs)
+        source = Source(str(pretrained_model_name_or_path), subfolder, revision, hub)
+        entry = source.json("config.json").get("inner_link")
+        if not isinstance(entry, dict) or "kind" not in entry:
+            raise ConfigError(
+                "The repository holds no agent: its configuration has no inner link.",
+                where=f"{source}, config.json, inner_link",
+                found=entry,
+                expected='{"kind": …, "weights": …}',
+                hint="a base model alone is loaded with AutoModelForCausalLM",
+            )
+        tokenizer = load_tokenizer(source, role)
+        model = load_base_model(source, role, **options, **({} if config is None else {"config": config}))
+        embeddings = model.get_input_embeddings()
+        if entry.get("weights") is None:
+            tensors, where = {}, str(source)
+        else:
+            tensors, where, _ = read_link(source, entry["weights"], role, task or entry.get("task"))
+        link = build_link(tensors, where=where, in_features=embeddings.embedding_dim, kind=entry["kind"])
+        agent = cls(model, link.to(embeddings.weight.device), tokenizer, role)
+        return agent.requires_grad_(False).eval()
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        *,
+        inner_links: dict[str, InnerLink] | None = None,
+        task: str | None = None,
+        **kwargs,
+    ) -> None:
+        """Writes the agent as a repository of its own, see `from_pretrained`.
+
+        Args:
+            save_directory: folder, created if need be.
+            inner_links: task -> inner link, all of one kind, in place of the agent's own.
+            task: which of them is loaded by default.
+            kwargs: of the base model's `save_pretrained` (max_shard_size, …).
+        """
+        if kwargs.pop("push_to_hub", False):
+            raise ArgumentError("Saving does not push.", where="save_pretrained", hint="use `recursivemas publish`")
+        folder = Path(save_directory)
+        self.model.save_pretrained(folder, **kwargs)
+        self.tokenizer.save_pretrained(folder)
+        config = copy.deepcopy(self.model.config)
+        config.auto_map = dict(AUTO_MAP)
+        if inner_links is None:
+            config.inner_link = {"kind": self.inner_link.kind, "weights": self._save_link(folder, self.inner_link)}
+        else:
+            files = {name: self._save_link(folder, link, name) for name, link in inner_links.items()}
+            config.inner_link = {"kind": self.inner_link.kind, "weights": {"tasks": files}, "task": task}
+        config.save_pretrained(folder)
+        with contextlib.suppress(shutil.SameFileError):  # saved into the repository that the code came from
+            custom_object_save(self, folder)
+
+    def _save_link(self, folder: Path, link: InnerLink, task: str | None = None) -> str | None:
+        """Writes an inner link; returns the file's name, or `None` for a kind without parameters."""
+        weights = link.state_dict()
+        if not weights:
+            return None
+        write_tensors(weights, folder / link_filename("inner_link", task))
+        return link_filename("inner_link", task)
 
     @property
     def hidden_size(self) -> int:

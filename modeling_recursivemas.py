@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
@@ -27,7 +26,15 @@ from .engine_recursivemas import MODES, Run, generate_from, trim
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
 from .links_recursivemas import build_link
 from .prompts_recursivemas import PromptRenderer, check_prompts, check_task
-from .sources_recursivemas import HUB_KEYS, Source, load_base_model, load_tokenizer, read_link
+from .sources_recursivemas import (
+    Source,
+    link_filename,
+    load_base_model,
+    load_tokenizer,
+    read_link,
+    split_arguments,
+    write_tensors,
+)
 
 # Passes the user's text through: the agents' own chat templates do the rest. Content may be a list of parts.
 CHAT_TEMPLATE = (
@@ -43,16 +50,6 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_recursivemas.RecursiveMASModel",
 }
 METHOD_KEYS = ("num_rounds", "latent_steps", "task", "mode")
-# What Auto classes and pipelines pass along, and a composite has no use for.
-IGNORED_KEYS = (
-    "trust_remote_code",
-    "_from_auto",
-    "adapter_kwargs",
-    "use_safetensors",
-    "weights_only",
-    "code_revision",
-    "tqdm_class",
-)
 
 
 @dataclass
@@ -210,8 +207,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             CheckpointError: a file is missing, broken or does not fit.
             ArgumentError: an unknown keyword argument.
         """
-        hub = {key: kwargs.pop(key) for key in HUB_KEYS if kwargs.get(key) is not None}
-        kwargs = {key: value for key, value in kwargs.items() if key not in (*IGNORED_KEYS, *HUB_KEYS)}
+        hub, kwargs = split_arguments(kwargs)
         dtype = kwargs.pop("torch_dtype", dtype)
         shared = {"dtype": dtype or "auto"}
         for key in ("device_map", "attn_implementation", "quantization_config"):
@@ -281,12 +277,11 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         if kwargs.pop("push_to_hub", False):
             raise ArgumentError("Saving does not push.", where="save_pretrained", hint="use `push_to_hub(repo_id)`")
         folder = Path(save_directory)
-        (folder / "links").mkdir(parents=True, exist_ok=True)
         state = self.state_dict() if state_dict is None else state_dict
         config = copy.deepcopy(self.config)
         for role, agent in self.agents.items():
             entry = config.agents[role]
-            _save_link(state, f"agents.{role}.inner_link.", folder / "links" / f"{role}.safetensors")
+            _save_link(state, f"agents.{role}.inner_link.", folder / "links" / link_filename(role))
             entry["inner_link"].pop("weights", None)
             if copy_agents or entry["source"].startswith(("agents/", "./")):
                 entry["source"], entry["revision"] = f"agents/{role}", None
@@ -294,7 +289,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 agent.model.save_pretrained(target)
                 agent.tokenizer.save_pretrained(target)
         for entry, link in zip(config.links, self.topology.links, strict=True):
-            _save_link(state, f"outer_links.{link.name}.", folder / "links" / f"{link.name}.safetensors")
+            _save_link(state, f"outer_links.{link.name}.", folder / "links" / link_filename(link.name))
             entry.pop("weights", None)
         config.link_task = None
         config.save_pretrained(folder)
@@ -643,4 +638,4 @@ def _save_link(state: dict[str, torch.Tensor], prefix: str, path: Path) -> None:
     tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not tensors:
         raise CheckpointError("There are no weights to save.", where=f"save_pretrained, {path}", expected=f"{prefix}*")
-    save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, path, {"format": "pt"})
+    write_tensors(tensors, path)

@@ -13,13 +13,23 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from .errors_recursivemas import CheckpointError
 
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
+# What Auto classes and pipelines pass along, and nothing here has a use for.
+IGNORED_KEYS = (
+    "trust_remote_code",
+    "_from_auto",
+    "adapter_kwargs",
+    "use_safetensors",
+    "weights_only",
+    "code_revision",
+    "tqdm_class",
+)
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,23 @@ def read_tensors(path: str, where: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def write_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
+    """Writes a state dict as safetensors; its folder is created if need be."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, path, {"format": "pt"})
+
+
+def link_filename(name: str, task: str | None = None) -> str:
+    """Native file name of a link's weights: `planner.safetensors`, and per task `planner(math).safetensors`."""
+    return f"{name}.safetensors" if task is None else f"{name}({task}).safetensors"
+
+
+def split_arguments(kwargs: dict) -> tuple[dict, dict]:
+    """Keyword arguments of a `from_pretrained` -> those for the Hub client, and the others that mean something."""
+    hub = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
+    return hub, {key: value for key, value in kwargs.items() if key not in (*IGNORED_KEYS, *HUB_KEYS)}
+
+
 def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
     """Loads an agent's causal language model; every weight must be there, and nothing is re-initialised.
 
@@ -196,6 +223,8 @@ def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
                 expected=f"exactly the weights of {type(model).__name__}",
                 hint="fetch the repository again, or check that config.json belongs to the weights",
             )
+    for name in ("auto_map", "inner_link"):  # of an agent's own repository; the base model knows nothing of them
+        vars(model.config).pop(name, None)
     return model
 
 
@@ -241,7 +270,7 @@ def read_link(source: Source, weights: str | dict | None, name: str, task: str |
             )
         weights = weights["tasks"][task]
     if weights is None or isinstance(weights, str):
-        filename, kind = weights or f"links/{name}.safetensors", None
+        filename, kind = weights or f"links/{link_filename(name)}", None
     else:
         source = source.other(weights["source"], weights.get("revision"))
         filename, kind = weights["filename"], None
