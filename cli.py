@@ -17,6 +17,7 @@ COMMANDS = {
         ".evaluation.evaluate",
         "measure accuracy and cost against rounds, text hand-over and one agent alone",
     ),
+    "bench": (".benchmarks.bench", "measure speed and memory, side by side"),
 }
 
 

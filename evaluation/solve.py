@@ -37,9 +37,9 @@ def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
     return load_mas_system(arguments.system, device=arguments.device, dtype=arguments.dtype)
 
 
-def progress(total: int, description: str) -> logging.tqdm:
+def progress(total: int, description: str, unit: str = "question") -> logging.tqdm:
     """A progress bar on standard error, for what takes more than two seconds."""
-    return logging.tqdm(total=total, desc=description, unit="question", leave=False, delay=2)
+    return logging.tqdm(total=total, desc=description, unit=unit, leave=False, delay=2)
 
 
 def read_questions(lines: list[str], where: str) -> list[str]:

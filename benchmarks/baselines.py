@@ -1,0 +1,76 @@
+"""The plain way, written out: every position recomputed at every step, every agent read from disk at every stage."""
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ..system_loader import RecursiveMASModel, Slot, remote_module
+
+template_for = remote_module("prompts_recursivemas").template_for
+
+
+@torch.no_grad()
+def recompute_thoughts(
+    model: PreTrainedModel, inner_link: nn.Module, inputs_embeds: torch.Tensor, latent_steps: int
+) -> torch.Tensor:
+    """Latent thoughts without a cache, (batch, length, width) -> (batch, latent_steps, width).
+
+    Spared the vocabulary projection, unlike the release's own loop.
+    """
+    thoughts = []
+    for _ in range(latent_steps):
+        hidden_states = model.get_decoder()(inputs_embeds=inputs_embeds, use_cache=False).last_hidden_state
+        thoughts.append(inner_link(hidden_states[:, -1]))
+        inputs_embeds = torch.cat([inputs_embeds, thoughts[-1][:, None].to(inputs_embeds.dtype)], dim=1)
+    return torch.stack(thoughts, dim=1)
+
+
+@torch.no_grad()
+def recompute_and_reload(
+    mas: RecursiveMASModel,
+    folders: dict[str, str],
+    question: str,
+    num_rounds: int,
+    latent_steps: int,
+    max_new_tokens: int,
+) -> torch.Tensor:
+    """One question, one agent in memory at a time: load, think without a cache, free.
+
+    Args:
+        mas: gives topology, links and prompts; its agents' models are not used.
+        folders: role -> folder of its base model.
+
+    Returns:
+        The ids of the greedy answer, (1, new).
+    """
+    latents: dict[tuple[int, str, str], torch.Tensor] = {}
+    for round_index, role in mas.topology.schedule(num_rounds):
+        agent = mas.agents[role]
+        model = AutoModelForCausalLM.from_pretrained(folders[role], dtype=agent.dtype).to(agent.device)
+        received = {
+            link.source: latents[round_index - link.feedback, link.source, role]
+            for link in mas.topology.incoming(role, round_index)
+        }
+        phase = "first" if round_index == 1 else "feedback"
+        system, template = template_for(mas.config.prompts, role, mas.config.task, phase)
+        parts = []
+        for piece in mas.renderers[role].pieces(system, template, question):
+            if isinstance(piece, Slot):
+                parts.append(received[piece.role].to(agent.dtype))
+            else:
+                parts.append(model.get_input_embeddings()(torch.tensor([piece], device=agent.device)))
+        inputs_embeds = torch.cat(parts, dim=1)
+        if (round_index, role) == (num_rounds, mas.topology.decoding_role):
+            return model.generate(
+                inputs_embeds=inputs_embeds,
+                attention_mask=torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=agent.device),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+            )
+        thoughts = recompute_thoughts(model, agent.inner_link, inputs_embeds, latent_steps)
+        for link in mas.topology.outgoing(role):
+            latents[round_index, role, link.target] = mas.outer_links[link.name](thoughts).to(
+                mas.agents[link.target].device
+            )
+        del model
+    raise AssertionError("the decoding role ends every schedule")

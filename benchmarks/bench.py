@@ -1,0 +1,75 @@
+"""Measure speed and memory; every figure is a ratio of two things that run in turn in one process.
+
+Random weights at the shapes of real models: nothing is downloaded. The machine should have nothing else to do.
+
+Examples:
+  recursivemas bench rollout
+  recursivemas bench step --shape qwen3-1.7b --device cuda --dtype bfloat16
+  recursivemas bench recursion --agents qwen3-1.7b llama3.2-1b qwen2.5-1.5b --repeats 1
+  recursivemas bench all --quick
+"""
+
+import argparse
+import importlib
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from .harness import report, save, table
+from .systems import SHAPES
+
+BENCHMARKS = {
+    "rollout": "a latent rollout against recomputing everything",
+    "step": "a latent step against a step of greedy decoding",
+    "recursion": "a whole run against text hand-over, and against reloading and recomputing",
+    "reuse": "what a later round reads against the first",
+    "batch": "batches against one question at a time",
+    "loading": "load time and peak memory against plain from_pretrained",
+    "growth": "growth with rounds, agents, latent steps and prompt length",
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    for name, what in {**BENCHMARKS, "all": "all of them, with their defaults"}.items():
+        command = commands.add_parser(name, help=what, description=what)
+        if name != "all":
+            _module(name).configure(command)
+        command.add_argument("--shape", help=f"{', '.join(SHAPES)} (default: qwen3-0.6b; tiny with --quick)")
+        command.add_argument("--dtype", default="float32", help="of the agents (default: float32)")
+        command.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
+        command.add_argument("--threads", type=int, help="processor threads (default: torch's own choice)")
+        command.add_argument("--repeats", type=int, default=3, help="how often each way runs (default: 3)")
+        command.add_argument("--quick", action="store_true", help="small sizes: whether it runs, in seconds")
+        command.add_argument("--output", help="folder for <benchmark>.json and <benchmark>.png")
+        command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _module(name: str):
+    return importlib.import_module(f".{name}", __package__)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    arguments.shape = arguments.shape or ("tiny" if arguments.quick else "qwen3-0.6b")
+    arguments.dtype = getattr(torch, arguments.dtype)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    for name in BENCHMARKS if arguments.benchmark == "all" else [arguments.benchmark]:
+        module, own = _module(name), argparse.ArgumentParser()
+        module.configure(own)
+        values = argparse.Namespace(**{**vars(own.parse_args([])), **vars(arguments)})
+        load = os.getloadavg()[0]
+        settings, rows = module.measure(values)
+        shared = {
+            "shape": values.shape,
+            "dtype": str(values.dtype).removeprefix("torch."),
+            "device": values.device,
+            "repeats": values.repeats,
+        }
+        result = report(name, {**shared, **settings}, rows, load)
+        print(json.dumps(result, ensure_ascii=False) if values.json else table(result), flush=True)
+        if values.output:
+            save(result, Path(values.output))
+    return 0

@@ -1,0 +1,179 @@
+"""What all benchmarks share: ways that run in turn, medians with their spread, and the report.
+
+A machine is rarely idle and never twice the same, so no benchmark reports seconds of one thing alone: the ways to be
+compared run in turn (A B A B …) in one process, each repeat gives one ratio, and the median and the extremes of those
+ratios are the figure.
+"""
+
+import gc
+import json
+import operator
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy
+import torch
+
+from ..evaluation.evaluate import machine
+from ..evaluation.solve import progress
+
+COMPARISONS = {">=": operator.ge, "<=": operator.le}
+
+
+def synchronize() -> None:
+    """Waits for the accelerator, so that a clock read next counts its work."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds that `call` takes."""
+    synchronize()
+    started = time.perf_counter()
+    call()
+    synchronize()
+    return time.perf_counter() - started
+
+
+def in_turn(ways: dict[str, Callable[[], float | None]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
+    """Runs the ways A B A B …
+
+    Args:
+        ways: name -> call; a call that returns a number has timed the part that counts by itself.
+        repeats: how often each way is measured.
+        warm_up: run each way once before, unmeasured.
+
+    Returns:
+        Name -> seconds of each repeat.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    with progress((repeats + warm_up) * len(ways), "Measuring", unit="run") as bar:
+        for repeat in range(-1 if warm_up else 0, repeats):
+            for name, call in ways.items():
+                gc.collect()
+                own: list[float | None] = []
+                elapsed = timed(lambda call=call, own=own: own.append(call()))
+                if repeat >= 0:
+                    seconds[name].append(elapsed if own[0] is None else own[0])
+                bar.update()
+    return seconds
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and extremes."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def row(name: str, what: str, values: list[float], seconds: dict[str, list[float]], target: str | None = None) -> dict:
+    """One line of a report.
+
+    Args:
+        name: the setting.
+        what: what the value is.
+        values: the value in each repeat.
+        seconds: way -> seconds in each repeat.
+        target: `">= 12"` or `"<= 0.85"`, held against the median.
+    """
+    line = {"name": name, "what": what, "value": spread(values), "seconds": {k: spread(v) for k, v in seconds.items()}}
+    if target is not None:
+        comparison, bound = target.split()
+        met = COMPARISONS[comparison](line["value"]["median"], float(bound))
+        line |= {"target": target, "met": met}
+    return line
+
+
+def ratio_row(name: str, seconds: dict[str, list[float]], over: str, under: str, target: str | None = None) -> dict:
+    """The line of a ratio of two ways, seconds of `over` by seconds of `under`, repeat by repeat."""
+    values = [a / b for a, b in zip(seconds[over], seconds[under], strict=True)]
+    return row(name, f"{over} / {under}", values, seconds, target)
+
+
+def exponent_row(name: str, sizes: list[int], seconds: dict[str, list[float]]) -> dict:
+    """The line of a growth: b in seconds = a * size^b, least squares on logarithms, repeat by repeat.
+
+    Args:
+        name: what grows.
+        sizes: its values.
+        seconds: for each size, in the same order, the seconds of each repeat.
+    """
+    logs = numpy.log(sizes)
+    values = [float(numpy.polyfit(logs, numpy.log(points), 1)[0]) for points in zip(*seconds.values(), strict=True)]
+    return {**row(name, "exponent", values, seconds), "sizes": sizes}
+
+
+def report(name: str, settings: dict, rows: list[dict], load_before: float) -> dict:
+    """All that a benchmark says; `load_average` is that of the machine in the minute before and after."""
+    return {
+        "benchmark": name,
+        "date": date.today().isoformat(),
+        "settings": settings,
+        "machine": machine(),
+        "load_average": [load_before, os.getloadavg()[0]],
+        "rows": rows,
+    }
+
+
+def table(result: dict) -> str:
+    """A report as text."""
+    lines = [f"{result['benchmark']}: " + ", ".join(f"{k} {v}" for k, v in result["settings"].items())]
+    for line in result["rows"]:
+        value = "{median:.3g} ({low:.3g}–{high:.3g})".format(**line["value"])
+        seconds = ", ".join(f"{way} {s['median']:.3g} s" for way, s in line["seconds"].items())
+        verdict = f"  [{'met' if line['met'] else 'NOT MET'}: {line['target']}]" if "target" in line else ""
+        extra = "".join(f"; {key} {value}" for key, value in line.get("extra", {}).items())
+        lines.append(f"  {line['name']}: {line['what']} = {value}{verdict}  ({seconds}{extra})")
+    return "\n".join(lines)
+
+
+def plot(result: dict, path: Path) -> None:
+    """Bars of seconds with the ratios as labels; growth as lines on logarithmic axes."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    rows = result["rows"]
+    figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.7 * len(rows)), layout="constrained")
+    if all("sizes" in line for line in rows):
+        figure.set_size_inches(6, 4)
+        for line in rows:
+            medians = [s["median"] for s in line["seconds"].values()]
+            label = f"{line['name']} (exponent {line['value']['median']:.2f})"
+            axes.loglog(line["sizes"], medians, "o-", label=label)
+        axes.set(xlabel="size", ylabel="seconds")
+        axes.legend()
+    else:
+        colours: dict[str, str] = {}
+        labels = []
+        for index, line in enumerate(rows):
+            height = 0.8 / len(line["seconds"])
+            for place, (way, s) in enumerate(line["seconds"].items()):
+                fresh = way not in colours
+                colour = colours.setdefault(way, f"C{len(colours)}")
+                error = [[s["median"] - s["low"]], [s["high"] - s["median"]]]
+                y = index + (place + 0.5) * height - 0.4
+                axes.barh(y, s["median"], height, xerr=error, color=colour, label=way if fresh else None)
+            labels.append(f"{line['name']}\n{line['what']} = {line['value']['median']:.3g}")
+        axes.set_yticks(range(len(rows)), labels, fontsize=8)
+        axes.invert_yaxis()
+        axes.set_xlabel("seconds")
+        axes.legend()
+    axes.set_title(result["benchmark"])
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def save(result: dict, folder: Path) -> None:
+    """Writes `<benchmark>.json` and `<benchmark>.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result['benchmark']}.json"
+    path.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    try:
+        plot(result, path.with_suffix(".png"))
+    except ModuleNotFoundError as error:
+        print(f"no plot: {error}; install recursivemas[plots]", file=sys.stderr)

@@ -1,0 +1,78 @@
+"""One latent step against one step of greedy decoding, by transformers' own `generate` on the same model."""
+
+import argparse
+import time
+
+import torch
+from transformers.generation.streamers import BaseStreamer
+
+from .harness import in_turn, ratio_row, synchronize
+from .systems import random_agent
+
+TARGET = "<= 0.85"
+
+
+class Clock(BaseStreamer):
+    """Notes when each token comes out of `generate`."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing to flush."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompt-tokens", type=int, nargs="+", help="lengths of the prompt (default: 309 512)")
+    parser.add_argument("--steps", type=int, help="steps to take the mean of (default: 24)")
+
+
+@torch.no_grad()
+def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
+    agent = random_agent(arguments.shape, "solo", arguments.dtype, arguments.device)
+    steps = arguments.steps or (4 if arguments.quick else 24)
+    rows = []
+    for length in arguments.prompt_tokens or ([16] if arguments.quick else [309, 512]):
+        embeds = torch.randn(1, length, agent.hidden_size, dtype=arguments.dtype, device=arguments.device)
+        mask = torch.ones(1, length, dtype=torch.long, device=arguments.device)
+        ways = {
+            "latent step": lambda embeds=embeds, mask=mask: latent_step(agent, embeds, mask, steps),
+            "decoding step": lambda embeds=embeds, mask=mask: decoding_step(agent, embeds, mask, steps),
+        }
+        seconds = in_turn(ways, arguments.repeats)
+        target = None if arguments.shape == "tiny" else TARGET
+        rows.append(ratio_row(f"{length} prompt tokens", seconds, "latent step", "decoding step", target))
+    return {"steps": steps}, rows
+
+
+def latent_step(agent, embeds: torch.Tensor, mask: torch.Tensor, steps: int) -> float:
+    """Seconds per step after the prompt."""
+    times: list[float] = []
+
+    def note(*_) -> None:
+        if not times:
+            synchronize()
+            times.append(time.perf_counter())
+
+    handle = agent.inner_link.register_forward_hook(note)
+    agent.rollout(embeds, mask, steps + 1)
+    handle.remove()
+    synchronize()
+    return (time.perf_counter() - times[0]) / steps
+
+
+def decoding_step(agent, embeds: torch.Tensor, mask: torch.Tensor, steps: int) -> float:
+    """Seconds per step after the prompt."""
+    clock = Clock()
+    agent.model.generate(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        do_sample=False,
+        min_new_tokens=steps + 1,
+        max_new_tokens=steps + 1,
+        streamer=clock,
+    )
+    return (clock.times[-1] - clock.times[-steps - 1]) / steps
