@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from .harness import report, save, table
+from .harness import CLOCKS, report, save, table, use_clock
 from .systems import SHAPES
 
 BENCHMARKS = {
@@ -41,7 +41,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--dtype", default="float32", help="of the agents (default: float32)")
         command.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
         command.add_argument("--threads", type=int, help="processor threads (default: torch's own choice)")
-        command.add_argument("--repeats", type=int, default=3, help="how often each way runs (default: 3)")
+        command.add_argument(
+            "--clock", choices=CLOCKS, default="wall", help="cpu: for a busy machine, with --threads 1"
+        )
+        command.add_argument("--repeats", type=int, help="how often each way runs (default: 3; 1 with --quick)")
         command.add_argument("--quick", action="store_true", help="small sizes: whether it runs, in seconds")
         command.add_argument("--output", help="folder for <benchmark>.json and <benchmark>.png")
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -54,8 +57,10 @@ def _module(name: str):
 def run(arguments: argparse.Namespace) -> int:
     arguments.shape = arguments.shape or ("tiny" if arguments.quick else "qwen3-0.6b")
     arguments.dtype = getattr(torch, arguments.dtype)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments.repeats = arguments.repeats or (1 if arguments.quick else 3)
+    if arguments.threads or arguments.quick:
+        torch.set_num_threads(arguments.threads or 1)
+    use_clock(arguments.clock)
     for name in BENCHMARKS if arguments.benchmark == "all" else [arguments.benchmark]:
         module, own = _module(name), argparse.ArgumentParser()
         module.configure(own)
@@ -67,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
             "dtype": str(values.dtype).removeprefix("torch."),
             "device": values.device,
             "repeats": values.repeats,
+            "clock": values.clock,
         }
         result = report(name, {**shared, **settings}, rows, load)
         print(json.dumps(result, ensure_ascii=False) if values.json else table(result), flush=True)

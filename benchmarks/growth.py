@@ -34,7 +34,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
                 setting["latent steps"] = 1
             mas = random_system([arguments.shape] * setting["agents"], arguments.dtype, arguments.device)
             ways[f"{name} = {size}"] = lambda mas=mas, setting=setting: _solve(mas, setting)
-        seconds = in_turn(ways, arguments.repeats)
+        seconds = in_turn(ways, arguments.repeats, warm_up=not arguments.quick)
         line = exponent_row(name, grown[name], seconds)
         if arguments.shape != "tiny" and name != "prompt tokens":
             line |= {"target": "within 0.1 of 1", "met": abs(line["value"]["median"] - 1) <= 0.1}

@@ -58,7 +58,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
 
         scripts = {"system": COMPOSITE, "agents alone": PLAIN}
         ways = {way: (lambda way=way, script=script: load(script, way)) for way, script in scripts.items()}
-        seconds = in_turn(ways, arguments.repeats)
+        seconds = in_turn(ways, arguments.repeats, warm_up=not arguments.quick)
     peaks = {way: values[-arguments.repeats :] for way, values in peaks.items()}
     values = [a / b for a, b in zip(peaks["system"], peaks["agents alone"], strict=True)]
     memory = row("peak memory", "system / agents alone (GiB)", values, {})

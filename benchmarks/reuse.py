@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from ..system_loader import remote_module
-from .harness import in_turn, ratio_row, synchronize, timed
+from .harness import in_turn, ratio_row, timed
 from .systems import random_questions, random_system
 
 engine = remote_module("engine_recursivemas")
@@ -35,7 +35,6 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
         def read(builder, phase: str, messages: dict) -> None:
             prompt, _ = builder.build(phase, messages)
             agent.rollout(prompt.inputs_embeds[:, prompt.past :], prompt.attention_mask, 1, prompt.past_key_values)
-            synchronize()
 
         def both(pieces=pieces, later=later, read=read) -> float:
             """Both rounds of one question; returns the first one's seconds, keeps the second one's."""

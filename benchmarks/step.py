@@ -1,12 +1,11 @@
 """One latent step against one step of greedy decoding, by transformers' own `generate` on the same model."""
 
 import argparse
-import time
 
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from .harness import in_turn, ratio_row, synchronize
+from .harness import in_turn, now, ratio_row
 from .systems import random_agent
 
 TARGET = "<= 0.85"
@@ -19,7 +18,7 @@ class Clock(BaseStreamer):
         self.times: list[float] = []
 
     def put(self, value: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
+        self.times.append(now())
 
     def end(self) -> None:
         """Nothing to flush."""
@@ -54,14 +53,12 @@ def latent_step(agent, embeds: torch.Tensor, mask: torch.Tensor, steps: int) -> 
 
     def note(*_) -> None:
         if not times:
-            synchronize()
-            times.append(time.perf_counter())
+            times.append(now())
 
     handle = agent.inner_link.register_forward_hook(note)
     agent.rollout(embeds, mask, steps + 1)
     handle.remove()
-    synchronize()
-    return (time.perf_counter() - times[0]) / steps
+    return (now() - times[0]) / steps
 
 
 def decoding_step(agent, embeds: torch.Tensor, mask: torch.Tensor, steps: int) -> float:
