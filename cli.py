@@ -17,6 +17,8 @@ COMMANDS = {
         ".evaluation.evaluate",
         "measure accuracy and cost against rounds, text hand-over and one agent alone",
     ),
+    "init-links": (".training.init_links", "make a working system of any agents, without training"),
+    "train": (".training.train", "train the links of a system"),
 }
 
 
