@@ -46,9 +46,7 @@ def load_agent(config: RecursiveMASConfig, role: str, folder: Path, dtype: str =
     place = _sources.Source(str(folder)).other(entry["source"], entry.get("revision"))
     tokenizer = _sources.load_tokenizer(place, role)
     model = _sources.load_base_model(place, role, dtype=dtype)
-    return RecursiveMASAgent(
-        model, ExpectedEmbeddingLink(model.get_input_embeddings().embedding_dim), tokenizer, role
-    )
+    return RecursiveMASAgent(model, ExpectedEmbeddingLink(model.get_input_embeddings().embedding_dim), tokenizer, role)
 
 
 def init_system(
@@ -73,7 +71,9 @@ def init_system(
     """
     topology = config.validate_system()
     agents = {
-        role: keep.agents[role] if keep is not None and role not in swapped else load_agent(config, role, folder, dtype)
+        role: keep.agents[role]
+        if keep is not None and role not in swapped
+        else load_agent(config, role, folder, dtype)
         for role in topology.roles
     }
     outer_links = {

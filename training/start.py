@@ -211,7 +211,6 @@ def fit_outer_link(
     return link
 
 
-
 def set_inner_link(mas: RecursiveMASModel, role: str, link: InnerLink | ExpectedEmbeddingLink) -> None:
     """Replaces an agent's inner link."""
     agent = mas.agents[role]

@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recursivemas.system_loader import ConfigError, InputError, OuterLink, RecursiveMASError, RecursiveMASModel, load_mas_system
+from recursivemas.system_loader import (
+    ConfigError,
+    InputError,
+    OuterLink,
+    RecursiveMASError,
+    RecursiveMASModel,
+    load_mas_system,
+)
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -53,7 +60,9 @@ class WatchGradients(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         self.norms = gradient_norms(self.trainer.loop)
         if not all(map(math.isfinite, self.norms.values())):
-            self.trainer.stop("A gradient is not finite.", {k: v for k, v in self.norms.items() if not math.isfinite(v)})
+            self.trainer.stop(
+                "A gradient is not finite.", {k: v for k, v in self.norms.items() if not math.isfinite(v)}
+            )
 
 
 def gradient_norms(loop: LinkLoop) -> dict[str, float]:
