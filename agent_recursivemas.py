@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.dynamic_module_utils import custom_object_save
 
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
-from .links_recursivemas import InnerLink, build_link
+from .links_recursivemas import ExpectedEmbeddingLink, InnerLink, build_link, vocabulary_logits
 from .sources_recursivemas import (
     Source,
     link_filename,
@@ -88,11 +88,17 @@ class RecursiveMASAgent(PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(
-        self, model: PreTrainedModel, inner_link: InnerLink, tokenizer: PreTrainedTokenizerBase, role: str = "agent"
+        self,
+        model: PreTrainedModel,
+        inner_link: InnerLink | ExpectedEmbeddingLink,
+        tokenizer: PreTrainedTokenizerBase,
+        role: str = "agent",
     ) -> None:
         super().__init__(copy.deepcopy(model.config))
         self.model, self.inner_link, self.tokenizer, self.role = model, inner_link, tokenizer, role
         self.post_init()
+        if isinstance(inner_link, ExpectedEmbeddingLink):
+            inner_link.bind(model)
         if inner_link.in_features != self.hidden_size:
             raise ConfigError(
                 "An inner link does not fit its agent.",
@@ -247,21 +253,21 @@ class RecursiveMASAgent(PreTrainedModel):
         return self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def encode(
-        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None = None
     ) -> torch.Tensor:
         """Runs the decoder over new positions, without the vocabulary projection.
 
         Args:
             inputs_embeds: embeddings of the new positions, (batch, new, hidden_size).
             attention_mask: over past and new positions, (batch, past + new); `None` where nothing is masked.
-            past_key_values: cache, extended in place.
+            past_key_values: cache, extended in place; `None` computes without one.
 
         Returns:
             Hidden states after the final norm, (batch, new, hidden_size).
         """
         new = inputs_embeds.shape[1]
         if attention_mask is None:
-            past = past_key_values.get_seq_length()
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(past, past + new, device=inputs_embeds.device)[None]
         else:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new:]
@@ -270,8 +276,12 @@ class RecursiveMASAgent(PreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            use_cache=True,
+            use_cache=past_key_values is not None,
         ).last_hidden_state
+
+    def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the final norm (…, hidden_size) -> next-token logits (…, vocabulary)."""
+        return vocabulary_logits(self.model, hidden_states)
 
     def rollout(
         self,

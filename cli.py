@@ -18,6 +18,8 @@ COMMANDS = {
         "measure accuracy and cost against rounds, text hand-over and one agent alone",
     ),
     "bench": (".benchmarks.bench", "measure speed and memory, side by side"),
+    "init-links": (".training.init_links", "make a working system of any agents, without training"),
+    "train": (".training.train", "train the links of a system"),
 }
 
 

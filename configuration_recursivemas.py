@@ -1,9 +1,11 @@
 """Configuration of a composite system: agents, topology, prompts and defaults. All of it is plain JSON."""
 
+from collections.abc import Iterable
+
 from transformers import PreTrainedConfig
 
 from .errors_recursivemas import ConfigError
-from .links_recursivemas import ABLATION_KINDS, INNER_KINDS, OUTER_KINDS
+from .links_recursivemas import ABLATION_KINDS, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS
 from .prompts_recursivemas import TASKS, check_prompts
 from .topology_recursivemas import Link, Topology
 
@@ -35,6 +37,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         chat_template_kwargs: passed to every agent's chat template.
         format_version: version of this format; a newer one is refused.
 
+    `kind` is one of links_recursivemas.py; an inner link of kind `expected_embedding` has no weights.
     `weights` is a safetensors file of this repository (default `links/<name>.safetensors`, the name being the role
     or `<source>_to_<target>`), or `{"source", "revision", "filename"}` for another repository, where without
     `filename` the release's own rules find the file (`legacy_key` names an outer link there), or
@@ -150,7 +153,7 @@ class RecursiveMASConfig(PreTrainedConfig):
             _check_keys(agent, AGENT_KEYS, {"source"}, f"agents, {role}")
             inner_link = agent.get("inner_link") or {}
             _check_keys(inner_link, INNER_LINK_KEYS, set(), f"agents, {role}, inner_link")
-            _check_kind(inner_link.get("kind"), INNER_KINDS, f"agents, {role}, inner_link")
+            _check_kind(inner_link.get("kind"), (*INNER_KINDS, EXPECTED_EMBEDDING), f"agents, {role}, inner_link")
             _check_weights(inner_link.get("weights"), f"agents, {role}, inner_link")
         check_prompts(self.prompts, topology)
         return topology
@@ -175,7 +178,7 @@ def _check_keys(entry: object, allowed: set[str], required: set[str], where: str
         )
 
 
-def _check_kind(kind: str | None, kinds: dict, where: str) -> None:
+def _check_kind(kind: str | None, kinds: Iterable[str], where: str) -> None:
     if kind is not None and kind not in kinds and kind not in ABLATION_KINDS:
         raise ConfigError("Unknown kind of link.", where=f"{where}, kind", found=kind, expected=", ".join(kinds))
 

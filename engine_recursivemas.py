@@ -101,10 +101,10 @@ class PromptBuilder:
         tokens = [sum(len(part) for part in row if not isinstance(part, torch.Tensor)) for row in rows]
         prefix, past = self._use_prefix(rows) if reuse else (None, None)
         if prefix is None:
-            return Prompt(*self._embed(rows)), tokens
+            return Prompt(*embed_rows(self.agent, rows)), tokens
         for row, head in zip(rows, self._prefix_ids, strict=True):
             row[0] = row[0][len(head) :]
-        embeds, mask = self._embed(rows)
+        embeds, mask = embed_rows(self.agent, rows)
         padding = embeds.new_zeros(embeds.shape[0], prefix.length, embeds.shape[2])
         return (
             Prompt(
@@ -120,7 +120,7 @@ class PromptBuilder:
         if self._prefix_ids is None:
             return None, None
         if self._prefix is None:
-            embeds, mask = self._embed([[head] for head in self._prefix_ids])
+            embeds, mask = embed_rows(self.agent, [[head] for head in self._prefix_ids])
             self._prefix = Prefix(self.agent, embeds, mask)
         cache = self._prefix.open(last_use=self.uses_left == 0)
         # Rows whose tails differ in length leave masked holes between head and tail. Full attention does not see
@@ -130,29 +130,34 @@ class PromptBuilder:
             return None, None
         return self._prefix, cache
 
-    def _embed(self, rows: list[list[torch.Tensor | list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of token ids and latents -> left-padded embeddings and their mask."""
-        agent = self.agent
-        length = max(sum(map(len, row)) for row in rows)
-        ids, latents, is_latent, mask = [], [], [], []
-        for row in rows:
-            padding = length - sum(map(len, row))
-            row_ids, row_is_latent = [0] * padding, [False] * padding
-            for part in row:
-                if isinstance(part, torch.Tensor):
-                    latents.append(part)
-                    row_ids += [0] * len(part)
-                else:
-                    row_ids += part
-                row_is_latent += [isinstance(part, torch.Tensor)] * len(part)
-            ids.append(row_ids)
-            is_latent.append(row_is_latent)
-            mask.append([0] * padding + [1] * (length - padding))
-        embeds = agent.embed(torch.tensor(ids, dtype=torch.long, device=agent.device))
-        if latents:
-            where = torch.tensor(is_latent, device=agent.device)[..., None]
-            embeds = embeds.masked_scatter(where, torch.cat(latents).to(embeds))
-        return embeds, torch.tensor(mask, dtype=torch.long, device=agent.device)
+
+def embed_rows(
+    agent: RecursiveMASAgent, rows: list[list[torch.Tensor | list[int]]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids and latents (n, hidden_size) -> embeddings, padded on the left, and their mask.
+
+    Gradients flow to the latents.
+    """
+    length = max(sum(map(len, row)) for row in rows)
+    ids, latents, is_latent, mask = [], [], [], []
+    for row in rows:
+        padding = length - sum(map(len, row))
+        row_ids, row_is_latent = [0] * padding, [False] * padding
+        for part in row:
+            if isinstance(part, torch.Tensor):
+                latents.append(part)
+                row_ids += [0] * len(part)
+            else:
+                row_ids += part
+            row_is_latent += [isinstance(part, torch.Tensor)] * len(part)
+        ids.append(row_ids)
+        is_latent.append(row_is_latent)
+        mask.append([0] * padding + [1] * (length - padding))
+    embeds = agent.embed(torch.tensor(ids, dtype=torch.long, device=agent.device))
+    if latents:
+        where = torch.tensor(is_latent, device=agent.device)[..., None]
+        embeds = embeds.masked_scatter(where, torch.cat(latents).to(embeds))
+    return embeds, torch.tensor(mask, dtype=torch.long, device=agent.device)
 
 
 class Run:

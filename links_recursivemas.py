@@ -47,6 +47,10 @@ ABLATION_KINDS = {
 }
 
 
+# The inner kind that has no parameters, and so no file.
+EXPECTED_EMBEDDING = "expected_embedding"
+
+
 def _shape_of(kind: str, kinds: dict[str, LinkShape]) -> LinkShape:
     if kind not in kinds:
         raise ConfigError("Unknown kind of link.", where="kind", found=kind, expected=", ".join(kinds))
@@ -83,6 +87,46 @@ class InnerLink(nn.Module):
             update = self.proj2(functional.gelu(update))
         output = hidden_states + update if self.residual else update
         return output if self.post_ln is None else self.post_ln(output)
+
+
+def vocabulary_logits(model: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """Hidden states after the final norm (…, d) -> next-token logits (…, vocabulary), as the model computes them."""
+    config = model.config.get_text_config()
+    logits = model.get_output_embeddings()(hidden_states)
+    logits = logits * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+class ExpectedEmbeddingLink(nn.Module):
+    """Last hidden state of an agent -> the expected embedding under the agent's own next-token distribution.
+
+    softmax(head(h)) E, at temperature 1: it needs neither training nor data nor parameters of its own, and costs the
+    vocabulary projection. Differs from the paper: its inner links are all trained.
+
+    Args:
+        hidden_size: width d of the agent.
+    """
+
+    kind = EXPECTED_EMBEDDING
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.in_features = self.out_features = hidden_size
+        self._model: tuple[nn.Module, ...] = ()
+
+    def bind(self, model: nn.Module) -> None:
+        """Takes the head and the embeddings from the agent's model."""
+        self._model = (model,)  # in a tuple, so that the model is no submodule and the state dict stays empty
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(…, d) -> (…, d), in the dtype of the agent's embeddings."""
+        (model,) = self._model
+        embeddings = model.get_input_embeddings()
+        logits = vocabulary_logits(model, hidden_states.to(embeddings.weight.dtype))
+        probabilities = logits.float().softmax(-1).to(embeddings.weight.dtype)
+        # Gemma scales inside its embedding module.
+        return probabilities @ embeddings.weight * getattr(embeddings, "embed_scale", 1.0)
 
 
 class OuterLink(nn.Module):
@@ -156,7 +200,7 @@ def build_link(
     out_features: int | None = None,
     kind: str | None = None,
     dtype: torch.dtype | None = None,
-) -> InnerLink | OuterLink:
+) -> InnerLink | ExpectedEmbeddingLink | OuterLink:
     """Builds a link around its weights; everything that does not fit is an error that names the key.
 
     Args:
@@ -172,6 +216,8 @@ def build_link(
     """
     outer = out_features is not None
     kind = kind or infer_kind(state_dict, outer, where)
+    if kind == EXPECTED_EMBEDDING and not outer and not state_dict:
+        return ExpectedEmbeddingLink(in_features)
     with torch.device("meta"):
         link = OuterLink(kind, in_features, out_features) if outer else InnerLink(kind, in_features)
     expected = link.state_dict()

@@ -24,7 +24,7 @@ from .answers_recursivemas import extract_answer
 from .configuration_recursivemas import RecursiveMASConfig, check_numbers
 from .engine_recursivemas import MODES, Run, generate_from, trim
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
-from .links_recursivemas import build_link
+from .links_recursivemas import EXPECTED_EMBEDDING, build_link
 from .prompts_recursivemas import PromptRenderer, check_prompts, check_task
 from .sources_recursivemas import (
     Source,
@@ -281,13 +281,17 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         config = copy.deepcopy(self.config)
         for role, agent in self.agents.items():
             entry = config.agents[role]
-            _save_link(state, f"agents.{role}.inner_link.", folder / "links" / link_filename(role))
+            if agent.inner_link.kind != EXPECTED_EMBEDDING:
+                _save_link(state, f"agents.{role}.inner_link.", folder / "links" / link_filename(role))
             entry["inner_link"].pop("weights", None)
             if copy_agents or entry["source"].startswith(("agents/", "./")):
+                origin = Path(config.name_or_path, entry["source"])
                 entry["source"], entry["revision"] = f"agents/{role}", None
                 target = folder / "agents" / role
-                agent.model.save_pretrained(target)
-                agent.tokenizer.save_pretrained(target)
+                in_place = config.name_or_path and origin.resolve() == target.resolve() and target.is_dir()
+                if not in_place:  # else the weights would be written onto the files they are mapped from
+                    agent.model.save_pretrained(target)
+                    agent.tokenizer.save_pretrained(target)
         for entry, link in zip(config.links, self.topology.links, strict=True):
             _save_link(state, f"outer_links.{link.name}.", folder / "links" / link_filename(link.name))
             entry.pop("weights", None)
@@ -627,7 +631,10 @@ def _load_agent(
     if device is not None:
         model = model.to(device)
     inner = entry.get("inner_link") or {}
-    tensors, where, stated = read_link(source, inner.get("weights"), role, config.link_task)
+    if inner.get("kind") == EXPECTED_EMBEDDING:
+        tensors, where, stated = {}, f"{source}, link {role}", EXPECTED_EMBEDDING
+    else:
+        tensors, where, stated = read_link(source, inner.get("weights"), role, config.link_task)
     width = model.get_input_embeddings().embedding_dim
     kind = inner.get("kind") or stated
     inner_link = build_link(tensors, where=where, in_features=width, kind=kind, dtype=link_dtype)

@@ -166,6 +166,7 @@ def write_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike) -> 
     """Writes a state dict as safetensors; its folder is created if need be."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, path, {"format": "pt"})
+    os.chmod(path, 0o644)  # safetensors writes for the owner only
 
 
 def link_filename(name: str, task: str | None = None) -> str:
@@ -190,8 +191,9 @@ def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
     source.json("config.json")
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            source.repository,
-            subfolder=source.subfolder,
+            # Of a local repository, transformers would read the root's generation_config.json for a subfolder.
+            source.folder if source.is_local else source.repository,
+            subfolder="" if source.is_local else source.subfolder,
             revision=source.revision,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they come back in the loading info, and are an error below

@@ -1,0 +1,55 @@
+"""Key/value caches that gradients can flow through."""
+
+import torch
+from recursivemas.system_loader import ConfigError, RecursiveMASAgent
+from torch.nn import functional
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
+
+
+class DifferentiableLinearAttentionLayer(LinearAttentionLayer):
+    """The states of a linear-attention layer, replaced at each step.
+
+    transformers' own layer copies into its tensors, which destroys what the backward pass needs.
+    """
+
+    # The model's shortcut for a single position writes into the convolution's state, unless the past is recorded.
+    record_past = property(lambda self: True, lambda self, value: None)
+
+    def update_conv_state(
+        self, conv_states: torch.Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **kwargs
+    ) -> torch.Tensor:
+        """Returns the previous states with the new ones, (batch, channels, kept + new), and keeps the last ones."""
+        size = conv_kernel_size or conv_states.shape[-1]
+        if self.has_previous_state[state_idx]:
+            conv_states = torch.cat([self.conv_states[state_idx], conv_states], dim=-1)
+        kept = functional.pad(conv_states, (max(0, size - conv_states.shape[-1]), 0))[..., -size:]
+        self.conv_states[state_idx] = kept
+        self.conv_kernel_size[state_idx], self.device, self.dtype = size, kept.device, kept.dtype
+        self.is_conv_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
+        return conv_states
+
+    def update_recurrent_state(self, recurrent_states: torch.Tensor, state_idx: int = 0, **kwargs) -> torch.Tensor:
+        """Keeps and returns the new state."""
+        self.recurrent_states[state_idx] = recurrent_states
+        self.is_recurrent_states_initialized[state_idx] = True
+        return recurrent_states
+
+
+def differentiable_cache(agent: RecursiveMASAgent) -> DynamicCache:
+    """An empty cache for an agent; a backward pass through several uses of it is exact.
+
+    Raises:
+        ConfigError: the agent has a kind of layer whose cache is known to be written in place.
+    """
+    cache = agent.new_cache()
+    for layer in cache.layers:
+        if type(layer) is LinearAttentionLayer:
+            layer.__class__ = DifferentiableLinearAttentionLayer
+        elif isinstance(layer, LinearAttentionCacheLayerMixin):
+            raise ConfigError(
+                "Gradients cannot flow through this agent's cache.",
+                where=f"agent {agent.role}, {type(layer).__name__}",
+                hint="train with teacher-forced latents (`latents=teacher`)",
+            )
+    return cache

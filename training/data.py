@@ -1,0 +1,264 @@
+"""Training data: questions, what every role should say, and the final answer.
+
+A row is `{"question": text, "targets": {role: text or list of texts, one a round}, "answer": text}`; a text stands
+for every round, and `answer` is needed for evaluation only. Rows come from JSON lines, from the release's local form
+(`{"data": [...]}`), or from a `datasets` dataset. The release's columns are read as they are (`RELEASE_COLUMNS`);
+other column names are given as `columns={"question": ..., "answer": ..., role: ...}`.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recursivemas.system_loader import InputError, RecursiveMASModel, Slot, remote_module
+
+template_for = remote_module("prompts_recursivemas").template_for
+
+# Role -> the columns of the release's data sets that hold what it should say, the first that is there counts.
+RELEASE_COLUMNS = {
+    "planner": ("plan",),
+    "critic": ("refined_plan",),
+    "solver": ("answer",),
+    "reflector": ("deliberation_reflector", "answer"),
+    "toolcaller": ("deliberation_toolcaller", "answer"),
+}
+
+
+class DataError(InputError):
+    """Training data with bad rows; the message is the report."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question.
+
+    Attributes:
+        question: its text.
+        targets: role -> what it should say in each round; a tuple of one stands for every round.
+        answer: the final answer, where it is known.
+        line: line number in its file (or index in its dataset), counted from 1.
+    """
+
+    question: str
+    targets: dict[str, tuple[str, ...]]
+    answer: str | None = None
+    line: int = 0
+
+    def target(self, role: str, round_index: int) -> str:
+        texts = self.targets[role]
+        return texts[0] if len(texts) == 1 else texts[round_index - 1]
+
+
+@dataclass
+class Report:
+    """What was read: number of rows, and the bad ones by reason."""
+
+    source: str
+    rows: int = 0
+    bad: dict[str, list[int]] = field(default_factory=dict)
+
+    def add(self, reason: str, line: int) -> None:
+        self.bad.setdefault(reason, []).append(line)
+
+    @property
+    def bad_rows(self) -> int:
+        return sum(map(len, self.bad.values()))
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {self.rows} rows, {self.bad_rows} bad"]
+        for reason, numbers in sorted(self.bad.items(), key=lambda item: -len(item[1])):
+            shown = ", ".join(map(str, numbers[:10])) + (", …" if len(numbers) > 10 else "")
+            lines.append(f"  {len(numbers)} × {reason} (line {shown})")
+        return "\n".join(lines)
+
+
+def _records(source: str | os.PathLike | Iterable[Mapping]) -> Iterator[tuple[int, Any]]:
+    """(line number, object or the error that reading it gave) for everything in a source."""
+    if not isinstance(source, str | os.PathLike):
+        yield from enumerate(source, start=1)
+        return
+    path = Path(source)
+    if path.is_dir():
+        import datasets
+
+        dataset = datasets.load_from_disk(str(path))
+        if isinstance(dataset, datasets.DatasetDict):
+            dataset = dataset["train"]
+        yield from enumerate(dataset, start=1)
+        return
+    if not path.is_file():
+        import datasets
+
+        try:
+            dataset = datasets.load_dataset(str(source), split="train")
+        except Exception as error:
+            raise DataError(
+                "Training data cannot be found.",
+                where=str(source),
+                found=f"{type(error).__name__}: {error}"[:300],
+                expected="a .jsonl or .json file, a folder of `save_to_disk`, or a data set on the Hub",
+            ) from error
+        yield from enumerate(dataset, start=1)
+        return
+    if path.suffix == ".json":
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError("A file is not valid JSON.", where=str(path), found=error) from error
+        yield from enumerate(content["data"] if isinstance(content, dict) else content, start=1)
+        return
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except ValueError as error:
+                    yield number, error
+
+
+def _row(record: Any, line: int, roles: Iterable[str], num_rounds: int, columns: Mapping[str, str]) -> Row | str:
+    """The row that a record holds, or the reason why it holds none."""
+    if isinstance(record, Exception):
+        return f"not valid JSON: {getattr(record, 'msg', record)}"
+    if not isinstance(record, Mapping):
+        return f"not an object but {type(record).__name__}"
+    question = record.get(columns.get("question", "question"))
+    if not isinstance(question, str) or not question.strip():
+        return "no question"
+    given = record.get("targets") or {}
+    if not isinstance(given, Mapping):
+        return "`targets` is not an object"
+    targets = {}
+    for role in roles:
+        names = (columns[role],) if role in columns else RELEASE_COLUMNS.get(role, ())
+        found = [given.get(role), *(record.get(name) for name in names)] if role not in columns else [
+            record.get(columns[role])
+        ]  # fmt: skip
+        value = next((value for value in found if value not in (None, "", [])), None)
+        texts = (value,) if isinstance(value, str) else tuple(value or ())
+        if not texts:
+            return f"no target text for {role}"
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            return f"an empty or non-text target for {role}"
+        if len(texts) > 1 and len(texts) < num_rounds:
+            return f"{len(texts)} target texts for {role}, fewer than {num_rounds} rounds"
+        targets[role] = texts
+    answer = record.get(columns.get("answer", "answer"))
+    return Row(question, targets, None if answer is None else str(answer), line)
+
+
+def read_rows(
+    source: str | os.PathLike | Iterable[Mapping],
+    roles: Iterable[str] = (),
+    num_rounds: int = 1,
+    columns: Mapping[str, str] | None = None,
+    limit: int | None = None,
+) -> tuple[list[Row], Report]:
+    """Reads training data.
+
+    Args:
+        source: a `.jsonl` or `.json` file, a folder written by `save_to_disk`, the name of a data set on the Hub
+            (split `train`), or rows.
+        roles: the roles whose target texts are needed; none for questions and answers only.
+        num_rounds: rounds that the target texts must cover.
+        columns: "question", "answer" or a role -> the column that holds it.
+        limit: read at most so many good rows.
+
+    Returns:
+        The good rows, and the report with the bad ones.
+
+    Raises:
+        DataError: there is no such source.
+    """
+    roles, rows = tuple(roles), []
+    report = Report(str(source) if isinstance(source, str | os.PathLike) else "rows")
+    for line, record in _records(source):
+        if limit is not None and len(rows) == limit:
+            break
+        report.rows += 1
+        row = _row(record, line, roles, num_rounds, columns or {})
+        if isinstance(row, str):
+            report.add(row, line)
+        else:
+            rows.append(row)
+    return rows, report
+
+
+def refuse_bad_rows(report: Report, rows: list[Row], allowed: int = 0) -> None:
+    """Raises DataError with the report, if there are more bad rows than allowed or no good one."""
+    if report.bad_rows > allowed or not rows:
+        raise DataError(
+            "The training data has bad rows." if report.bad_rows else "The training data holds no row.",
+            where=report.source,
+            found=str(report),
+            expected=f"at most {allowed} bad rows (`allowed_bad_rows`) and at least one good one",
+            hint="correct or remove these rows, or allow them to be left out",
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one role reads and should say in one round: pieces of its prompt and the ids of its target text.
+
+    The target ends with the agent's end-of-sequence token.
+    """
+
+    pieces: list[list[int] | Slot]
+    target_ids: list[int]
+
+
+class Encoder:
+    """Turns rows into token ids and slots for the agents of a system, as inference does.
+
+    Args:
+        mas: the system.
+        task: chooses the prompts.
+    """
+
+    def __init__(self, mas: RecursiveMASModel, task: str) -> None:
+        self.mas, self.task = mas, task
+
+    def part(self, row: Row, role: str, round_index: int) -> Part:
+        """The prompt of a role in a round, and its target."""
+        phase = "first" if round_index == 1 else "feedback"
+        system, template = template_for(self.mas.config.prompts, role, self.task, phase)
+        renderer, agent = self.mas.renderers[role], self.mas.agents[role]
+        pieces = renderer.pieces(system, template, row.question)
+        return Part(pieces, [*renderer.message_ids(row.target(role, round_index)), agent.eos_token_ids[0]])
+
+    def text_part(self, row: Row, role: str, round_index: int) -> Part:
+        """The same with the other roles' target texts in the slots."""
+        part = self.part(row, role, round_index)
+        renderer, sent = self.mas.renderers[role], {}
+        for link in self.mas.topology.incoming(role, round_index):
+            sent[link.source] = renderer.message_ids(row.target(link.source, round_index - link.feedback))
+        return Part([sent[p.role] if isinstance(p, Slot) else p for p in part.pieces], part.target_ids)
+
+
+def check_lengths(
+    rows: list[Row], encoder: Encoder, parts: list[tuple[int, str]], max_length: int | None, report: Report
+) -> list[Row]:
+    """The rows whose every part fits; the others go into the report.
+
+    Args:
+        parts: (round, role) pairs that will be trained on.
+        max_length: most positions of prompt and target with texts in the slots; `None` is the agent's own limit.
+    """
+    good = []
+    for row in rows:
+        reason = None
+        for round_index, role in parts:
+            agent = encoder.mas.agents[role]
+            limit = max_length or getattr(agent.decoder.config, "max_position_embeddings", None)
+            part = encoder.text_part(row, role, round_index)
+            if limit is not None and sum(map(len, part.pieces)) + len(part.target_ids) > limit:
+                reason = f"prompt and target of {role} exceed {limit} positions"
+                break
+        if reason:
+            report.add(reason, row.line)
+        else:
+            good.append(row)
+    return good

@@ -1,0 +1,92 @@
+"""Make a working system of any agents without training: links in closed form.
+
+The style is a JSON file with `stages`, `links`, `decoding_role` and `prompts` as in a system's config.json (any field
+of it may stand there). Inner links: the expected next embedding under the agent's own output distribution. Outer
+links: ridge regression between the token embeddings that two vocabularies share. With --system, agents of an existing
+system are swapped, and only the links that touch them are new.
+
+Examples:
+  recursivemas init-links --style style.json --agent planner=org/model-a --agent solver=./model-b --output my-system
+  recursivemas init-links --system my-system --agent solver=org/model-c --output my-other-system
+  recursivemas init-links --style style.json --agent planner=a --agent solver=b --inner ln_res_adapter \\
+      --outer outer_ln_res_adapter --output to-be-trained
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from recursivemas.system_loader import (
+    INNER_KINDS,
+    OUTER_KINDS,
+    ConfigError,
+    InputError,
+    RecursiveMASAgent,
+    RecursiveMASConfig,
+    RecursiveMASModel,
+    load_mas_system,
+    remote_module,
+)
+
+from .start import EXPECTED_EMBEDDING, ExpectedEmbeddingLink, fit_outer_link, set_inner_link, start_inner_link
+
+_sources = remote_module("sources_recursivemas")
+
+
+def load_agent(config: RecursiveMASConfig, role: str, folder: Path, dtype: str = "auto") -> RecursiveMASAgent:
+    """An agent of a configuration, with the expected embedding as its inner link.
+
+    Args:
+        config: names the agent's source.
+        role: the agent.
+        folder: where `agents/…` sources live.
+        dtype: of the agent.
+    """
+    entry = config.agents[role]
+    place = _sources.Source(str(folder)).other(entry["source"], entry.get("revision"))
+    tokenizer = _sources.load_tokenizer(place, role)
+    model = _sources.load_base_model(place, role, dtype=dtype)
+    return RecursiveMASAgent(model, ExpectedEmbeddingLink(model.get_input_embeddings().embedding_dim), tokenizer, role)
+
+
+def init_system(
+    config: RecursiveMASConfig,
+    folder: Path,
+    inner_kind: str = EXPECTED_EMBEDDING,
+    outer_kind: str = "outer_linear_adapter",
+    dtype: str = "auto",
+    keep: RecursiveMASModel | None = None,
+    swapped: tuple[str, ...] = (),
+) -> RecursiveMASModel:
+    """A system whose links are in closed form.
+
+    Args:
+        config: topology, prompts, agents' sources.
+        folder: where `agents/…` sources live.
+        inner_kind: `expected_embedding`, or a trainable kind at its starting point.
+        outer_kind: a kind with a linear path.
+        dtype: of the agents.
+        keep: a system whose agents and links stay, but for the swapped ones.
+        swapped: roles whose agents are new.
+    """
+    topology = config.validate_system()
+    agents = {
+        role: keep.agents[role]
+        if keep is not None and role not in swapped
+        else load_agent(config, role, folder, dtype)
+        for role in topology.roles
+    }
+    outer_links = {
+        link.name: keep.outer_links[link.name]
+        if keep is not None and not {link.source, link.target} & set(swapped)
+        else fit_outer_link(agents[link.source], agents[link.target], outer_kind)
+        for link in topology.links
+    }
+    config.name_or_path = str(folder)
+    for role in topology.roles:
+        config.agents[role].pop("inner_link", None)
+    mas = RecursiveMASModel(config, agents, outer_links)
+    if inner_kind != EXPECTED_EMBEDDING:
+        for role in topology.roles if keep is None else swapped:
+            set_inner_link(mas, role, start_inner_link(agents[role], inner_kind))
+    return mas

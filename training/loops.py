@@ -1,0 +1,276 @@
+"""The two losses of the method, as modules that hold the links they train and nothing else.
+
+The agents stand outside the module tree: state dicts, optimizers, DistributedDataParallel and checkpoints see links
+only. Every loss is a mean over rows of means over a row's tokens, so that it does not depend on how rows are spread
+over batches, accumulation steps and processes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from recursivemas.system_loader import RecursiveMASAgent, RecursiveMASModel, Slot, remote_module
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from .caches import differentiable_cache
+from .data import Part
+
+embed_rows = remote_module("engine_recursivemas").embed_rows
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a batch.
+
+    Attributes:
+        line: where it stands in the data, for messages.
+        parts: (round, role) -> prompt and target.
+    """
+
+    line: int
+    parts: dict[tuple[int, str], Part]
+
+
+@dataclass
+class TargetStates:
+    """What an agent computed at the positions that predict its target text, aligned on the right.
+
+    Attributes:
+        hidden_states: last hidden states h_t, from which token t + 1 follows, (batch, tokens, hidden_size).
+        labels: the tokens that follow, (batch, tokens); `IGNORED` on padding, which stands on the left.
+        lengths: number of target tokens of each row, the end-of-sequence token included.
+    """
+
+    hidden_states: torch.Tensor
+    labels: torch.Tensor
+    lengths: list[int]
+
+
+def target_states(
+    agent: RecursiveMASAgent, rows: list[list[torch.Tensor | list[int]]], targets: list[list[int]]
+) -> TargetStates:
+    """Runs an agent over prompts and their targets (teacher forcing), without a cache.
+
+    Args:
+        agent: the frozen agent.
+        rows: prompts, as for `embed_rows`.
+        targets: token ids of each row's target text.
+    """
+    embeds, mask = embed_rows(agent, [[*row, target[:-1]] for row, target in zip(rows, targets, strict=True)])
+    lengths = [len(target) for target in targets]
+    tokens = max(lengths)
+    labels = [[IGNORED] * (tokens - len(target)) + target for target in targets]
+    hidden_states = agent.encode(embeds, mask)[:, -tokens:]
+    short = tokens - hidden_states.shape[1]
+    if short:  # an empty prompt in front of the longest target cannot be; a longer target than any prompt can
+        hidden_states = functional.pad(hidden_states, (0, 0, short, 0))
+    return TargetStates(hidden_states, torch.tensor(labels, device=hidden_states.device), lengths)
+
+
+def row_means(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean over each row's target tokens, (batch, tokens) -> (batch,)."""
+    valid = labels != IGNORED
+    return (values * valid).sum(-1) / valid.sum(-1)
+
+
+def cross_entropy(agent: RecursiveMASAgent, states: TargetStates) -> torch.Tensor:
+    """Cross-entropy of each row's target text, (batch,), computed in float32."""
+    logits = agent.logits(states.hidden_states).float()
+    losses = functional.cross_entropy(
+        logits.flatten(0, 1), states.labels.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return row_means(losses.view_as(states.labels), states.labels)
+
+
+class LinkLoop(nn.Module):
+    """Base of the two loops.
+
+    Args:
+        mas: the system; its links become trainable here where they are named, in float32.
+        inner: roles whose inner links are trained.
+        outer: names of the outer links that are trained.
+    """
+
+    # The loss is a mean already: Trainer must divide by accumulation steps and must not scale by processes.
+    accepts_loss_kwargs = False
+
+    def __init__(self, mas: RecursiveMASModel, inner: Iterable[str] = (), outer: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.inner_links = nn.ModuleDict({role: mas.agents[role].inner_link for role in inner})
+        self.outer_links = nn.ModuleDict({name: mas.outer_links[name] for name in outer})
+        for links in (self.inner_links, self.outer_links):
+            links.float().requires_grad_(True)
+        object.__setattr__(self, "mas", mas)
+        self._records: dict[bool, list[dict[str, float]]] = {True: [], False: []}
+
+    def _apply(self, fn, recurse: bool = True):
+        """Moves the whole system, which holds the links too."""
+        self.mas._apply(fn)
+        return self
+
+    def record(self, values: dict[str, torch.Tensor]) -> None:
+        """Adds the parts of a loss to what `take_records` gives; training and evaluation are kept apart."""
+        self._records[self.training].append({name: float(value.detach()) for name, value in values.items()})
+
+    def take_records(self, training: bool) -> dict[str, float]:
+        """Means of what was recorded since the last call."""
+        records = self._records[training]
+        self._records[training] = []
+        return {name: sum(record[name] for record in records) / len(records) for name in (records or [{}])[0]}
+
+
+class InnerLoop(LinkLoop):
+    """Regresses each agent's inner link on the embeddings of its own target texts, agents frozen.
+
+    Loss of a token: 1 - cos(R_in(h_t), Emb(y_{t+1})) + w |R_in(h_t) - Emb(y_{t+1})|^2 / mean |Emb|^2, the second term
+    being relative to the row's own embeddings. Differs from the paper, whose MSE term is absolute and optional: the
+    cosine alone leaves the length of the output free (set w = 0 for it). Links of several agents train side by side
+    without touching each other.
+
+    Args:
+        mas: the system.
+        roles: whose inner links are trained.
+        squared_error_weight: w.
+    """
+
+    def __init__(self, mas: RecursiveMASModel, roles: Iterable[str], squared_error_weight: float = 1.0) -> None:
+        super().__init__(mas, inner=roles)
+        self.squared_error_weight = squared_error_weight
+
+    def forward(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+        """The loss of a batch; each example holds one part a role, with texts in its slots."""
+        total, records = 0, {}
+        for role, link in self.inner_links.items():
+            agent = self.mas.agents[role]
+            parts = [part for example in examples for (_, name), part in example.parts.items() if name == role]
+            with torch.no_grad():
+                states = target_states(agent, [part.pieces for part in parts], [part.target_ids for part in parts])
+                wanted = agent.embed(states.labels.clamp_min(0)).float()
+                scale = row_means(wanted.pow(2).sum(-1), states.labels)[:, None]
+            thoughts = link(states.hidden_states).float()
+            cosine = row_means(1 - functional.cosine_similarity(thoughts, wanted, dim=-1), states.labels).mean()
+            error = row_means((thoughts - wanted).pow(2).sum(-1) / scale, states.labels).mean()
+            total = total + cosine + self.squared_error_weight * error
+            records |= {f"{role}_cosine_loss": cosine, f"{role}_squared_error": error}
+        self.record(records)
+        return {"loss": total}
+
+
+class OuterLoop(LinkLoop):
+    """Cross-entropy of a system's texts over unrolled rounds, with gradients through every link of every round.
+
+    One loss: CE(last round) + w mean over earlier rounds CE(round), where CE(round) is the mean over the supervised
+    roles of that round. `supervise="decoder"` with w = 0 is the paper's; w = 0.1 its variant; `supervise="receivers"`
+    takes the text of every agent that received latents in that round.
+
+    Latents are teacher-forced (`latents="teacher"`: the thoughts at the positions that predict the sender's target
+    text, its end-of-sequence token left out) or rolled out as in inference (`"rollout"`: gradients through the latent
+    steps). Differs from the public trainer, which sends the positions one later, so that its first latent stands for
+    the second token while a rollout's first stands for the first.
+
+    Args:
+        mas: the system.
+        links: names of the outer links that are trained.
+        inner: roles whose inner links are trained along.
+        num_rounds: rounds to unroll.
+        supervise: "decoder" or "receivers".
+        earlier_rounds_weight: w.
+        latents: "teacher" or "rollout".
+        latent_steps: most latents a sender sends (teacher-forced), or the steps of a rollout.
+        halting: see `RecursiveMASAgent.rollout`.
+        activation_checkpointing: keep only what travels between stages, and compute each stage again on the way back.
+    """
+
+    def __init__(
+        self,
+        mas: RecursiveMASModel,
+        links: Iterable[str],
+        inner: Iterable[str] = (),
+        *,
+        num_rounds: int,
+        latent_steps: int,
+        supervise: str = "decoder",
+        earlier_rounds_weight: float = 0.0,
+        latents: str = "teacher",
+        halting: bool = False,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(mas, inner=inner, outer=links)
+        self.num_rounds, self.latent_steps, self.halting = num_rounds, latent_steps, halting
+        self.latents, self.activation_checkpointing = latents, activation_checkpointing
+        topology = mas.topology
+        self.schedule = topology.schedule(num_rounds)
+        supervised = {
+            (r, role)
+            for r, role in self.schedule
+            if (supervise == "receivers" and topology.incoming(role, r)) or role == topology.decoding_role
+        }
+        self.weights = {}
+        for r, role in supervised:
+            peers = sum(other == r for other, _ in supervised)
+            earlier = len({other for other, _ in supervised if other < num_rounds})
+            weight = 1.0 if r == num_rounds else earlier_rounds_weight / earlier
+            if weight:
+                self.weights[r, role] = weight / peers
+
+    def forward(self, examples: list[Example]) -> dict[str, torch.Tensor]:
+        """The loss of a batch; each example holds every part of the schedule, with open slots."""
+        sent: dict[tuple[int, str, str], list[torch.Tensor]] = {}
+        total, records = 0, {}
+        for stage in self.schedule:
+            round_index, role = stage
+            messages = {
+                link.source: sent[round_index - link.feedback, link.source, role]
+                for link in self.mas.topology.incoming(role, round_index)
+            }
+            parts = [example.parts[stage] for example in examples]
+            if self.activation_checkpointing and self.training:
+                losses, going = checkpoint(self._stage, stage, parts, messages, use_reentrant=False)
+            else:
+                losses, going = self._stage(stage, parts, messages)
+            for target, latents in going.items():
+                sent[round_index, role, target] = latents
+            if losses is not None:
+                loss = losses.mean()
+                total = total + self.weights[stage] * loss
+                records[f"{role}_round_{round_index}_cross_entropy"] = loss
+        self.record(records)
+        return {"loss": total}
+
+    def _stage(
+        self, stage: tuple[int, str], parts: list[Part], messages: dict[str, list[torch.Tensor]]
+    ) -> tuple[torch.Tensor | None, dict[str, list[torch.Tensor]]]:
+        """One role in one round: the cross-entropy of each row where it counts, and what goes out on each link."""
+        round_index, role = stage
+        agent = self.mas.agents[role]
+        rows = [
+            [messages[piece.role][row] if isinstance(piece, Slot) else piece for piece in part.pieces]
+            for row, part in enumerate(parts)
+        ]
+        receivers = self.mas.topology.receivers(role, round_index, self.num_rounds)
+        losses, states = None, None
+        if stage in self.weights or self.latents == "teacher":
+            states = target_states(agent, rows, [part.target_ids for part in parts])
+            if stage in self.weights:
+                losses = cross_entropy(agent, states)
+        if not receivers:
+            return losses, {}
+        if self.latents == "teacher":
+            thoughts = agent.inner_link(states.hidden_states)
+            tokens = states.labels.shape[1]
+            spans = [(tokens - n, tokens - n + min(n - 1, self.latent_steps)) for n in states.lengths]
+        else:
+            embeds, mask = embed_rows(agent, rows)
+            rollout = agent.rollout(embeds, mask, self.latent_steps, differentiable_cache(agent), self.halting)
+            thoughts, spans = rollout.thoughts, [(0, n) for n in rollout.lengths.tolist()]
+        going = {}
+        for link in receivers:
+            latents = self.mas.outer_links[link.name](thoughts)
+            going[link.target] = [
+                latents[row, start:end].to(self.mas.agents[link.target].device)
+                for row, (start, end) in enumerate(spans)
+            ]
+        return losses, going

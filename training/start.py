@@ -1,0 +1,228 @@
+"""Training-free start: links in closed form, so that any agents form a working system before any training.
+
+Inner link: the expected embedding under the agent's own next-token distribution (kind `expected_embedding`, no data),
+or a linear ridge regression from hidden states to the next token's embedding over the agent's own samples.
+Outer link: a ridge regression from the sender's token embeddings to the receiver's, over the tokens that both
+vocabularies share.
+"""
+
+import json
+from functools import lru_cache
+
+import torch
+from recursivemas.system_loader import (
+    OUTER_KINDS,
+    ConfigError,
+    InnerLink,
+    OuterLink,
+    RecursiveMASAgent,
+    RecursiveMASModel,
+    remote_module,
+)
+from transformers import PreTrainedTokenizerBase
+
+EXPECTED_EMBEDDING = remote_module("links_recursivemas").EXPECTED_EMBEDDING
+ExpectedEmbeddingLink = remote_module("links_recursivemas").ExpectedEmbeddingLink
+
+PENALTY = 1e-3  # of the ridge regressions, relative to the mean square of an input feature
+LEAST_SHARED = 16  # fewer shared tokens than this say nothing about a map between two spaces
+
+
+@lru_cache(maxsize=1)
+def _byte_of_character() -> dict[str, int]:
+    """The printable characters that byte-level BPE writes for bytes (the table of GPT-2)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[bytes, int]:
+    """What each ordinary token stands for, as bytes -> its id; special tokens are left out.
+
+    Reads byte-level vocabularies (Qwen, Llama 3, GPT-2) and sentencepiece ones with `▁` for a space and `<0xNN>` for
+    a byte (Llama 2, Mistral, Gemma). Where two ids stand for the same bytes, the one that is no byte token counts.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    byte_level = backend is not None and '"ByteLevel"' in json.dumps(json.loads(backend.to_str())["decoder"])
+    added = tokenizer.added_tokens_decoder
+    table: dict[bytes, int] = {}
+    fallback: dict[bytes, int] = {}
+    for token, index in tokenizer.get_vocab().items():
+        if index in added:
+            if not added[index].special:
+                table[token.encode()] = index
+        elif byte_level:
+            if all(character in _byte_of_character() for character in token):
+                table[bytes(_byte_of_character()[character] for character in token)] = index
+        elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            fallback[bytes([int(token[3:5], 16)])] = index
+        else:
+            table[token.replace("▁", " ").encode()] = index
+    return fallback | table
+
+
+def shared_tokens(source: RecursiveMASAgent, target: RecursiveMASAgent) -> tuple[list[int], list[int]]:
+    """Ids of the tokens that two vocabularies share: equal bytes, and special tokens of equal function.
+
+    Returns:
+        Ids in the source's and in the target's vocabulary, in the same order.
+    """
+    ours, theirs = token_bytes(source.tokenizer), token_bytes(target.tokenizer)
+    pairs = [(ours[text], theirs[text]) for text in sorted(ours.keys() & theirs.keys())]
+    functions = [(source.eos_token_ids[:1], target.eos_token_ids[:1])]
+    functions += [([source.tokenizer.bos_token_id], [target.tokenizer.bos_token_id])]
+    for (a,), (b,) in functions:
+        if a is not None and b is not None and (a, b) not in pairs:
+            pairs.append((a, b))
+    sizes = [agent.get_input_embeddings().num_embeddings for agent in (source, target)]
+    pairs = [(a, b) for a, b in pairs if a < sizes[0] and b < sizes[1]]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+@torch.no_grad()
+def ridge(inputs: torch.Tensor, outputs: torch.Tensor, penalty: float = PENALTY) -> tuple[torch.Tensor, torch.Tensor]:
+    """Least squares with an L2 penalty on the weight, not on the bias; computed in float64.
+
+    Args:
+        inputs: (n, d_in).
+        outputs: (n, d_out).
+        penalty: relative to the mean square of an input feature, per sample.
+
+    Returns:
+        Weight (d_out, d_in) and bias (d_out,) of a linear layer, in float32.
+    """
+    x, y = inputs.double(), outputs.double()
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    x, y = x - x_mean, y - y_mean
+    gram = x.T @ x
+    gram.diagonal().add_(penalty * gram.diagonal().mean())
+    weight = torch.linalg.solve(gram, x.T @ y).T
+    return weight.float(), (y_mean - weight @ x_mean).float()
+
+
+def embedding_rms(embeddings: torch.Tensor) -> float:
+    """The root mean square of an entry of a token embedding, (n, d) -> scale.
+
+    Tokens count by their squared length, so that the many near-zero rows of tokens that a small model never saw do
+    not pull it down.
+    """
+    energy = embeddings.double().pow(2).mean(-1)
+    return float((energy.pow(2).sum() / energy.sum()).sqrt())
+
+
+@torch.no_grad()
+def start_inner_link(agent: RecursiveMASAgent, kind: str, rms: float | None = None) -> InnerLink:
+    """A trainable inner link at its starting point: a last LayerNorm at the scale of the embeddings.
+
+    The cosine loss leaves the length of the output free, so that it must start right. The update is zero at the
+    start where there is a residual path (`proj2`, or `proj1` where it is the only layer).
+
+    Args:
+        agent: whose embeddings give the scale.
+        kind: a trainable inner kind.
+        rms: scale of the embeddings that matter; default from the whole vocabulary.
+    """
+    link = InnerLink(kind, agent.hidden_size)
+    if link.residual:
+        last = link.proj1 if link.proj2 is None else link.proj2
+        last.weight.zero_()
+        last.bias.zero_()
+    if link.post_ln is not None:
+        if rms is None:
+            embeddings = agent.get_input_embeddings()
+            rms = embedding_rms(embeddings.weight) * float(getattr(embeddings, "embed_scale", 1.0))
+        link.post_ln.weight.fill_(rms)
+    return link
+
+
+def fit_inner_link(hidden_states: torch.Tensor, embeddings: torch.Tensor, penalty: float = PENALTY) -> InnerLink:
+    """Inner link of kind `linear_adapter` by ridge regression.
+
+    Args:
+        hidden_states: (n, hidden_size), last hidden states of the agent.
+        embeddings: (n, hidden_size), embeddings of the tokens that follow.
+    """
+    link = InnerLink("linear_adapter", hidden_states.shape[-1])
+    weight, bias = ridge(hidden_states, embeddings, penalty)
+    link.proj1.load_state_dict({"weight": weight, "bias": bias})
+    return link
+
+
+@torch.no_grad()
+def fit_outer_link(
+    source: RecursiveMASAgent,
+    target: RecursiveMASAgent,
+    kind: str = "outer_linear_adapter",
+    penalty: float = PENALTY,
+) -> OuterLink:
+    """Outer link in closed form: ridge regression between the embeddings of the tokens that two agents share.
+
+    `outer_linear_adapter` holds the regression itself. A kind with `residual_proj` holds it there, with its other
+    path at zero, so that training goes on from it; a last LayerNorm starts with the gain and bias that fit the
+    target's embeddings best (tokens weighted by their squared length).
+
+    Args:
+        source, target: the agents at the ends of the link.
+        kind: any outer kind that has a linear path.
+        penalty: see `ridge`.
+
+    Raises:
+        ConfigError: the kind has no linear path, or the vocabularies share too few tokens.
+    """
+    source_ids, target_ids = shared_tokens(source, target)
+    if len(source_ids) < LEAST_SHARED:
+        raise ConfigError(
+            "Two vocabularies share too few tokens for an outer link in closed form.",
+            where=f"{source.role} -> {target.role}",
+            found=f"{len(source_ids)} shared tokens",
+            expected=f"at least {LEAST_SHARED}",
+            hint="start the link at random (`outer_start=random`) and train it",
+        )
+    inputs = source.embed(torch.tensor(source_ids, device=source.device)).float().cpu()
+    outputs = target.embed(torch.tensor(target_ids, device=target.device)).float().cpu()
+    weight, bias = ridge(inputs, outputs, penalty)
+    link = OuterLink(kind, source.hidden_size, target.hidden_size)
+    if link.residual_proj is None:
+        if link.proj2 is not None:
+            raise ConfigError(
+                "A kind of outer link without a linear path has no start in closed form.",
+                where="kind",
+                found=link.kind,
+                expected=", ".join(name for name, shape in OUTER_KINDS.items() if shape.residual or shape.layers == 1),
+            )
+        linear = link.proj1
+    else:
+        linear = link.residual_proj
+        last = link.proj1 if link.proj2 is None else link.proj2
+        last.weight.zero_()
+        last.bias.zero_()
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
+    if link.ln_target is not None:
+        link.ln_target.reset_parameters()
+        normalised = link(inputs)
+        weights = outputs.pow(2).sum(-1, keepdim=True)
+        weights = weights / weights.sum()
+        mean_in, mean_out = (weights * normalised).sum(0), (weights * outputs).sum(0)
+        covariance = (weights * (normalised - mean_in) * (outputs - mean_out)).sum(0)
+        gain = covariance / (weights * (normalised - mean_in).pow(2)).sum(0).clamp_min(1e-12)
+        link.ln_target.weight.copy_(gain)
+        link.ln_target.bias.copy_(mean_out - gain * mean_in)
+    return link
+
+
+def set_inner_link(mas: RecursiveMASModel, role: str, link: InnerLink | ExpectedEmbeddingLink) -> None:
+    """Replaces an agent's inner link."""
+    agent = mas.agents[role]
+    agent.inner_link = link.to(agent.device).requires_grad_(False)
+    if isinstance(link, ExpectedEmbeddingLink):
+        link.bind(agent.model)
+    mas.config.agents[role]["inner_link"] = {"kind": link.kind}
+
+
+def set_outer_link(mas: RecursiveMASModel, name: str, link: OuterLink) -> None:
+    """Replaces an outer link."""
+    names = [known.name for known in mas.topology.links]
+    source = mas.agents[mas.topology.links[names.index(name)].source]
+    mas.outer_links[name] = link.to(source.device).requires_grad_(False)
+    mas.config.links[names.index(name)]["kind"] = link.kind
