@@ -145,13 +145,13 @@ def build_outer_links(folder: Path, style: Style, name: str, dtype: torch.dtype)
 
 def build_clones(root: Path, styles: tuple[str, ...] = tuple(STYLES)) -> Path:
     """All repositories of some systems as plain folders `root/<repository>`."""
-    for number, name in enumerate(STYLES):
+    for name in STYLES:
         if name not in styles:
             continue
         style = STYLES[name]
         dtype = torch.bfloat16 if name == "mixture" else torch.float32
         for index, agent in enumerate(style.agents.values()):
-            build_agent(root / agent.repository, agent, style.tasks, 10 * number + index, dtype)
+            build_agent(root / agent.repository, agent, style.tasks, index, dtype)
         build_outer_links(root / style.outer_links, style, name, dtype)
     return root
 
