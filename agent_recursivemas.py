@@ -15,6 +15,8 @@ from transformers.dynamic_module_utils import custom_object_save
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
 from .links_recursivemas import ExpectedEmbeddingLink, InnerLink, build_link, vocabulary_logits
 from .sources_recursivemas import (
+    SMALL_FILES,
+    WEIGHT_FILES,
     Source,
     link_filename,
     load_base_model,
@@ -153,6 +155,7 @@ class RecursiveMASAgent(PreTrainedModel):
                 expected='{"kind": …, "weights": …}',
                 hint="a base model alone is loaded with AutoModelForCausalLM",
             )
+        source = source.fetch((*SMALL_FILES, *WEIGHT_FILES))
         tokenizer = load_tokenizer(source, role)
         model = load_base_model(source, role, **options, **({} if config is None else {"config": config}))
         embeddings = model.get_input_embeddings()
@@ -223,6 +226,11 @@ class RecursiveMASAgent(PreTrainedModel):
     def decoder(self) -> PreTrainedModel:
         """The text model under the vocabulary projection (inside a multimodal model, its language part)."""
         return self.model.get_decoder()
+
+    @property
+    def inner_adapter(self) -> InnerLink:
+        """The inner link, by its name in the public release."""
+        return self.inner_link
 
     @property
     def eos_token_ids(self) -> list[int]:

@@ -12,8 +12,8 @@ from .topology_recursivemas import Link, Topology
 FORMAT_VERSION = 1
 AGENT_KEYS = {"source", "revision", "model_type", "hidden_size", "inner_link"}
 INNER_LINK_KEYS = {"kind", "weights"}
-LINK_KEYS = {"source", "target", "feedback", "kind", "weights"}
-WEIGHTS_KEYS = {"source", "revision", "filename", "legacy_key"}
+LINK_KEYS = {"source", "target", "feedback", "kind", "weights", "legacy_key"}
+WEIGHTS_KEYS = {"source", "revision", "filename"}
 
 
 class RecursiveMASConfig(PreTrainedConfig):
@@ -25,7 +25,8 @@ class RecursiveMASConfig(PreTrainedConfig):
             `source` is a folder of this repository (`agents/planner`) or another repository (`org/name`, with a
             pinned `revision`); `model_type` and `hidden_size` are filled in and checked when the agent is loaded.
         stages: lists of roles; stages run in order, the roles of a stage side by side.
-        links: `{"source", "target", "feedback", "kind", "weights"}`, roles as ends.
+        links: `{"source", "target", "feedback", "kind", "weights", "legacy_key"}`, roles as ends; `legacy_key` is the
+            link's name in the public release (`outer_12`).
         decoding_role: the role that writes the text in the last round.
         prompts: prompt set, see prompts_recursivemas.py.
         num_rounds: default number of recursion rounds (>= 1).
@@ -40,7 +41,7 @@ class RecursiveMASConfig(PreTrainedConfig):
     `kind` is one of links_recursivemas.py; an inner link of kind `expected_embedding` has no weights.
     `weights` is a safetensors file of this repository (default `links/<name>.safetensors`, the name being the role
     or `<source>_to_<target>`), or `{"source", "revision", "filename"}` for another repository, where without
-    `filename` the release's own rules find the file (`legacy_key` names an outer link there), or
+    `filename` the release's own rules find the file (see `read_link`), or
     `{"tasks": {task: weights}}`.
 
     The remaining arguments mirror the decoding agent, because tools read them from the composite.
@@ -100,6 +101,13 @@ class RecursiveMASConfig(PreTrainedConfig):
         self.use_cache = use_cache
         self.tie_word_embeddings = tie_word_embeddings
         super().__init__(**kwargs)
+
+    @property
+    def link_tasks(self) -> set[str]:
+        """The tasks that some link has weights of its own for."""
+        entries = [*self.links, *(agent.get("inner_link") or {} for agent in self.agents.values())]
+        weights = [entry.get("weights") for entry in entries]
+        return {task for w in weights if isinstance(w, dict) for task in w.get("tasks", ())}
 
     @property
     def topology(self) -> Topology:

@@ -165,6 +165,18 @@ class OuterLink(nn.Module):
         return output if self.ln_target is None else self.ln_target(output)
 
 
+def fitting_kinds(state_dict: dict[str, torch.Tensor], outer: bool) -> list[str]:
+    """The kinds of link that have exactly the modules of a state dict."""
+    modules = sorted({key.rpartition(".")[0] for key in state_dict})
+    fitting = []
+    for kind, shape in (OUTER_KINDS if outer else INNER_KINDS).items():
+        names = ["proj1"] + ["proj2"] * (shape.layers == 2) + ["residual_proj"] * (outer and shape.residual)
+        names += (["ln_source", "ln_target"] if outer else ["pre_ln", "post_ln"]) if shape.norm else []
+        if sorted(names) == modules:
+            fitting.append(kind)
+    return fitting
+
+
 def infer_kind(state_dict: dict[str, torch.Tensor], outer: bool, where: str) -> str:
     """The kind of link that a state dict belongs to.
 
@@ -173,13 +185,7 @@ def infer_kind(state_dict: dict[str, torch.Tensor], outer: bool, where: str) -> 
     Raises:
         CheckpointError: no kind, or more than one, has exactly these modules.
     """
-    modules = sorted({key.rpartition(".")[0] for key in state_dict})
-    fitting = []
-    for kind, shape in (OUTER_KINDS if outer else INNER_KINDS).items():
-        names = ["proj1"] + ["proj2"] * (shape.layers == 2) + ["residual_proj"] * (outer and shape.residual)
-        names += (["ln_source", "ln_target"] if outer else ["pre_ln", "post_ln"]) if shape.norm else []
-        if sorted(names) == modules:
-            fitting.append(kind)
+    fitting = fitting_kinds(state_dict, outer)
     if len(fitting) != 1:
         what = "The weights fit no kind of link." if not fitting else "The weights fit more than one kind of link."
         raise CheckpointError(

@@ -10,12 +10,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
@@ -27,9 +28,12 @@ from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, In
 from .links_recursivemas import EXPECTED_EMBEDDING, build_link
 from .prompts_recursivemas import PromptRenderer, check_prompts, check_task
 from .sources_recursivemas import (
+    SMALL_FILES,
+    WEIGHT_FILES,
     Source,
     link_filename,
     load_base_model,
+    load_model_config,
     load_tokenizer,
     read_link,
     split_arguments,
@@ -142,17 +146,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 )
         for role, agent in self.agents.items():
             entry = self.config.agents[role]
-            actual = {"hidden_size": agent.hidden_size, "model_type": agent.model.config.model_type}
-            for field, value in actual.items():
-                if entry.get(field, value) != value:
-                    raise ConfigError(
-                        f"An agent's {field} is not what the configuration says.",
-                        where=f"agents, {role}",
-                        found=value,
-                        expected=entry[field],
-                        hint="check that `source` names the right repository for this role",
-                    )
-                entry[field] = value
+            _check_architecture(entry, agent.model.config, agent.hidden_size, role)
             entry["inner_link"] = {**entry.get("inner_link", {}), "kind": agent.inner_link.kind}
         for link, entry in zip(self.topology.links, self.config.links, strict=True):
             module = self.outer_links[link.name]
@@ -184,6 +178,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         task: str | None = None,
         agents: dict[str, RecursiveMASAgent] | None = None,
         agent_kwargs: dict | None = None,
+        generation_config: GenerationConfig | None = None,
         **kwargs,
     ) -> "RecursiveMASModel":
         """Loads a system: its configuration, its agents and its links, wherever each of them lives.
@@ -194,13 +189,15 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             revision: of that repository; agents have their own pinned revisions in the configuration.
             clones: folder with local clones of the agents' repositories, preferred to the Hub.
             device: where the agents go: one device, or role -> device.
-            dtype: of the agents; "auto" keeps the checkpoints'.
+            dtype: of the agents, one for all or role -> dtype; "auto" keeps the checkpoints'.
             outer_dtype: of all links; "auto" keeps the checkpoints' (float32 is exact, bfloat16 loses early rounds).
             task: default task, which chooses the prompts, and the links where these are per task.
             agents: role -> agent already built; replaces loading it.
             agent_kwargs: further arguments for every agent's `from_pretrained`; role -> dict sets them per role.
+            generation_config: settings laid over the decoding agent's, in place of the system's own file.
             kwargs: Hub arguments (cache_dir, token, local_files_only, …); `device_map`, `attn_implementation`,
-                `quantization_config` for every agent; or fields of the configuration, which they override.
+                `quantization_config` for every agent or as role -> value; or fields of the configuration, which they
+                override.
 
         Raises:
             ConfigError: the configuration is wrong, or parts do not fit together.
@@ -219,6 +216,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         if config is None:
             config = RecursiveMASConfig.from_dict(source.json("config.json"), name_or_path=source.repository)
         config = copy.deepcopy(config)
+        if isinstance(kwargs.get("prompts"), str | os.PathLike):
+            kwargs["prompts"] = read_prompts(kwargs["prompts"])
         for key, value in kwargs.items():
             if key not in RecursiveMASConfig().to_dict():
                 raise ArgumentError(
@@ -230,28 +229,51 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             setattr(config, key, value)
         if task is not None:
             config.task = task
+            config.link_task = task if task in config.link_tasks else config.link_task
         topology = config.validate_system()
+        if isinstance(device, dict) and not device.keys() <= set(topology.roles):
+            raise InputError(
+                "Unknown role.", where="device", found=", ".join(device), expected=", ".join(topology.roles)
+            )
 
         link_dtype = None if outer_dtype in (None, "auto") else getattr(torch, str(outer_dtype).removeprefix("torch."))
         built = dict(agents or {})
-        for role in _progress(topology.roles, "Loading agents"):
-            if role not in built:
-                place = device.get(role) if isinstance(device, dict) else device
-                options = {**shared, **_for_role(agent_kwargs, role, topology.roles)}
-                built[role] = _load_agent(source, config, role, place, link_dtype, options)
-        outer_links = {}
-        for link, entry in zip(topology.links, config.links, strict=True):
-            tensors, where, stated = read_link(source, entry.get("weights"), link.name, config.link_task)
-            outer_links[link.name] = build_link(
-                tensors,
-                where=where,
-                in_features=built[link.source].hidden_size,
-                out_features=built[link.target].hidden_size,
-                kind=entry.get("kind") or stated,
-                dtype=link_dtype,
-            ).to(built[link.source].device)
+        places = {
+            role: source.other(config.agents[role]["source"], config.agents[role].get("revision"))
+            for role in topology.roles
+            if role not in built
+        }
+        widths = {role: agent.hidden_size for role, agent in built.items()}
+        tokenizers = {}
+        # Files are fetched side by side, agents built one after another: `from_pretrained` sets the default dtype and
+        # initialisers of the whole process (in four threads 38 of 42 models came out in another agent's dtype or
+        # without weights), and it reads the weights of one model in threads already.
+        pool = ThreadPoolExecutor()
+        try:
+            # Everything small is read and checked before the first weight of an agent.
+            small = pool.map(lambda place: place.fetch(SMALL_FILES), places.values())
+            for role, place in zip(places, small, strict=True):
+                agent_config = load_model_config(place, role)
+                widths[role] = agent_config.get_text_config().hidden_size
+                _check_architecture(config.agents[role], agent_config, widths[role], role)
+                tokenizers[role] = load_tokenizer(place, role)
+                PromptRenderer(tokenizers[role], role, config.chat_template_kwargs)
+            inner_links, outer_links = load_links(source, config, widths, link_dtype, skip=tuple(built))
+            complete = pool.map(lambda place: place.fetch(WEIGHT_FILES), places.values())
+            for role in _progress(tuple(places), "Loading agents"):
+                options = {key: _of_role(value, role, topology.roles) for key, value in shared.items()}
+                options |= _for_role(agent_kwargs, role, topology.roles)
+                model = _load_model(next(complete), role, _of_role(device, role, topology.roles), options)
+                inner_link = inner_links[role].to(model.get_input_embeddings().weight.device)
+                built[role] = RecursiveMASAgent(model, inner_link, tokenizers[role], role)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for link in topology.links:
+            outer_links[link.name].to(built[link.source].device)
         model = cls(config, built, outer_links)
-        if (saved := source.json("generation_config.json", required=False)) is not None:
+        if generation_config is not None:
+            model.generation_config.update(**generation_config.to_diff_dict())
+        elif (saved := source.json("generation_config.json", required=False)) is not None:
             model.generation_config = GenerationConfig.from_dict(saved)
         model.config.name_or_path = source.repository
         return model
@@ -318,6 +340,14 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         if name not in self.outer_links:
             raise InputError("No such link.", where="transfer", found=name, expected=", ".join(self.outer_links))
         return self.outer_links[name](self.agents[source].inner_link(hidden_states))
+
+    @property
+    def outer_adapters(self) -> dict[str, nn.Module]:
+        """The outer links by their names in the public release (`outer_12`), or their own where they have none."""
+        return {
+            entry.get("legacy_key") or link.name: self.outer_links[link.name]
+            for link, entry in zip(self.topology.links, self.config.links, strict=True)
+        }
 
     @property
     def device(self) -> torch.device:
@@ -575,6 +605,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         if config.min_new_tokens is None and config.min_length:
             config.min_new_tokens = max(0, config.min_length - prompt_length)
         config.max_length = config.min_length = None
+        if not config.do_sample:
+            config.temperature = config.top_p = config.top_k = config.min_p = None  # unused, and warned about
         if config.eos_token_id is None:
             config.eos_token_id = self.agents[self.config.decoding_role].eos_token_ids
         if config.pad_token_id is None:
@@ -616,29 +648,79 @@ def _for_role(agent_kwargs: dict | None, role: str, roles: tuple[str, ...]) -> d
     return {**kwargs, **own.get(role, {})}
 
 
-def _load_agent(
+def _of_role(value: object, role: str, roles: tuple[str, ...]) -> object:
+    """An argument for one agent: the value for all, or the role's entry where the value is a dict by role."""
+    by_role = isinstance(value, dict) and value and value.keys() <= set(roles)
+    return value.get(role) if by_role else value
+
+
+def _load_model(place: Source, role: str, device: str | torch.device | None, options: dict) -> PreTrainedModel:
+    options = {key: value for key, value in options.items() if value is not None}
+    if device is not None and "quantization_config" in options:
+        options.setdefault("device_map", {"": device})  # quantized weights cannot be moved afterwards
+    model = load_base_model(place, role, **options)
+    return model if device is None or "device_map" in options else model.to(device)
+
+
+def load_links(
     source: Source,
     config: RecursiveMASConfig,
-    role: str,
-    device: str | torch.device | None,
-    link_dtype: torch.dtype | None,
-    options: dict,
-) -> RecursiveMASAgent:
-    entry = config.agents[role]
-    place = source.other(entry["source"], entry.get("revision"))
-    tokenizer = load_tokenizer(place, role)
-    model = load_base_model(place, role, **options)
-    if device is not None:
-        model = model.to(device)
-    inner = entry.get("inner_link") or {}
-    if inner.get("kind") == EXPECTED_EMBEDDING:
-        tensors, where, stated = {}, f"{source}, link {role}", EXPECTED_EMBEDDING
-    else:
-        tensors, where, stated = read_link(source, inner.get("weights"), role, config.link_task)
-    width = model.get_input_embeddings().embedding_dim
-    kind = inner.get("kind") or stated
-    inner_link = build_link(tensors, where=where, in_features=width, kind=kind, dtype=link_dtype)
-    return RecursiveMASAgent(model, inner_link.to(model.get_input_embeddings().weight.device), tokenizer, role)
+    widths: dict[str, int],
+    dtype: torch.dtype | None = None,
+    skip: tuple[str, ...] = (),
+) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """Reads the links of a system.
+
+    Args:
+        source: the system's own repository.
+        config: the system's configuration; its `link_task` chooses among weights per task.
+        widths: role -> hidden size of its agent.
+        dtype: of the links; `None` keeps the stored one.
+        skip: roles that need no inner link.
+
+    Returns:
+        Role -> inner link, and link name -> outer link.
+    """
+    inner_links, outer_links = {}, {}
+    for role, entry in config.agents.items():
+        if role not in skip:
+            inner = entry.get("inner_link") or {}
+            if inner.get("kind") == EXPECTED_EMBEDDING:  # has no weights of its own
+                tensors, where, stated = {}, f"{source}, link {role}", EXPECTED_EMBEDDING
+            else:
+                tensors, where, stated = read_link(source, inner.get("weights"), role, config.link_task)
+            kind = inner.get("kind") or stated
+            inner_links[role] = build_link(tensors, where=where, in_features=widths[role], kind=kind, dtype=dtype)
+    for link, entry in zip(config.topology.links, config.links, strict=True):
+        tensors, where, stated = read_link(
+            source, entry.get("weights"), link.name, config.link_task, entry.get("legacy_key")
+        )
+        outer_links[link.name] = build_link(
+            tensors,
+            where=where,
+            in_features=widths[link.source],
+            out_features=widths[link.target],
+            kind=entry.get("kind") or stated,
+            dtype=dtype,
+        )
+    return inner_links, outer_links
+
+
+def _check_architecture(entry: dict, agent_config: PreTrainedConfig, hidden_size: int, role: str) -> None:
+    """Holds an agent against its entry of the configuration, and fills in what the entry leaves open.
+
+    `gemma3` and `gemma3_text` are the same for this: a multimodal checkpoint, and its language part alone.
+    """
+    for field, value in {"hidden_size": hidden_size, "model_type": agent_config.model_type}.items():
+        stated = entry.setdefault(field, value)
+        if str(stated).removesuffix("_text") != str(value).removesuffix("_text"):
+            raise ConfigError(
+                f"An agent's {field} is not what the configuration says.",
+                where=f"agents, {role}, {entry['source']}",
+                found=value,
+                expected=stated,
+                hint="check that `source` names the right repository for this role",
+            )
 
 
 def _save_link(state: dict[str, torch.Tensor], prefix: str, path: Path) -> None:

@@ -6,19 +6,28 @@ work as everywhere else. `.pt` files are read with `weights_only=True`; nothing 
 
 import json
 import os
-import pickle
-import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from .errors_recursivemas import CheckpointError
+from .links_recursivemas import INNER_KINDS, OUTER_KINDS, fitting_kinds
 
+# What of an agent's repository is needed
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+WEIGHT_FILES = ("*.safetensors",)
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 # What Auto classes and pipelines pass along, and nothing here has a use for.
 IGNORED_KEYS = (
@@ -42,6 +51,7 @@ class Source:
         revision: branch, tag or commit; `None` is the default branch.
         hub: keyword arguments for the Hub client, out of `HUB_KEYS`.
         clones: folder with local clones, preferred to the Hub (`clones/org/name` or `clones/name`).
+        label: name for messages, where the folder's own says little.
     """
 
     repository: str
@@ -49,12 +59,15 @@ class Source:
     revision: str | None = None
     hub: dict = field(default_factory=dict)
     clones: str | None = None
+    label: str | None = None
 
     @property
     def is_local(self) -> bool:
         return os.path.isdir(self.repository)
 
     def __str__(self) -> str:
+        if self.label is not None:
+            return self.label
         place = os.path.join(self.repository, self.subfolder) if self.subfolder else self.repository
         return place if self.revision is None or self.is_local else f"{place}@{self.revision}"
 
@@ -89,27 +102,66 @@ class Source:
                 **self.hub,
             )
         except OSError as error:
-            raise CheckpointError(
-                "A repository cannot be read.",
-                where=str(self),
-                found=str(error).partition("\n")[0],
-                expected=f"a folder or repository with {name}",
-                hint="check the name, the revision and the token, or fetch it with `hf download`",
-            ) from error
+            path = None  # offline, a file that the cached commit does not hold looks like an unreachable repository
+            if self.folder is None:
+                raise CheckpointError(
+                    "A repository cannot be read.",
+                    where=str(self),
+                    found=str(error).partition("\n")[0],
+                    expected=f"a folder or repository with {name}",
+                    hint="check the name, the revision and the token, or fetch it with `hf download`",
+                ) from error
         if path is None and required:
             raise CheckpointError(
                 "A file is missing.",
                 where=str(self),
-                found=", ".join(sorted(os.listdir(self.folder)))[:500] if self.is_local else None,
+                found=self.listing(),
                 expected=name,
                 hint="fetch the repository again, or check that it is the right one",
             )
         return path
 
     @property
-    def folder(self) -> str:
-        """Path of a local source."""
-        return os.path.join(self.repository, self.subfolder)
+    def folder(self) -> str | None:
+        """Local path: the folder itself, or the commit in the Hub cache (`None` where nothing of it is there)."""
+        cached = {"cache_dir": self.hub.get("cache_dir"), "local_files_only": True}
+        try:
+            root = (
+                self.repository
+                if self.is_local
+                else snapshot_download(self.repository, revision=self.revision, **cached)
+            )
+        except (OSError, ValueError):
+            return None
+        return os.path.join(root, self.subfolder)
+
+    def listing(self) -> str:
+        """The files that are there, for error messages."""
+        folder = self.folder
+        return ", ".join(sorted(os.listdir(folder)))[:500] if folder and os.path.isdir(folder) else "nothing"
+
+    def fetch(self, patterns: tuple[str, ...]) -> "Source":
+        """The same place as a local folder, with its files that fit the patterns brought into the Hub cache.
+
+        Raises:
+            CheckpointError: the repository cannot be reached, and the cache does not hold it.
+        """
+        if self.is_local:
+            return self
+        prefix = f"{self.subfolder}/" if self.subfolder else ""
+        hub = {key: value for key, value in self.hub.items() if key != "proxies"}
+        try:
+            folder = snapshot_download(
+                self.repository, revision=self.revision, allow_patterns=[prefix + p for p in patterns], **hub
+            )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                "A repository cannot be read.",
+                where=str(self),
+                found=str(error).partition("\n")[0],
+                hint="check the name, the revision and the token, or fetch it with `hf download`",
+            ) from error
+        return replace(self, repository=folder, label=str(self))
 
     def json(self, name: str, required: bool = True) -> dict | None:
         """A JSON object read from a file; `None` where an optional one does not exist."""
@@ -142,7 +194,7 @@ def read_tensors(path: str, where: str) -> dict[str, torch.Tensor]:
         if path.endswith(".safetensors"):
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a broken file fails in as many ways as there are parsers
         raise CheckpointError(
             "A file of weights cannot be read.",
             where=where,
@@ -177,32 +229,46 @@ def link_filename(name: str, task: str | None = None) -> str:
 def split_arguments(kwargs: dict) -> tuple[dict, dict]:
     """Keyword arguments of a `from_pretrained` -> those for the Hub client, and the others that mean something."""
     hub = {key: kwargs[key] for key in HUB_KEYS if kwargs.get(key) is not None}
-    return hub, {key: value for key, value in kwargs.items() if key not in (*IGNORED_KEYS, *HUB_KEYS)}
+    ignored = (*IGNORED_KEYS, *HUB_KEYS)
+    return hub, {key: value for key, value in kwargs.items() if key not in ignored and value is not None}
+
+
+def load_model_config(source: Source, role: str) -> PreTrainedConfig:
+    """Loads the configuration of an agent's base model from a local source."""
+    source.json("config.json")
+    try:
+        return AutoConfig.from_pretrained(source.folder)
+    except Exception as error:
+        raise CheckpointError(
+            "An agent's config.json cannot be used.",
+            where=f"agent {role}, {source}, config.json",
+            found=f"{type(error).__name__}: {error}"[:500],
+            expected="the configuration of a causal language model",
+            hint="fetch the file again, or check that this version of transformers knows the architecture",
+        ) from error
 
 
 def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
     """Loads an agent's causal language model; every weight must be there, and nothing is re-initialised.
 
+    A multimodal checkpoint loads as what `AutoModelForCausalLM` makes of it: Gemma 3 as the whole model, of which
+    only the language part runs; Qwen 3.5 as its language model alone, the weights of its vision part left on disk.
+
     Args:
-        source: the agent's folder.
+        source: the agent's local folder.
         role: for error messages.
         kwargs: passed to `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, …).
     """
-    source.json("config.json")
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            # Of a local repository, transformers would read the root's generation_config.json for a subfolder.
-            source.folder if source.is_local else source.repository,
-            subfolder="" if source.is_local else source.subfolder,
-            revision=source.revision,
+            source.folder,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they come back in the loading info, and are an error below
             # A release repository holds an `adapter_config.json` that is no PEFT adapter: look for none.
             adapter_kwargs={"subfolder": "__none__"},
-            **source.hub,
             **kwargs,
         )
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:
         raise CheckpointError(
             "An agent's model cannot be loaded.",
             where=f"agent {role}, {source}",
@@ -225,22 +291,25 @@ def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
                 expected=f"exactly the weights of {type(model).__name__}",
                 hint="fetch the repository again, or check that config.json belongs to the weights",
             )
+    for name, parameter in model.named_parameters():
+        # A sum in float32 is finite where the parameter is, and needs no second copy of it.
+        if parameter.is_floating_point() and not bool(parameter.sum(dtype=torch.float32).isfinite()):
+            raise CheckpointError(
+                f"A weight of an agent holds NaN or infinity: {name}.",
+                where=f"agent {role}, {source}",
+                expected="finite numbers",
+                hint="fetch the repository again",
+            )
     for name in ("auto_map", "inner_link"):  # of an agent's own repository; the base model knows nothing of them
         vars(model.config).pop(name, None)
     return model
 
 
 def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:
-    """Loads an agent's tokenizer, padding on the left."""
+    """Loads an agent's tokenizer from a local source, padding on the left."""
     try:
-        return AutoTokenizer.from_pretrained(
-            source.repository,
-            subfolder=source.subfolder,
-            revision=source.revision,
-            padding_side="left",
-            **source.hub,
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return AutoTokenizer.from_pretrained(source.folder, padding_side="left")
+    except Exception as error:  # the tokenizers library raises plain exceptions
         raise CheckpointError(
             "An agent's tokenizer cannot be loaded.",
             where=f"agent {role}, {source}",
@@ -249,32 +318,152 @@ def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def read_link(source: Source, weights: str | dict | None, name: str, task: str | None) -> tuple[dict, str, str | None]:
+def read_link(
+    source: Source, weights: str | dict | None, name: str, task: str | None, legacy_key: str | None = None
+) -> tuple[dict[str, torch.Tensor], str, str | None]:
     """Reads a link's weights, from wherever the `weights` entry of a configuration says.
+
+    Where that is another repository without a file name, the rules of the public release find the file. Inner links:
+    the entry of innerlink_config.json for the task, then `adapter(<task>).pt`, then `adapter.pt`. Outer links: the
+    entry of outerlink_config.json (for the task, where it has tasks) with the link's legacy key, or else with the
+    file name `<Source>-<Target>-Outerlink.pt`.
 
     Args:
         source: the system's own repository.
         weights: see `RecursiveMASConfig`; `None` is `links/<name>.safetensors` of this repository.
         name: the link's name: the role for an inner link, `<source>_to_<target>` for an outer one.
         task: which entry of weights per task to take.
+        legacy_key: the link's name in the release.
 
     Returns:
         The state dict, the file it came from, and the kind that a release manifest states (or `None`).
+
+    Raises:
+        CheckpointError: a file is missing or broken, or a manifest contradicts the weights.
     """
     if isinstance(weights, dict) and "tasks" in weights:
-        if task not in weights["tasks"]:
-            raise CheckpointError(
-                "A link has no weights for this task.",
-                where=f"{source}, link {name}",
-                found=task,
-                expected=", ".join(sorted(weights["tasks"])),
-                hint="load the system with `task=` one of these",
-            )
-        weights = weights["tasks"][task]
+        weights = _for_task(weights["tasks"], task, f"{source}, link {name}")
     if weights is None or isinstance(weights, str):
-        filename, kind = weights or f"links/{link_filename(name)}", None
+        filename, stated = weights or f"links/{link_filename(name)}", {}
     else:
         source = source.other(weights["source"], weights.get("revision"))
-        filename, kind = weights["filename"], None
+        if "filename" in weights:
+            filename, stated = weights["filename"], {}
+        elif "_to_" in name:
+            filename, stated = _released_outer_link(source, name, task, legacy_key)
+        else:
+            filename, stated = _released_inner_link(source, task)
     where = f"{source}, {filename}"
-    return read_tensors(source.file(filename), where), where, kind
+    tensors = read_tensors(source.file(filename), where)
+    _check_stated(tensors, stated, where, outer="_to_" in name)
+    return tensors, where, stated.get("adapter_type")
+
+
+def _for_task(tasks: object, task: str | None, where: str) -> object:
+    if not isinstance(tasks, dict) or task not in tasks:
+        raise CheckpointError(
+            "There are no weights for this task.",
+            where=where,
+            found=task,
+            expected=", ".join(sorted(tasks)) if isinstance(tasks, dict) else "task -> weights",
+            hint="load the system with one of these as `link_task`",
+        )
+    return tasks[task]
+
+
+def _released_inner_link(source: Source, task: str | None) -> tuple[str, dict]:
+    """File name and stated properties of the inner link in an agent's released repository."""
+    stated = source.json("adapter_config.json", required=False) or {}
+    manifest = source.json("innerlink_config.json", required=False) or {}
+    tasks = manifest.get("tasks", {})
+    if not isinstance(tasks, dict) or not all(isinstance(entry, dict) for entry in tasks.values()):
+        raise CheckpointError(
+            "A manifest has the wrong form.",
+            where=f"{source}, innerlink_config.json, tasks",
+            found=repr(tasks)[:200],
+            expected='{task: {"adapter.pt": file name}}',
+        )
+    if task in tasks:
+        return _file_name(
+            tasks[task].get("adapter.pt", "adapter.pt"), f"{source}, innerlink_config.json, {task}"
+        ), stated
+    candidates = [f"adapter({task}).pt"] * (task is not None) + ["adapter.pt"]
+    for filename in candidates:
+        if source.file(filename, required=False) is not None:
+            return filename, stated
+    raise CheckpointError(
+        "An agent's repository has no inner link.",
+        where=str(source),
+        found=source.listing(),
+        expected=" or ".join(["innerlink_config.json with this task"] * (task is not None) + candidates),
+        hint="fetch the repository again, or check that it is the right one",
+    )
+
+
+def _released_outer_link(source: Source, name: str, task: str | None, legacy_key: str | None) -> tuple[str, dict]:
+    """File name and stated properties of an outer link in a released repository of links."""
+    where = f"{source}, outerlink_config.json"
+    manifest = source.json("outerlink_config.json")
+    if "tasks" in manifest:
+        manifest, where = _for_task(manifest["tasks"], task, where), f"{where}, tasks, {task}"
+    adapters = manifest.get("adapters") if isinstance(manifest, dict) else None
+    if not isinstance(adapters, list) or not all(isinstance(adapter, dict) for adapter in adapters):
+        raise CheckpointError(
+            "A manifest has the wrong form.",
+            where=f"{where}, adapters",
+            found=repr(adapters)[:200],
+            expected='a list of {"legacy_key", "filename", ...}',
+        )
+    ends = (end.replace("_", " ").title().replace(" ", "") for end in name.split("_to_"))
+    by_name = f"{'-'.join(ends)}-Outerlink.pt"
+    fitting = [a for a in adapters if legacy_key is not None and a.get("legacy_key") == legacy_key]
+    fitting = fitting or [a for a in adapters if "legacy_key" not in a and a.get("filename") == by_name]
+    if legacy_key is None:
+        fitting = [a for a in adapters if a.get("filename") == by_name]
+    if len(fitting) != 1:
+        raise CheckpointError(
+            f"A manifest names {'no file' if not fitting else 'more than one file'} for an outer link.",
+            where=f"{where}, adapters",
+            found=", ".join(f"{a.get('legacy_key')}: {a.get('filename')}" for a in adapters) or "nothing",
+            expected=f"one entry with the legacy key {legacy_key}" if legacy_key else by_name,
+        )
+    return _file_name(fitting[0].get("filename"), f"{where}, {legacy_key or by_name}"), fitting[0]
+
+
+def _file_name(filename: object, where: str) -> str:
+    if not isinstance(filename, str) or os.path.isabs(filename) or ".." in Path(filename).parts:
+        raise CheckpointError(
+            "A manifest names no file of its repository.", where=where, found=repr(filename), expected="a file name"
+        )
+    return filename
+
+
+def _check_stated(tensors: dict[str, torch.Tensor], stated: dict, where: str, outer: bool) -> None:
+    """Holds what a manifest states against the weights."""
+    manifest = "outerlink_config.json" if outer else "adapter_config.json"
+    kind, kinds = stated.get("adapter_type"), OUTER_KINDS if outer else INNER_KINDS
+    if kind is not None and kind not in kinds:
+        raise CheckpointError(
+            "A manifest states an unknown kind of link.",
+            where=f"{where}, adapter_type in {manifest}",
+            found=repr(kind),
+            expected=", ".join(kinds),
+        )
+    first = tensors.get("proj1.weight")
+    last = next((tensors[key] for key in ("proj2.weight", "proj1.weight") if key in tensors), None)
+    found = {"adapter_type": kind}
+    fitting = fitting_kinds(tensors, outer)
+    if fitting and kind not in fitting:
+        found["adapter_type"] = " or ".join(fitting)
+    for key, tensor, axis in (("in_dim", first, 1), ("out_dim", last, 0)):
+        if tensor is not None and tensor.ndim == 2:
+            found[key] = tensor.shape[axis]
+    for key, value in found.items():
+        if stated.get(key) is not None and stated[key] != value:
+            raise CheckpointError(
+                f"A manifest contradicts the weights: {key}.",
+                where=f"{where}, {key} in {manifest}",
+                found=f"{value} in the weights ({', '.join(sorted(tensors))})",
+                expected=f"{stated[key]}, as the manifest says",
+                hint="fetch the repository again, or check that manifest and weights belong together",
+            )

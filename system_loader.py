@@ -6,13 +6,17 @@ that is no remote code uses the remote code through the names below.
 """
 
 import importlib
+import json
 import os
+import re
 from pathlib import Path
 
 import torch
+from transformers import GenerationConfig
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 ROOT = Path(__file__).resolve().parent
+STYLES = ROOT / "styles"
 RecursiveMASModel = get_class_from_dynamic_module("modeling_recursivemas.RecursiveMASModel", str(ROOT))
 _PACKAGE = RecursiveMASModel.__module__.rpartition(".")[0]
 
@@ -37,31 +41,136 @@ ArgumentError, CheckpointError = _errors.ArgumentError, _errors.CheckpointError
 InnerLink, OuterLink = _links.InnerLink, _links.OuterLink
 INNER_KINDS, OUTER_KINDS, ABLATION_KINDS = _links.INNER_KINDS, _links.OUTER_KINDS, _links.ABLATION_KINDS
 PromptRenderer, Slot, slot_marker = _prompts.PromptRenderer, _prompts.Slot, _prompts.slot_marker
-TASKS, check_prompts = _prompts.TASKS, _prompts.check_prompts
+TASKS, check_prompts, check_task = _prompts.TASKS, _prompts.check_prompts, _prompts.check_task
 Topology, Link = _topology.Topology, _topology.Link
 Solution, read_prompts, extract_answer = _modeling.Solution, _modeling.read_prompts, _answers.extract_answer
 
 
-def load_mas_system(
-    style: str | os.PathLike = ROOT,
-    *,
-    device: str | torch.device | dict[str, str | torch.device] | None = None,
-    dtype: str | torch.dtype = "auto",
-    outer_dtype: str | torch.dtype = "auto",
-    trust_remote_code: bool | None = None,
-    **kwargs,
-) -> RecursiveMASModel:
-    """Loads a system.
+def read_style(style: str | os.PathLike) -> dict:
+    """The table of a collaboration style: `stages`, `links`, `decoding_role` and `prompts`.
+
+    Together with `agents` it makes a configuration: `RecursiveMASConfig(agents=..., **read_style("mixture"))`.
 
     Args:
-        style: a folder or Hub repository with a system's config.json; by default this repository's own system.
-        device: one device for all agents, or role -> device; default the CPU.
-        dtype: of the agents; "auto" keeps the checkpoints'.
-        outer_dtype: of the links; "auto" keeps the checkpoints'.
-        trust_remote_code: accepted for symmetry with `from_pretrained`; the code that runs is this clone's.
-        kwargs: see `RecursiveMASModel.from_pretrained`.
+        style: sequential, mixture, distillation or deliberation; or a JSON file of your own with these four keys.
 
     Raises:
+        InputError: there is no such style.
+        ConfigError: the file is no style, or describes a system that cannot run.
+    """
+    path = Path(style) if str(style).endswith(".json") else STYLES / f"{style}.json"
+    names = sorted(file.stem for file in STYLES.glob("*.json") if file.stem != "released")
+    if not path.is_file() or path.stem == "released":
+        expected = f"{', '.join(names)}, or a JSON file of your own"
+        raise InputError("Unknown collaboration style.", where="style", found=str(style), expected=expected)
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError("A style is not valid JSON.", where=str(path), found=error) from error
+    keys = ("stages", "links", "decoding_role", "prompts")
+    if not isinstance(table, dict) or set(table) != set(keys):
+        found = ", ".join(table) if isinstance(table, dict) else type(table).__name__
+        raise ConfigError("A style has the wrong form.", where=str(path), found=found, expected=", ".join(keys))
+    return table
+
+
+def released_styles() -> dict:
+    """The public release as a table: `styles`, `datasets` and `defaults` (styles/released.json)."""
+    return json.loads((STYLES / "released.json").read_text(encoding="utf-8"))
+
+
+def released_config(
+    style: str,
+    dataset: str = "math500",
+    task: str | None = None,
+    revision: str | dict[str, str] | None = None,
+) -> tuple[RecursiveMASConfig, GenerationConfig]:
+    """The configuration of a released system, and the release's generation settings for a dataset.
+
+    Args:
+        style: name of a released system, see `released_styles`.
+        dataset: what the system is for: chooses the prompts, the links where a system has them per task (`code` for
+            mbppplus and livecodebench, `math` for everything else), and the recommended settings.
+        task: chooses the prompts and the links in place of `dataset`.
+        revision: of every repository, or role -> revision (`outer_links` for the repository of outer links).
+
+    Raises:
+        InputError: unknown style, task or role.
+    """
+    release = released_styles()
+    if style not in release["styles"]:
+        raise InputError(
+            "Unknown system.",
+            where="style",
+            found=style,
+            expected=f"{', '.join(release['styles'])}; a folder with a config.json; or a Hub repository (org/name)",
+        )
+    entry = release["styles"][style]
+    # "evalplus/mbppplus", "MBPP+" and "MATH-500" are known by their plain names.
+    name = re.sub(r"[^a-z0-9]", "", dataset.lower().rpartition("/")[2].replace("+", "plus"))
+    layers = (release["defaults"], release["datasets"].get(name, {}), entry.get("datasets", {}).get(name, {}))
+    settings, generation = {}, {}
+    for layer in layers:
+        settings |= layer
+        generation |= layer.get("generation", {})
+    task = check_task(settings.get("task", "math") if task is None else task)
+    parts = [*entry["agents"], "outer_links"]
+    if isinstance(revision, dict) and not revision.keys() <= set(parts):
+        raise InputError("Unknown role.", where="revision", found=", ".join(revision), expected=", ".join(parts))
+    revisions = {part: revision.get(part) if isinstance(revision, dict) else revision for part in parts}
+    table = read_style(entry["style"])
+    agents = {}
+    for role, agent in entry["agents"].items():
+        place = {"source": agent["source"], "revision": revisions[role]}
+        agents[role] = {**place, "model_type": agent["model_type"], "inner_link": {"weights": place}}
+    outer = {"source": entry["outer_links"], "revision": revisions["outer_links"]}
+    config = RecursiveMASConfig(
+        style=style,
+        agents=agents,
+        num_rounds=settings["num_rounds"],
+        latent_steps=settings["latent_steps"],
+        task=task,
+        link_task=("code" if task == "code" else "math") if entry["per_task"] else None,
+        **{**table, "links": [{**link, "weights": dict(outer)} for link in table["links"]]},
+    )
+    return config, GenerationConfig(**generation)
+
+
+def load_mas_system(
+    style: str | os.PathLike = ROOT,
+    dataset: str = "math500",
+    *,
+    device: str | torch.device | dict[str, str | torch.device] | None = None,
+    dtype: str | torch.dtype | dict[str, str | torch.dtype] = "auto",
+    outer_dtype: str | torch.dtype = "auto",
+    trust_remote_code: bool | None = None,
+    task: str | None = None,
+    revision: str | dict[str, str] | None = None,
+    **kwargs,
+) -> RecursiveMASModel:
+    """Loads a system: one of the public release by its name, or any other from its folder or Hub repository.
+
+    Args:
+        style: sequential_light, sequential_scaled, mixture, distillation or deliberation (the public release); or a
+            folder or Hub repository with a system's config.json; by default this repository's own system.
+        dataset: of a released system: chooses prompts, links and settings, see `released_config`. Other systems have
+            these in their config.json.
+        device: one device for all agents, or role -> device; default the CPU.
+        dtype: of the agents, one for all or role -> dtype; "auto" keeps the checkpoints'.
+        outer_dtype: of the links; "auto" keeps the checkpoints'.
+        trust_remote_code: accepted for symmetry with `from_pretrained`; the code that runs is this clone's.
+        task: chooses the prompts, and of a released system the links, in place of `dataset`.
+        revision: of the repository; for a released system also role -> revision.
+        kwargs: see `RecursiveMASModel.from_pretrained` (`clones`, `cache_dir`, `local_files_only`, `token`,
+            `device_map`, `attn_implementation`, `quantization_config`, `prompts`, `offload`, ...).
+
+    Raises:
+        InputError: there is no such style.
         ConfigError, CheckpointError, ArgumentError: see `RecursiveMASModel.from_pretrained`.
     """
-    return RecursiveMASModel.from_pretrained(style, device=device, dtype=dtype, outer_dtype=outer_dtype, **kwargs)
+    kwargs |= {"device": device, "dtype": dtype, "outer_dtype": outer_dtype}
+    name = str(style)
+    if "/" in name or os.path.isdir(name):
+        return RecursiveMASModel.from_pretrained(style, task=task, revision=revision, **kwargs)
+    config, generation = released_config(name, dataset, task, revision)
+    return RecursiveMASModel.from_pretrained(name, config=config, generation_config=generation, **kwargs)

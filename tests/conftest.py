@@ -29,3 +29,19 @@ def chain_folder(chain, tmp_path_factory):
     folder = tmp_path_factory.mktemp("systems") / "chain"
     chain.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def released_clones(tmp_path_factory):
+    """The nineteen released repositories in small, as plain folders; tests that change files work on copies."""
+    from released import build_clones
+
+    return build_clones(tmp_path_factory.mktemp("clones"))
+
+
+@pytest.fixture(scope="session")
+def released_cache(released_clones, tmp_path_factory):
+    """The same repositories as the Hub client caches them; passed as `cache_dir`, they load offline by their names."""
+    from released import place_in_cache
+
+    return place_in_cache(released_clones, tmp_path_factory.mktemp("hub"))

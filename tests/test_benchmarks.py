@@ -9,7 +9,6 @@ from recursivemas.benchmarks import baselines, harness
 from recursivemas.benchmarks.bench import BENCHMARKS
 from recursivemas.benchmarks.systems import random_agent, random_questions, random_system
 
-
 IN_PROCESS = [name for name in BENCHMARKS if name != "loading"]  # that one starts processes of its own
 
 

@@ -5,7 +5,7 @@ import itertools
 import torch
 from recursivemas.system_loader import InnerLink, OuterLink, RecursiveMASAgent, RecursiveMASConfig, RecursiveMASModel
 from recursivemas.training.tokenizers import build_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
 # model type -> (tokenizer family, width, further configuration); widths differ on purpose
@@ -20,23 +20,46 @@ ARCHITECTURES = {
         "linear_key_head_dim": 8, "linear_value_head_dim": 8,
         "layer_types": ["linear_attention", "full_attention"]}),
 }  # fmt: skip
+# The multimodal checkpoints of the release: model type -> configuration of the vision part
+VISION = {
+    "gemma3": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 16, "patch_size": 8},
+    "qwen3_5": {"hidden_size": 16, "intermediate_size": 32, "depth": 1, "num_heads": 2, "num_position_embeddings": 16,
+        "patch_size": 8},
+}  # fmt: skip
 CORPUS = ["Plan the answer.", "Refine the plan of the others.", "What is the answer to the question?"]
 
 
-def tiny_base(architecture: str, seed: int = 0) -> tuple[PreTrainedModel, object]:
-    """A random base model and its tokenizer. Weights are larger than usual, so that answers depend on questions."""
-    family, width, extra = ARCHITECTURES[architecture]
+def tiny_base(architecture: str, seed: int = 0, width: int | None = None) -> tuple[PreTrainedModel, object]:
+    """A random base model and its tokenizer. Weights are larger than usual, so that answers depend on questions.
+
+    `gemma3` and `qwen3_5` are the multimodal classes, as they are published.
+    """
+    text = f"{architecture}_text" if architecture in VISION else architecture
+    family, usual_width, extra = ARCHITECTURES[text]
+    width = width or usual_width
     tokenizer = build_tokenizer(family, CORPUS, seed=seed)
-    config = AutoConfig.for_model(
-        architecture,
+    fields = {
         **{**SHAPE, "hidden_size": width, "intermediate_size": 2 * width, "vocab_size": len(tokenizer), **extra},
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        tie_word_embeddings=seed == 0,
-    )
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "tie_word_embeddings": seed == 0,
+    }
+    if architecture in VISION:
+        vision = VISION[architecture] | ({"out_hidden_size": width} if architecture == "qwen3_5" else {})
+        config = AutoConfig.for_model(
+            architecture,
+            text_config=fields,
+            vision_config=vision,
+            mm_tokens_per_image=4,
+            tie_word_embeddings=fields["tie_word_embeddings"],
+        )
+    else:
+        config = AutoConfig.for_model(architecture, **fields)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    auto_class = AutoModelForImageTextToText if architecture in VISION else AutoModelForCausalLM
+    model = auto_class.from_config(config, attn_implementation="sdpa").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:

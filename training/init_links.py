@@ -12,19 +12,12 @@ Examples:
       --outer outer_ln_res_adapter --output to-be-trained
 """
 
-import argparse
-import json
 from pathlib import Path
 
 from recursivemas.system_loader import (
-    INNER_KINDS,
-    OUTER_KINDS,
-    ConfigError,
-    InputError,
     RecursiveMASAgent,
     RecursiveMASConfig,
     RecursiveMASModel,
-    load_mas_system,
     remote_module,
 )
 
