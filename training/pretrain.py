@@ -85,7 +85,7 @@ SYSTEMS: dict[str, SystemSpec] = {
     "deliberation": SystemSpec(
         task="variables",
         agents={
-            "reflector": AgentSpec("qwen3", "qwen3", 31, hidden_size=128, intermediate_size=320),
+            "reflector": AgentSpec("qwen3", "qwen3", 31, hidden_size=96, intermediate_size=256, num_hidden_layers=4),
             "toolcaller": AgentSpec("qwen2", "qwen2", 32, hidden_size=96, intermediate_size=256),
         },
     ),

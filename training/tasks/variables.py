@@ -1,9 +1,9 @@
 r"""An expression whose variable hides behind other variables: the task of the small `deliberation` system.
 
-`37*a b=54 a=c c=d d=17` asks for 37*17. The reflector replaces the variable of the expression by what its definition
-says, ONE definition deep: `37*a` -> `37*c` -> `37*d` -> `37*17`. The tool-caller writes what it is sent as a call of
-its calculator, `<python>37*c</python>`; in the next round the reflector works on that call. In the last round the
-calculator answers the call (`<result>629</result>`), and the tool-caller reads off `\boxed{629}`. No agent was taught
+`b=4 a=c c=d d=7 376*a` asks for 376*7. The reflector replaces the variable of the expression by what its definition
+says, ONE definition deep: `376*a` -> `376*c` -> `376*d` -> `376*7`. The tool-caller writes what it is sent as a call of
+its calculator, `<python>376*c</python>`; in the next round the reflector works on that call. In the last round the
+calculator answers the call (`<result>2632</result>`), and the tool-caller reads off `\boxed{2632}`. No agent was taught
 to multiply, add or subtract. A chain of k definitions takes k rounds; a call with a variable left in it fails
 (`<result>error</result>`). Every question defines six variables, so that other chains and numbers stand beside.
 
@@ -18,6 +18,7 @@ from typing import Any
 from ...system_loader import calculator
 
 NAMES = "abcdefgh"
+NUMBERS = "23456789"
 NUM_DEFINITIONS = 6
 GROUP_BY = "depth"  # the field of a row that says how hard its question is
 LEVELS = range(1, 5)  # the values of that field: definitions between the expression and its number
@@ -45,7 +46,7 @@ def call(expression: str) -> str:
 
 def read(question: str) -> tuple[str, dict[str, str]]:
     """The expression and the definitions of a question."""
-    expression, *definitions = question.split(" ")
+    *definitions, expression = question.split(" ")
     return expression, dict(definition.split("=") for definition in definitions)
 
 
@@ -63,21 +64,17 @@ def chain(question: str) -> list[str]:
     return states
 
 
-def random_number(rng: random.Random) -> str:
-    return str(rng.randrange(10, 100))
-
-
 def random_question(depth: int, rng: random.Random) -> str:
     """A question whose variable is `depth` definitions away from its number."""
     names = rng.sample(NAMES, NUM_DEFINITIONS)
-    definitions = dict(zip(names[:depth], [*names[1:depth], random_number(rng)], strict=True))
+    definitions = dict(zip(names[:depth], [*names[1:depth], rng.choice(NUMBERS)], strict=True))
     for index in range(depth, NUM_DEFINITIONS):
         # The others lead to numbers too, by themselves or through one another.
         later = names[index + 1 :]
-        definitions[names[index]] = rng.choice(later) if later and rng.random() < 0.5 else random_number(rng)
+        definitions[names[index]] = rng.choice(later) if later and rng.random() < 0.5 else rng.choice(NUMBERS)
     shuffled = rng.sample(names, NUM_DEFINITIONS)
-    expression = f"{random_number(rng)}{rng.choice('+-*')}{names[0]}"
-    return " ".join([expression, *(f"{name}={definitions[name]}" for name in shuffled)])
+    expression = f"{rng.randrange(100, 1000)}{rng.choice('+-*')}{names[0]}"
+    return " ".join([*(f"{name}={definitions[name]}" for name in shuffled), expression])
 
 
 def generate(
