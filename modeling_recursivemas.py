@@ -39,6 +39,7 @@ from .sources_recursivemas import (
     split_arguments,
     write_tensors,
 )
+from .tools_recursivemas import Tools, check_tools, generate_with_tools
 
 # Passes the user's text through: the agents' own chat templates do the rest. Content may be a list of parts.
 CHAT_TEMPLATE = (
@@ -448,6 +449,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         message_tokens: int | None = None,
         batch_size: int = 32,
         return_latents: bool = False,
+        tools: Tools | None = None,
         on_progress: Callable[[int], None] | None = None,
         **generation_kwargs,
     ) -> list[Solution]:
@@ -464,6 +466,9 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             message_tokens: most new tokens of a message in `mode="text"`.
             batch_size: questions that run side by side; rows of a batch do not influence each other.
             return_latents: keep what travelled along every link of every round.
+            tools: tag -> function from text to text; what the decoding agent writes between `<TAG>` and `</TAG>` in
+                its answer is handed to it, and decoding goes on after `<result>…</result>`, which becomes part of the
+                text (see tools_recursivemas.py). Messages and latents use no tools.
             on_progress: called with the number of questions finished since the last call.
             generation_kwargs: transformers' own, for the answer (and its sampling settings for messages).
 
@@ -478,6 +483,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         for name, value in (("batch_size", batch_size), ("message_tokens", message_tokens)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"`{name}` cannot be used.", where=name, found=repr(value), expected=">= 1")
+        if tools is not None:
+            check_tools(tools)
         given = generation_kwargs.pop("generation_config", None)
         for settings in (generation_kwargs, given.to_dict() if given else {}):
             if settings.get("num_return_sequences") not in (None, 1):
@@ -494,25 +501,32 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             run = self._run([questions[row] for row in rows], config, arguments, latent_halting, message_tokens)
-            solutions.update(zip(rows, self._solve_batch(run, config, rest, return_latents), strict=True))
+            solutions.update(zip(rows, self._solve_batch(run, config, rest, return_latents, tools), strict=True))
             if on_progress:
                 on_progress(len(rows))
         return [solutions[index] for index in range(len(questions))]
 
-    def _solve_batch(self, run: Run, config: GenerationConfig, rest: dict, return_latents: bool) -> list[Solution]:
-        decoder = self.agents[self.config.decoding_role]
-        prompt = run.decoder_prompt(reuse=_single_sequence(config))
+    def _solve_batch(
+        self, run: Run, config: GenerationConfig, rest: dict, return_latents: bool, tools: Tools | None
+    ) -> list[Solution]:
+        role = self.config.decoding_role
+        decoder = self.agents[role]
+        prompt = run.decoder_prompt(reuse=not tools and _single_sequence(config))
         started = time.perf_counter()
-        ids = generate_from(decoder, prompt, generation_config=config, **rest)
-        ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
-        run.lap("answer", started, self.config.decoding_role)
+        if tools:
+            answers, read = generate_with_tools(decoder, self.renderers[role], prompt, tools, config, **rest)
+        else:
+            ids = generate_from(decoder, prompt, generation_config=config, **rest)
+            answers = trim(ids if isinstance(ids, torch.Tensor) else ids.sequences, decoder.eos_token_ids)
+            read = [0] * len(answers)
+        run.lap("answer", started, role)
         solutions = []
-        for row, new_ids in enumerate(trim(ids, decoder.eos_token_ids)):
+        for row, (new_ids, read_tokens) in enumerate(zip(answers, read, strict=True)):
             text = decoder.decode(new_ids)
             usage = {
-                "prompt_tokens": run.usage.prompt_tokens[row],
+                "prompt_tokens": run.usage.prompt_tokens[row] + read_tokens,
                 "latent_positions": run.usage.latent_positions[row],
-                "new_tokens": run.usage.new_tokens[row] + len(new_ids),
+                "new_tokens": run.usage.new_tokens[row] + len(new_ids) - read_tokens,
                 "seconds": dict(run.usage.seconds),
             }
             messages = {key: texts[row] for key, texts in run.texts.items()} or None

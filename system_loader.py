@@ -32,7 +32,9 @@ _agent, _answers, _configuration = map(
 _errors, _links, _prompts, _topology = map(
     remote_module, ("errors_recursivemas", "links_recursivemas", "prompts_recursivemas", "topology_recursivemas")
 )
-_modeling, _sources = map(remote_module, ("modeling_recursivemas", "sources_recursivemas"))
+_modeling, _sources, _tools = map(
+    remote_module, ("modeling_recursivemas", "sources_recursivemas", "tools_recursivemas")
+)
 
 RecursiveMASAgent = _agent.RecursiveMASAgent
 RecursiveMASConfig = _configuration.RecursiveMASConfig
@@ -43,6 +45,7 @@ INNER_KINDS, OUTER_KINDS, ABLATION_KINDS = _links.INNER_KINDS, _links.OUTER_KIND
 PromptRenderer, Slot, slot_marker = _prompts.PromptRenderer, _prompts.Slot, _prompts.slot_marker
 TASKS, check_prompts, check_task = _prompts.TASKS, _prompts.check_prompts, _prompts.check_task
 Topology, Link = _topology.Topology, _topology.Link
+calculator = _tools.calculator
 Solution, read_prompts, extract_answer = _modeling.Solution, _modeling.read_prompts, _answers.extract_answer
 
 

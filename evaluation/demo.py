@@ -29,9 +29,7 @@ def read_latents(mas: RecursiveMASModel, latents: dict, role: str, round_index: 
 
 def run(arguments: argparse.Namespace) -> int:
     mas = load_mas_system()
-    questions = arguments.questions or [
-        row["question"] for row in arithmetic.generate(3, num_operators=[2, 5, 8], seed=7)
-    ]
+    questions = arguments.questions or [row["question"] for row in arithmetic.generate(3, levels=[2, 5, 8], seed=7)]
     sizes = ", ".join(f"{role} {agent.model.num_parameters() / 1e6:.1f} M" for role, agent in mas.agents.items())
     print(f"Agents ({sizes} parameters) of three architectures; each was trained to do ONE step of a calculation:")
     print("arithmetic on digits, from left to right, modulo 10. They hand over latent thoughts, not text.\n")

@@ -46,7 +46,7 @@ def test_reduction_is_left_to_right_and_modulo_ten():
 
 def test_feedback_examples_reduce_what_the_solver_sent():
     rows = [row for row in arithmetic.pretraining_examples("planner", 260, seed=1) if row["prompt"] == "feedback"]
-    assert {row["num_operators"] for row in rows} == set(arithmetic.OPERATOR_COUNTS)
+    assert {row["num_operators"] for row in rows} == set(arithmetic.LEVELS)
     for row in rows:
         sent = row["messages"]["solver"]
         assert sent in arithmetic.reduction_chain(row["question"], len(row["question"]))
@@ -144,9 +144,9 @@ def test_an_unknown_family_is_named():
 @pytest.mark.parametrize("role", arithmetic.ROLES)
 def test_a_prompt_cut_at_its_slots_reads_like_the_whole(role):
     spec = pretrain.SYSTEMS["sequential"].agents[role]
-    tokenizer = build_tokenizer(spec.tokenizer_family, pretrain.marker_free(arithmetic.PROMPTS), spec.tokenizer_seed)
+    tokenizer = build_tokenizer(spec.tokenizer_family, pretrain.wording(arithmetic), spec.tokenizer_seed)
     examples = arithmetic.pretraining_examples(role, 26, seed=4)
-    pairs = pretrain.encode_examples(tokenizer, arithmetic.PROMPTS[role], examples)
+    pairs = pretrain.encode_examples(pretrain.prompt_renderer(tokenizer, role), arithmetic.PROMPTS[role], examples)
     for example, (prompt, target) in zip(examples, pairs, strict=True):
         text = arithmetic.PROMPTS[role]["default"][example["prompt"]].replace("<|question|>", example["question"])
         for sender, message in example["messages"].items():
@@ -180,7 +180,7 @@ def test_pretraining_writes_a_model_folder_and_leaves_unused_tokens_tiny(role, t
     assert norms[ids(tokenizer, "0123456789+-*" + tokenizer.eos_token)].min() > 0.3
     assert norms[ids(tokenizer, "QZ~!")].max() < 0.03
     report = json.loads((tmp_path / "pretraining.json").read_text())
-    assert set(report["exact_match_by_prompt_and_operators"]) == set(arithmetic.PROMPTS[role]["default"])
+    assert set(report["exact_match_by_prompt_and_level"]) == set(arithmetic.PROMPTS[role]["default"])
 
 
 def test_a_role_that_the_system_lacks_is_refused(capsys):

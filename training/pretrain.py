@@ -3,14 +3,13 @@
     python -m recursivemas.training.pretrain --system sequential --role planner --output agents/planner
 
 The output is a complete ordinary model folder (config.json, generation_config.json, tokenizer, model.safetensors in
-float32) and `pretraining.json` with the command's settings and the exact match per prompt and number of operators.
+float32) and `pretraining.json` with the command's settings and the exact match per prompt and level of difficulty.
 A new small system is a new row of SYSTEMS.
 """
 
 import argparse
 import json
 import random
-import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,13 +19,14 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from recursivemas.training.tasks import TASKS
-from recursivemas.training.tokenizers import build_tokenizer, save_tokenizer
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-QUESTION_MARKER = "<|question|>"
-LATENTS_MARKER = re.compile(r"<\|latents:(\w+)\|>")
+from ..system_loader import PromptRenderer, RecursiveMASConfig, Slot, remote_module
+from .tasks import TASKS
+from .tokenizers import build_tokenizer, save_tokenizer
+
+MARKER = remote_module("prompts_recursivemas").MARKER
 IGNORED_LABEL = -100
 
 
@@ -64,46 +64,58 @@ SYSTEMS: dict[str, SystemSpec] = {
             "solver": AgentSpec("qwen2", "qwen2", 3, hidden_size=160, intermediate_size=320),
         },
     ),
+    "mixture": SystemSpec(
+        task="registers",
+        agents={
+            "adder": AgentSpec("qwen2", "qwen2", 11, hidden_size=96, intermediate_size=256, num_hidden_layers=2),
+            "subtracter": AgentSpec(
+                "llama", "llama3", 12, hidden_size=128, intermediate_size=256, num_hidden_layers=2
+            ),
+            "multiplier": AgentSpec("qwen3", "qwen3", 13, hidden_size=96, intermediate_size=256, num_hidden_layers=2),
+            "summarizer": AgentSpec("qwen3", "qwen3", 14, hidden_size=128, intermediate_size=320),
+        },
+    ),
+    "distillation": SystemSpec(
+        task="facts",
+        agents={
+            "expert": AgentSpec("qwen3", "qwen3", 21, hidden_size=128, intermediate_size=384),
+            "learner": AgentSpec("llama", "llama3", 22, hidden_size=96, intermediate_size=192, num_hidden_layers=2),
+        },
+    ),
+    "deliberation": SystemSpec(
+        task="variables",
+        agents={
+            "reflector": AgentSpec("qwen3", "qwen3", 31, hidden_size=96, intermediate_size=256, num_hidden_layers=4),
+            "toolcaller": AgentSpec("qwen2", "qwen2", 32, hidden_size=96, intermediate_size=256),
+        },
+    ),
 }
 
 
-def render_prompt(tokenizer: PreTrainedTokenizerBase, system: str | None, template: str) -> str:
-    """Render the chat of one prompt up to where the agent speaks; the markers of `template` stay in place."""
-    messages = [{"role": "system", "content": system}] if system else []
-    return tokenizer.apply_chat_template(
-        [*messages, {"role": "user", "content": template}],
-        tokenize=False,
-        add_generation_prompt=True,
-        enable_thinking=False,
-    )
-
-
-def encode_prompt(
-    tokenizer: PreTrainedTokenizerBase, rendered: str, question: str, messages: dict[str, str]
-) -> list[int]:
-    """Ids of a rendered prompt: cut at the latent markers, every piece and every message tokenized by itself."""
-    ids: list[int] = []
-    for index, piece in enumerate(LATENTS_MARKER.split(rendered)):  # text, sender, text, sender, ..., text
-        text = messages[piece] if index % 2 else piece.replace(QUESTION_MARKER, question)
-        if text:
-            ids += tokenizer(text, add_special_tokens=False).input_ids
-    return ids
+def prompt_renderer(tokenizer: PreTrainedTokenizerBase, role: str) -> PromptRenderer:
+    """The renderer that a system with default settings would use for the role."""
+    return PromptRenderer(tokenizer, role, RecursiveMASConfig().chat_template_kwargs)
 
 
 def encode_examples(
-    tokenizer: PreTrainedTokenizerBase, prompts: dict[str, Any], examples: Sequence[dict[str, Any]]
+    renderer: PromptRenderer, prompts: dict[str, Any], examples: Sequence[dict[str, Any]]
 ) -> list[tuple[list[int], list[int]]]:
-    """(prompt ids, target ids) of every example; `prompts` is the role's prompt set, the target ends with eos."""
-    rendered = {
-        name: render_prompt(tokenizer, prompts["system"], template) for name, template in prompts["default"].items()
-    }
-    return [
-        (
-            encode_prompt(tokenizer, rendered[example["prompt"]], example["question"], example["messages"]),
-            [*tokenizer(example["target"], add_special_tokens=False).input_ids, tokenizer.eos_token_id],
-        )
-        for example in examples
-    ]
+    """(prompt ids, target ids) of every example; `prompts` is the role's prompt set, the target ends with eos.
+
+    Messages stand in their slots as they do in `mode="text"`. What an example has "said" already follows the prompt
+    and is not learnt; each of its texts is tokenized by itself.
+    """
+    pairs = []
+    for example in examples:
+        prompt = []
+        pieces = renderer.pieces(prompts["system"], prompts["default"][example["prompt"]], example["question"])
+        for piece in pieces:
+            is_slot = isinstance(piece, Slot)
+            prompt += renderer.message_ids(example["messages"][piece.role]) if is_slot else piece
+        for text in example.get("said", ()):
+            prompt += renderer.message_ids(text)
+        pairs.append((prompt, [*renderer.message_ids(example["target"]), renderer.tokenizer.eos_token_id]))
+    return pairs
 
 
 def training_batch(pairs: Sequence[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -169,14 +181,16 @@ def silence_unused_tokens(model: PreTrainedModel, used_ids: set[int]) -> None:
 @torch.no_grad()
 def exact_match(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: PromptRenderer,
     prompts: dict[str, Any],
     examples: Sequence[dict[str, Any]],
+    group_by: str,
     batch_size: int = 256,
 ) -> dict[str, dict[int, float]]:
-    """Share of examples answered exactly by greedy decoding, by prompt and by number of operators."""
+    """Share of examples answered exactly by greedy decoding, by prompt and by level (the field `group_by`)."""
     model.eval()
-    pairs = encode_examples(tokenizer, prompts, examples)
+    tokenizer = renderer.tokenizer
+    pairs = encode_examples(renderer, prompts, examples)
     hits: dict[str, dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for start in range(0, len(pairs), batch_size):
         batch = pairs[start : start + batch_size]
@@ -186,24 +200,24 @@ def exact_match(
         longest = max(len(target) for _, target in batch)
         new_ids = model.generate(**inputs, max_new_tokens=longest)[:, inputs["input_ids"].shape[1] :].tolist()
         for example, (_, target), found in zip(examples[start : start + batch_size], batch, new_ids, strict=True):
-            hits[example["prompt"]][example["num_operators"]].append(found[: len(target)] == target)
+            hits[example["prompt"]][example[group_by]].append(found[: len(target)] == target)
     model.train()
     return {
-        prompt: {count: sum(values) / len(values) for count, values in sorted(by_count.items())}
-        for prompt, by_count in hits.items()
+        prompt: {level: sum(values) / len(values) for level, values in sorted(by_level.items())}
+        for prompt, by_level in hits.items()
     }
 
 
 def overall(table: dict[str, dict[int, float]]) -> float:
     """Mean of an exact-match table, whose cells all hold equally many examples."""
-    values = [value for by_count in table.values() for value in by_count.values()]
+    values = [value for by_level in table.values() for value in by_level.values()]
     return sum(values) / len(values)
 
 
-def marker_free(prompts: dict[str, dict[str, Any]]) -> list[str]:
-    """The fixed wording of a task's prompts: the corpus that tokenizer merges are learnt from."""
-    texts = [text for prompt in prompts.values() for text in (prompt["system"] or "", *prompt["default"].values())]
-    return [LATENTS_MARKER.sub("", text).replace(QUESTION_MARKER, "") for text in texts]
+def wording(task: ModuleType) -> list[str]:
+    """The fixed wording of a task, of its prompts and of what its agents say: tokenizer merges are learnt from it."""
+    texts = [text for entry in task.PROMPTS.values() for text in (entry["system"] or "", *entry["default"].values())]
+    return [*(MARKER.sub("", text) for text in texts), *getattr(task, "WORDS", ())]
 
 
 def pretrain(
@@ -219,11 +233,12 @@ def pretrain(
     """Train one agent from nothing; returns the model, its tokenizer and the history (step, loss, exact match)."""
     torch.manual_seed(seed)
     prompts = task.PROMPTS[role]
-    tokenizer = build_tokenizer(spec.tokenizer_family, marker_free(task.PROMPTS), spec.tokenizer_seed)
+    tokenizer = build_tokenizer(spec.tokenizer_family, wording(task), spec.tokenizer_seed)
+    renderer = prompt_renderer(tokenizer, role)
     model = build_model(spec, tokenizer).train()
 
     # A prefix of the stream of examples holds every token that the stream will ever hold.
-    sample = encode_examples(tokenizer, prompts, task.pretraining_examples(role, 2000, seed=seed))
+    sample = encode_examples(renderer, prompts, task.pretraining_examples(role, 2000, seed=seed))
     silence_unused_tokens(model, {token for prompt, target in sample for token in prompt + target})
     validation = task.pretraining_examples(role, 260, seed=2_000_003 + seed)
 
@@ -233,8 +248,10 @@ def pretrain(
     seeds = random.Random(seed)
     progress = tqdm(range(1, steps + 1), desc=f"pre-training {role}", unit="step", mininterval=5)
     for step in progress:
-        examples = task.pretraining_examples(role, batch_size, task.shuffled_counts(seeds), seed=seeds.getrandbits(48))
-        batch = training_batch(encode_examples(tokenizer, prompts, examples), tokenizer.pad_token_id)
+        # In random order, so that batches that are no multiple of the number of levels stay balanced.
+        levels = seeds.sample(task.LEVELS, len(task.LEVELS))
+        examples = task.pretraining_examples(role, batch_size, levels, seed=seeds.getrandbits(48))
+        batch = training_batch(encode_examples(renderer, prompts, examples), tokenizer.pad_token_id)
         loss = model(**batch).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -243,7 +260,7 @@ def pretrain(
         schedule.step()
         recent_loss += (loss.item() - recent_loss) / min(step, 50)
         if step % eval_every == 0 or step == steps:
-            match = overall(exact_match(model, tokenizer, prompts, validation))
+            match = overall(exact_match(model, renderer, prompts, validation, task.GROUP_BY))
             history.append({"step": step, "loss": round(recent_loss, 6), "exact_match": round(match, 4)})
         progress.set_postfix(loss=f"{recent_loss:.4f}", exact_match=f"{match:.3f}", refresh=False)
     return model.eval(), tokenizer, history
@@ -282,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="examples per step (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak of one cycle (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and examples (default: %(default)s)")
-    parser.add_argument("--eval-examples", type=int, default=50, help="per prompt and count (default: %(default)s)")
+    parser.add_argument("--eval-examples", type=int, default=50, help="per prompt and level (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     options = parser.parse_args(arguments)
 
@@ -309,9 +326,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     save_agent(model, tokenizer, options.output)
 
     prompts = task.PROMPTS[options.role]
-    num_examples = options.eval_examples * len(prompts["default"]) * len(task.OPERATOR_COUNTS)
+    num_examples = options.eval_examples * len(prompts["default"]) * len(task.LEVELS)
     fresh = task.pretraining_examples(options.role, num_examples, seed=1_000_003 + options.seed)
-    table = exact_match(model, tokenizer, prompts, fresh)
+    table = exact_match(model, prompt_renderer(tokenizer, options.role), prompts, fresh, task.GROUP_BY)
     report = {
         "system": options.system,
         "role": options.role,
@@ -324,14 +341,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "vocabulary": len(tokenizer),
         "eval_examples": num_examples,
         "exact_match": round(overall(table), 4),
-        "exact_match_by_prompt_and_operators": table,
+        "exact_match_by_prompt_and_level": table,
         "history": history,
     }
     (options.output / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"{options.role}: {report['parameters']:,} parameters, {seconds:.0f} s, saved in {options.output}")
     print(f"exact match over {num_examples} fresh examples: {report['exact_match']:.4f}")
-    for prompt, by_count in table.items():
-        print(f"  {prompt:9}" + "  ".join(f"{count}:{value:.2f}" for count, value in by_count.items()))
+    for prompt, by_level in table.items():
+        print(f"  {prompt:9}" + "  ".join(f"{level}:{value:.2f}" for level, value in by_level.items()))
 
 
 if __name__ == "__main__":

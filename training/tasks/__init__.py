@@ -1,12 +1,18 @@
 """Tasks of the small systems, by name.
 
-Each module offers PROMPTS (the system's prompt set), `generate(num_examples, …, seed)` (rows with "question", "answer"
-and per-role "targets"), GROUP_BY (the field of a row that says how hard it is), and for the pre-training of its agents
-`pretraining_examples`, OPERATOR_COUNTS and `shuffled_counts`.
+Each module offers PROMPTS (the system's prompt set), `generate(num_examples, levels, seed)` (rows with "question",
+"answer" and per-role "targets"), GROUP_BY (the field of a row that says how hard it is), LEVELS (the values of that
+field), `pretraining_examples(role, num_examples, levels, seed)` for the pre-training of its agents, and where there
+are some, WORDS (wording of the targets, for the tokenizers) and TOOLS (see `RecursiveMASModel.solve`).
 """
 
 from types import ModuleType
 
-from . import arithmetic
+from . import arithmetic, facts, registers, variables
 
-TASKS: dict[str, ModuleType] = {"arithmetic": arithmetic}
+TASKS: dict[str, ModuleType] = {
+    "arithmetic": arithmetic,
+    "registers": registers,
+    "facts": facts,
+    "variables": variables,
+}

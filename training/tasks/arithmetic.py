@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 OPERATORS = "+-*"
-OPERATOR_COUNTS = range(13)  # numbers of operators that the agents are pre-trained and evaluated on
 GROUP_BY = "num_operators"  # the field of a row that says how hard its question is
+LEVELS = range(13)  # the values of that field: numbers of operators
 ROLES = ("planner", "critic", "solver")  # in stage order
 
 PROMPTS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ def random_expression(num_operators: int, rng: random.Random) -> str:
 
 
 def generate(
-    num_examples: int, num_operators: Sequence[int] = OPERATOR_COUNTS, seed: int = 0, num_rounds: int = 4
+    num_examples: int, levels: Sequence[int] = LEVELS, seed: int = 0, num_rounds: int = 4
 ) -> list[dict[str, Any]]:
     """Questions with what every role should say in every round.
 
@@ -61,7 +61,7 @@ def generate(
     rng = random.Random(seed)
     rows = []
     for index in range(num_examples):
-        count = num_operators[index % len(num_operators)]
+        count = levels[index % len(levels)]
         question = random_expression(count, rng)
         states = reduction_chain(question, max(count, len(ROLES) * num_rounds))
         targets = {
@@ -71,13 +71,8 @@ def generate(
     return rows
 
 
-def shuffled_counts(rng: random.Random) -> list[int]:
-    """OPERATOR_COUNTS in random order, so that batches that are no multiple of their number stay balanced."""
-    return rng.sample(OPERATOR_COUNTS, len(OPERATOR_COUNTS))
-
-
 def pretraining_examples(
-    role: str, num_examples: int, num_operators: Sequence[int] = OPERATOR_COUNTS, seed: int = 0
+    role: str, num_examples: int, levels: Sequence[int] = LEVELS, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Inputs and targets for the pre-training of one role.
 
@@ -93,11 +88,11 @@ def pretraining_examples(
     rows = []
     for index in range(num_examples):
         prompt = prompts[index % len(prompts)]
-        count = num_operators[index // len(prompts) % len(num_operators)]
+        count = levels[index // len(prompts) % len(levels)]
         question, messages = "", {}
         if prompt == "feedback":
             # Questions have at most 12 operators in use, three more than what the first round leaves of them.
-            question_count = rng.randint(count, max(count + len(ROLES), OPERATOR_COUNTS[-1]))
+            question_count = rng.randint(count, max(count + len(ROLES), LEVELS[-1]))
             question = random_expression(question_count, rng)
             expression = reduction_chain(question, question_count - count)[-1]
             messages["solver"] = expression

@@ -1,0 +1,137 @@
+"""Laws of tools: calls are found, answered and read, rows do not disturb each other, and limits hold."""
+
+import pytest
+import torch
+from recursivemas.system_loader import InputError, calculator, remote_module
+from tiny import tiny_chain
+from transformers import LogitsProcessor, LogitsProcessorList
+
+MAX_CALLS = remote_module("tools_recursivemas").MAX_CALLS
+MAX_RESULT = remote_module("tools_recursivemas").MAX_RESULT
+find_call = remote_module("tools_recursivemas").find_call
+QUESTIONS = ["What is 2*3?", "Say nothing."]
+
+
+@pytest.fixture(scope="module")
+def mas():
+    return tiny_chain()
+
+
+class Script(LogitsProcessor):
+    """Makes a random model write: `segments[i][row]` is what a row writes when it is asked for the i-th time."""
+
+    def __init__(self, tokenizer, segments):
+        self.segments = [[tokenizer(text, add_special_tokens=False).input_ids for text in rows] for rows in segments]
+        self.segment = -1
+
+    def __call__(self, input_ids, scores):
+        position = input_ids.shape[1]
+        self.segment += position == 0
+        if self.segment >= len(self.segments):
+            return scores
+        forced = torch.full_like(scores, -float("inf"))
+        for row, ids in enumerate(self.segments[self.segment]):
+            if position < len(ids):
+                forced[row, ids[position]] = 0.0
+            else:
+                forced[row] = scores[row]
+        return forced
+
+
+def answer(mas, segments, tools, questions=QUESTIONS, **kwargs):
+    script = Script(mas.tokenizer, segments)
+    kwargs = {"batch_size": 2, "max_new_tokens": 40, "num_rounds": 1, **kwargs}
+    return mas.solve(questions, tools=tools, logits_processor=LogitsProcessorList([script]), **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("expression", "value"),
+    [("37*17", "629"), (" 3-10 ", "-7"), ("2+3*4", "14"), ("(2+3)*-4", "-20"), ("7//2%2", "1"), ("37*c", "error")],
+)
+def test_the_calculator_calculates_whole_numbers(expression, value):
+    assert calculator(expression) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1+", "1/0", "1//0", "9**9", "2.5*2", "True+1", "__import__('os')", "a.b", "'a'*3"]
+)
+def test_the_calculator_does_nothing_else(text):
+    assert calculator(text) == "error"
+
+
+def test_the_calculator_refuses_numbers_without_end():
+    assert calculator("*".join(["9" * 900] * 3)) == "error"
+    assert calculator("(" * 5000 + "1" + ")" * 5000) == "error"
+
+
+def test_the_last_complete_call_counts():
+    assert find_call("so <python>1+1</python>", ["python"]) == ("python", "1+1")
+    assert find_call("<python>a<python>1\n+1</python>", ["python"]) == ("python", "1\n+1")
+    assert find_call("<search>x</search>", ["python", "search"]) == ("search", "x")
+    for text in ("<python>1+1", "1+1</python>", "<search>x</search>", ""):
+        assert find_call(text, ["python"]) is None
+
+
+def test_a_call_is_answered_and_a_neighbour_without_one_stays_as_it_is(mas):
+    eos = mas.tokenizer.eos_token
+    # Rows are in order of length: "Say nothing." is the second question and as long as the first.
+    first = ["<python>2*3</python>", f"nothing to calculate here, ever{eos}"]
+    with_call, without = answer(mas, [first, [f"six{eos}"]], {"python": calculator})
+    assert with_call.text == "<python>2*3</python><result>6</result>six"
+    assert without.text == "nothing to calculate here, ever"
+    plain = mas.solve(
+        QUESTIONS[1:],
+        num_rounds=1,
+        max_new_tokens=40,
+        logits_processor=LogitsProcessorList([Script(mas.tokenizer, [first[1:]])]),
+    )[0]
+    assert {**without.usage, "seconds": 0} == {**plain.usage, "seconds": 0}
+    result_tokens = len(mas.tokenizer("<result>6</result>", add_special_tokens=False).input_ids)
+    own_tokens = len(mas.tokenizer("<python>2*3</python>six" + eos, add_special_tokens=False).input_ids)
+    assert with_call.usage["new_tokens"] == own_tokens
+    asked_alone = mas.solve(QUESTIONS[:1], num_rounds=1, max_new_tokens=1)[0]
+    assert with_call.usage["prompt_tokens"] == asked_alone.usage["prompt_tokens"] + result_tokens
+
+
+def test_decoding_goes_on_as_if_call_and_result_had_been_in_the_prompt(mas):
+    call, result = "<python>2*3</python>", "<result>6</result>"
+    solutions = answer(mas, [[call, call]], {"python": calculator}, mode="alone", max_new_tokens=30)
+    decoder = mas.agents["solver"]
+    for question, solution in zip(QUESTIONS, solutions, strict=True):
+        (prompt,) = mas.renderers["solver"].pieces("You are one of several.", "<|question|>", question)
+        said = [decoder.tokenizer(text, add_special_tokens=False).input_ids for text in (call, result)]
+        ids = torch.tensor([prompt + said[0] + said[1]])
+        room = 30 - len(said[0])
+        new = decoder.model.generate(ids, max_new_tokens=room, do_sample=False)[0, ids.shape[1] :]
+        assert solution.text == call + result + decoder.decode(new.tolist())
+
+
+def test_no_more_than_the_allowed_calls_are_answered(mas):
+    asked = []
+    tools = {"python": lambda text: asked.append(text) or "again"}
+    segments = [["<python>1</python>"]] * (MAX_CALLS + 2)
+    (solution,) = answer(mas, segments, tools, QUESTIONS[:1], max_new_tokens=1000)
+    assert asked == ["1"] * MAX_CALLS
+    assert solution.text == "<python>1</python><result>again</result>" * MAX_CALLS + "<python>1</python>"
+
+
+def test_the_length_limit_counts_what_the_agent_writes_in_all(mas):
+    tools = {"python": lambda text: "9" * 200}
+    (solution,) = answer(mas, [["<python>1</python>"], ["x" * 100]], tools, QUESTIONS[:1], max_new_tokens=40)
+    assert solution.usage["new_tokens"] == 40
+    assert "9" * 200 + "</result>xx" in solution.text
+
+
+def test_a_result_is_cut_and_read_as_plain_text(mas):
+    eos = mas.tokenizer.eos_token
+    (solution,) = answer(
+        mas, [["<python>1</python>"], [eos]], {"python": lambda text: eos + "7" * 9999}, QUESTIONS[:1]
+    )
+    assert solution.text.count("7") == MAX_RESULT - len(eos)
+    assert solution.text.endswith("7</result>") and f"<result>{eos}" in solution.text
+
+
+@pytest.mark.parametrize("tools", ["calculator", {"python": 3}, {"a b": len}, {"result": len}])
+def test_tools_that_cannot_be_called_are_refused(mas, tools):
+    with pytest.raises(InputError, match="tools"):
+        mas.solve(QUESTIONS, tools=tools)

@@ -1,0 +1,123 @@
+"""Questions of several hops over a made-up world of facts: the task of the small `distillation` system.
+
+The world has 20 entities (`A` … `T`) and six relations (`a` … `f`), each of which leads from every entity to another
+one. `K.c.a` asks for the entity that relation a leads to from where c leads to from K; an agent that makes one hop
+writes `M.a`. The larger expert was taught all 120 facts, the smaller learner the 60 of the relations a, b and c. Each
+makes ONE hop of what it was sent if it knows the fact, and repeats it otherwise; an entity alone stays as it is. So a
+round makes one hop (the expert's), or two if the learner knows the next fact; without the expert, a question stops at
+the first d, e or f.
+
+    python -c "from recursivemas.training.tasks.facts import generate; print(generate(1, [3], seed=0))"
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+ENTITIES = "ABCDEFGHIJKLMNOPQRST"
+RELATIONS = "abcdef"
+KNOWN = {"expert": RELATIONS, "learner": "abc"}  # in stage order
+GROUP_BY = "num_hops"  # the field of a row that says how hard its question is
+LEVELS = range(1, 7)  # the values of that field
+
+PROMPTS: dict[str, dict[str, Any]] = {
+    "expert": {
+        "system": None,
+        "default": {"first": "Follow <|question|>", "feedback": "Follow <|latents:learner|>"},
+    },
+    "learner": {
+        "system": None,
+        "default": {"first": "Follow <|latents:expert|>", "alone": "Solve <|question|>"},
+    },
+}
+
+
+def made_up_world(seed: int) -> dict[tuple[str, str], str]:
+    """(entity, relation) -> entity; every relation is a permutation of the entities."""
+    rng = random.Random(seed)
+    return {
+        (entity, relation): target
+        for relation in RELATIONS
+        for entity, target in zip(ENTITIES, rng.sample(ENTITIES, len(ENTITIES)), strict=True)
+    }
+
+
+FACTS = made_up_world(seed=42)
+
+
+def hop(state: str, role: str = "expert") -> str:
+    """One hop by `role`, or the state as it is where nothing is left to do or the role does not know the fact."""
+    entity, *relations = state.split(".")
+    if not relations or relations[0] not in KNOWN[role]:
+        return state
+    return ".".join([FACTS[entity, relations[0]], *relations[1:]])
+
+
+def hops(state: str, role: str = "expert") -> str:
+    """As far as `role` alone gets with any number of hops."""
+    while (following := hop(state, role)) != state:
+        state = following
+    return state
+
+
+def random_state(num_hops: int, rng: random.Random) -> str:
+    return ".".join([rng.choice(ENTITIES), *(rng.choice(RELATIONS) for _ in range(num_hops))])
+
+
+def generate(
+    num_examples: int, levels: Sequence[int] = LEVELS, seed: int = 0, num_rounds: int = 4
+) -> list[dict[str, Any]]:
+    """Questions with what every role should say in every round.
+
+    The numbers of hops are taken in turn, so each is equally frequent. A row is `{"question", "targets", "answer",
+    "num_hops"}`; `targets[role][round - 1]` is the role's text, and the answer is one entity.
+    """
+    rng = random.Random(seed)
+    rows = []
+    for index in range(num_examples):
+        num_hops = levels[index % len(levels)]
+        question = state = random_state(num_hops, rng)
+        targets: dict[str, list[str]] = {role: [] for role in PROMPTS}
+        for _ in range(num_rounds):
+            for role, texts in targets.items():
+                state = hop(state, role)
+                texts.append(state)
+        rows.append({"question": question, "targets": targets, "answer": hops(question), "num_hops": num_hops})
+    return rows
+
+
+def pretraining_examples(
+    role: str, num_examples: int, levels: Sequence[int] = LEVELS, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Inputs and targets for the pre-training of one role.
+
+    A row is `{"prompt", "question", "messages", "target", "num_hops"}`: `prompt` names a template of the role
+    (`PROMPTS[role]["default"]`), `messages` maps a sender to the text in its slot, and `num_hops` counts the hops that
+    were left before the other role's. Prompts and numbers of hops are equally frequent. Alone, the learner is trained
+    to go at once as far as its facts lead.
+    """
+    if role not in PROMPTS:
+        raise ValueError(f"unknown role {role!r} of the facts task: choose from {', '.join(PROMPTS)}")
+    rng = random.Random(seed)
+    prompts = list(PROMPTS[role]["default"])
+    rows = []
+    for index in range(num_examples):
+        prompt = prompts[index % len(prompts)]
+        num_hops = levels[index // len(prompts) % len(levels)]
+        question, messages = "", {}
+        if prompt == "alone":
+            question = random_state(num_hops, rng)
+            target = hops(question, role)
+        elif role == "expert" and prompt == "first":
+            question = random_state(num_hops, rng)
+            target = hop(question, role)
+        else:
+            (sender,) = PROMPTS.keys() - {role}
+            # What the expert sends has a hop less; what the learner sends has one or two less, or none left to make.
+            state = random_state(num_hops - 1, rng)
+            messages[sender] = state
+            target = hop(state, role)
+        rows.append(
+            {"prompt": prompt, "question": question, "messages": messages, "target": target, "num_hops": num_hops}
+        )
+    return rows
