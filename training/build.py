@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recursivemas.system_loader import RecursiveMASConfig, RecursiveMASModel
 from transformers import GenerationConfig
 
+from ..system_loader import RecursiveMASConfig, RecursiveMASModel
 from .config import TrainingConfig
 from .init_links import init_system
 from .pretrain import SYSTEMS

@@ -1,10 +1,11 @@
 """Key/value caches that gradients can flow through."""
 
 import torch
-from recursivemas.system_loader import ConfigError, RecursiveMASAgent
 from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
+
+from ..system_loader import ConfigError, RecursiveMASAgent
 
 
 class DifferentiableLinearAttentionLayer(LinearAttentionLayer):

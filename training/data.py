@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recursivemas.system_loader import InputError, RecursiveMASModel, Slot, remote_module
+from ..system_loader import InputError, RecursiveMASModel, Slot, remote_module
 
 template_for = remote_module("prompts_recursivemas").template_for
 

@@ -12,16 +12,29 @@ Examples:
       --outer outer_ln_res_adapter --output to-be-trained
 """
 
+import argparse
+import copy
+import json
 from pathlib import Path
 
-from recursivemas.system_loader import (
+from ..system_loader import (
+    INNER_KINDS,
+    OUTER_KINDS,
+    InputError,
     RecursiveMASAgent,
     RecursiveMASConfig,
     RecursiveMASModel,
+    load_mas_system,
     remote_module,
 )
-
-from .start import EXPECTED_EMBEDDING, ExpectedEmbeddingLink, fit_outer_link, set_inner_link, start_inner_link
+from .start import (
+    EXPECTED_EMBEDDING,
+    ExpectedEmbeddingLink,
+    fit_outer_link,
+    set_inner_link,
+    shared_tokens,
+    start_inner_link,
+)
 
 _sources = remote_module("sources_recursivemas")
 
@@ -76,10 +89,61 @@ def init_system(
         for link in topology.links
     }
     config.name_or_path = str(folder)
-    for role in topology.roles:
+    for role in topology.roles if keep is None else swapped:
         config.agents[role].pop("inner_link", None)
     mas = RecursiveMASModel(config, agents, outer_links)
     if inner_kind != EXPECTED_EMBEDDING:
         for role in topology.roles if keep is None else swapped:
             set_inner_link(mas, role, start_inner_link(agents[role], inner_kind))
     return mas
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--style", type=Path, help="JSON file with stages, links, decoding_role and prompts")
+    given.add_argument("--system", help="system whose agents are swapped: a folder or a Hub repository")
+    parser.add_argument(
+        "--agent", action="append", default=[], metavar="ROLE=SOURCE", help="a folder or Hub repository; repeatable"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder for the system")
+    parser.add_argument("--inner", default=EXPECTED_EMBEDDING, choices=(EXPECTED_EMBEDDING, *INNER_KINDS))
+    parser.add_argument("--outer", default="outer_linear_adapter", choices=list(OUTER_KINDS))
+    parser.add_argument("--dtype", default="auto", help="of the agents (default: the checkpoints')")
+    parser.add_argument("--copy-agents", action="store_true", help="write the agents too, instead of naming them")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    sources = {}
+    for text in arguments.agent:
+        role, equals, source = text.partition("=")
+        if not (role and equals and source):
+            raise InputError("An agent is not given as ROLE=SOURCE.", where="--agent", found=text)
+        sources[role] = str(Path(source).resolve()) if Path(source).is_dir() else source
+    if arguments.style is not None:
+        try:
+            fields = json.loads(arguments.style.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError("A style cannot be read.", where=arguments.style, found=error, expected="JSON") from error
+        keep, folder = None, arguments.style.parent
+        config = RecursiveMASConfig.from_dict(fields)
+    else:
+        keep = load_mas_system(arguments.system, dtype=arguments.dtype)
+        folder = Path(keep.config.name_or_path)
+        config = copy.deepcopy(keep.config)
+        unknown = sorted(set(sources) - set(config.agents))
+        if unknown or not sources:
+            raise InputError(
+                "Name the roles whose agents are swapped.",
+                where="--agent",
+                found=", ".join(unknown) or "none",
+                expected=", ".join(config.agents),
+            )
+    for role, source in sources.items():
+        config.agents[role] = {"source": source}
+    mas = init_system(config, folder, arguments.inner, arguments.outer, arguments.dtype, keep, tuple(sources))
+    mas.save_pretrained(arguments.output, copy_agents=arguments.copy_agents)
+    for link in mas.topology.links:
+        shared = len(shared_tokens(mas.agents[link.source], mas.agents[link.target])[0])
+        print(f"{link.name}: {mas.outer_links[link.name].kind}, {shared} shared tokens")
+    print(f"written to {arguments.output}")
+    return 0

@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from recursivemas.system_loader import RecursiveMASAgent, RecursiveMASModel, Slot, remote_module
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from ..system_loader import RecursiveMASAgent, RecursiveMASModel, Slot, remote_module
 from .caches import differentiable_cache
 from .data import Part
 

@@ -10,7 +10,9 @@ import json
 from functools import lru_cache
 
 import torch
-from recursivemas.system_loader import (
+from transformers import PreTrainedTokenizerBase
+
+from ..system_loader import (
     OUTER_KINDS,
     ConfigError,
     InnerLink,
@@ -19,7 +21,6 @@ from recursivemas.system_loader import (
     RecursiveMASModel,
     remote_module,
 )
-from transformers import PreTrainedTokenizerBase
 
 EXPECTED_EMBEDDING = remote_module("links_recursivemas").EXPECTED_EMBEDDING
 ExpectedEmbeddingLink = remote_module("links_recursivemas").ExpectedEmbeddingLink

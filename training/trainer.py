@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recursivemas.system_loader import (
+from torch.utils.data import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..system_loader import (
     ConfigError,
     InputError,
     OuterLink,
@@ -14,10 +18,6 @@ from recursivemas.system_loader import (
     RecursiveMASModel,
     load_mas_system,
 )
-from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
-
 from .config import TrainingConfig
 from .data import Encoder, Report, Row, check_lengths, read_rows, refuse_bad_rows
 from .loops import Example, InnerLoop, LinkLoop, OuterLoop
