@@ -35,7 +35,8 @@ check: $(VENV)/installed-test  ## lint and format
 	$(BIN)/ruff format --check .
 
 evaluate: $(VENV)/installed-test  ## measure the shipped system again: figures and plot of the README
-	$(BIN)/recursivemas evaluate --data arithmetic --num-questions 1200 --output evaluation/results/sequential.json
+	$(BIN)/recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 10 11 12 \
+		--num-questions 1200 --batch-size 100 --output evaluation/results/sequential.json
 
 clean:  ## remove what the commands above made
 	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info build

@@ -5,7 +5,7 @@ and "answer". An answer counts when it equals the right one; a missing answer is
 with --output stored as JSON (settings, machine, figures with 95 % Wilson intervals, every answer) with a plot beside.
 
 Examples:
-  recursivemas evaluate --data arithmetic --num-questions 600 --seed 20000
+  recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 --num-questions 900 --seed 20000
   recursivemas evaluate --data questions.jsonl --rounds 1 3 --modes latent text --output results/mine.json
   recursivemas evaluate --data arithmetic --json | jq '.figures[] | [.mode, .num_rounds, .accuracy]'
 """
@@ -38,14 +38,21 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def load_rows(data: str, num_questions: int, seed: int) -> list[dict]:
+def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None = None) -> list[dict]:
     """Rows with "question" and "answer": of a task by name, or of a JSON-lines file (its first `num_questions`).
+
+    `levels` says how hard a task's questions are, in turn (default: all that the task knows).
 
     Raises:
         InputError: no such task or file, or a line without question and answer.
     """
     if data in TASKS:
-        return TASKS[data].generate(num_questions, seed=seed)
+        unknown = set(levels or ()) - set(TASKS[data].LEVELS)
+        if unknown:
+            raise InputError(
+                "The task has no such level.", where="--levels", found=sorted(unknown), expected=list(TASKS[data].LEVELS)
+            )
+        return TASKS[data].generate(num_questions, levels or TASKS[data].LEVELS, seed=seed)
     path = Path(data)
     if not path.is_file():
         raise InputError("No such data.", where="--data", found=data, expected=f"a file, or one of {', '.join(TASKS)}")
@@ -197,6 +204,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", default="arithmetic", help=f"a JSON-lines file, or a task: {', '.join(TASKS)}")
     parser.add_argument("--num-questions", type=int, default=600, help="how many (default: 600)")
     parser.add_argument("--seed", type=int, default=20000, help="of the generated questions (default: 20000)")
+    parser.add_argument("--levels", type=int, nargs="+", help="of the generated questions (default: all of the task)")
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3, 4], help="numbers of rounds to measure")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="what to measure")
     parser.add_argument("--group-by", help="field of the rows to break accuracy down by (default: the task's own)")
@@ -208,7 +216,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.num_questions < 1:
         raise InputError("There is nothing to measure.", where="--num-questions", found=arguments.num_questions)
-    rows = load_rows(arguments.data, arguments.num_questions, arguments.seed)
+    rows = load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels)
     group_by = arguments.group_by or getattr(TASKS.get(arguments.data), "GROUP_BY", None)
     mas = load_from_arguments(arguments)
     figures = evaluate(
@@ -227,6 +235,7 @@ def run(arguments: argparse.Namespace) -> int:
         "data": Path(arguments.data).name,
         "num_questions": len(rows),
         "seed": arguments.seed if arguments.data in TASKS else None,
+        "levels": arguments.levels,
         "latent_steps": mas.config.latent_steps if arguments.latent_steps is None else arguments.latent_steps,
         "latent_halting": mas.config.latent_halting,
         "batch_size": arguments.batch_size,
