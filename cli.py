@@ -20,6 +20,7 @@ COMMANDS = {
     "bench": (".benchmarks.bench", "measure speed and memory, side by side"),
     "init-links": (".training.init_links", "make a working system of any agents, without training"),
     "train": (".training.train", "train the links of a system"),
+    "publish": (".upload.publish", "stage, check and push a system to the Hugging Face Hub"),
 }
 
 

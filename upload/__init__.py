@@ -1,0 +1,1 @@
+"""Publishing a system: staged on disk, checked in clean processes, then pushed."""

@@ -1,0 +1,69 @@
+"""What one staged repository gives when it is loaded by itself. Runs as a script in a clean process, and imports
+nothing but what a stranger has: torch, transformers, huggingface_hub and safetensors.
+
+python -I probe.py KIND FOLDER QUESTION CLONES -> one line of JSON
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+MAX_NEW_TOKENS = 16
+LATENT_STEPS = 4
+
+
+def digest(state_dict: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values of weights."""
+    total = hashlib.sha256()
+    for name in sorted(state_dict):
+        tensor = state_dict[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+@torch.no_grad()
+def probe_agent(agent, model, tokenizer, question: str) -> dict:
+    """Greedy tokens of the base model and latent thoughts of the agent."""
+    inputs = tokenizer(question, return_tensors="pt").to(model.device)
+    tokens = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+    thoughts = agent.think(agent.embed(inputs["input_ids"]), inputs["attention_mask"], LATENT_STEPS)
+    return {"tokens": tokens.tolist(), "thoughts": thoughts.flatten().tolist()}
+
+
+def probe_system(mas, question: str) -> dict:
+    """Greedy tokens of the whole system."""
+    inputs = mas.tokenizer(question, return_tensors="pt")
+    return {"tokens": mas.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False).tolist()}
+
+
+def main(kind: str, folder: str, question: str, clones: str) -> dict:
+    from safetensors.torch import load_file
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    links = {path.name: digest(load_file(path)) for path in Path(folder).glob("*_*.safetensors")}
+    if kind == "agent":
+        quiet = {"adapter_kwargs": {"subfolder": "__none__"}}  # the release's adapter_config.json is no PEFT adapter
+        agent = AutoModel.from_pretrained(folder, trust_remote_code=True, **quiet)
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **quiet)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        return {**probe_agent(agent, model, tokenizer, question), "links": links}
+    if kind == "outer_links":
+        build_link = get_class_from_dynamic_module("links_recursivemas.build_link", folder)
+        for entry in json.loads(Path(folder, "links.json").read_text(encoding="utf-8"))["links"]:
+            weights = entry["weights"]
+            for name in [weights] if isinstance(weights, str) else weights["tasks"].values():
+                widths = {"in_features": entry["in_features"], "out_features": entry["out_features"]}
+                link = build_link(load_file(Path(folder, name)), where=name, kind=entry["kind"], **widths)
+                assert torch.isfinite(link(torch.ones(1, 1, entry["in_features"]))).all(), name
+        return {"links": links}
+    arguments = {"clones": clones} if clones else {}
+    return probe_system(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **arguments), question)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(*sys.argv[1:])))

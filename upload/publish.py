@@ -1,0 +1,125 @@
+"""Publish a system on the Hugging Face Hub, as the public release is published.
+
+Three steps: `stage` writes every repository to a local folder (one for each agent, one for the outer links, one for
+the whole system, each with its card), `check` loads each of them like a stranger and compares it with the source,
+`push` sends them and updates the collection. `push` only says what it would do until it is told `--yes`. `all` does
+the three in a row.
+
+Examples:
+  recursivemas publish stage my-system --namespace my-org --name Arithmetic --output staged
+  recursivemas publish check staged
+  recursivemas publish push staged
+  recursivemas publish push staged --yes
+  recursivemas publish all my-system --namespace my-org --name Arithmetic --output staged --legacy \\
+      --base-model planner=Qwen/Qwen3-1.7B --results evaluation/results/mine.json --yes
+"""
+
+import argparse
+import dataclasses
+import json
+
+from ..system_loader import InputError
+from .check import Finding, check
+from .plan import Plan
+from .push import Step, push
+from .stage import Options, stage
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
+    for name, what in (
+        ("stage", "write every repository of a system to a folder"),
+        ("check", "load each staged repository like a stranger"),
+        ("push", "send the staged repositories (without --yes: only say what would be sent)"),
+        ("all", "stage, check and push"),
+    ):
+        step = steps.add_parser(name, help=what, description=what)
+        if name in ("stage", "all"):
+            _add_stage_arguments(step)
+        else:
+            step.add_argument("staged", help="folder that `stage` wrote")
+        if name in ("push", "all"):
+            step.add_argument("--yes", action="store_true", help="push; otherwise only say what would be pushed")
+            step.add_argument("--public", action="store_true", help="new repositories are public (default: private)")
+            step.add_argument("--overwrite", action="store_true", help="replace repositories created elsewhere, too")
+        step.add_argument("--json", action="store_true", help="print what was done as JSON")
+
+
+def _add_stage_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("system", help="folder, Hub repository or style")
+    parser.add_argument("--namespace", required=True, help="user or organisation on the Hub")
+    parser.add_argument("--name", required=True, help="of the system; the parts are NAME-Role and NAME-Outerlinks")
+    parser.add_argument("--output", required=True, help="folder to stage in")
+    parser.add_argument("--replace", action="store_true", help="replace what was staged there before")
+    parser.add_argument("--question", default=Options.question, help="sample question of the cards and the check")
+    parser.add_argument("--collection", help="title of the collection (default: by style)")
+    parser.add_argument("--licence", default=Options.licence, help=f"for the cards (default: {Options.licence})")
+    parser.add_argument("--legacy", action="store_true", help="add the public release's .pt files and manifests")
+    parser.add_argument("--self-contained", action="store_true", help="the composite holds its agents and links")
+    parser.add_argument(
+        "--base-model", action="append", default=[], metavar="ROLE=ORG/NAME", help="what an agent was made of"
+    )
+    parser.add_argument("--datasets", nargs="+", default=[], metavar="ORG/NAME", help="that the links learned from")
+    parser.add_argument(
+        "--results", nargs="+", default=[], metavar="FILE", help="from `recursivemas evaluate --output`"
+    )
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    base_models = {}
+    for assignment in arguments.base_model:
+        role, _, model = assignment.partition("=")
+        if not model:
+            raise InputError(
+                "A base model needs its role.", where="--base-model", found=assignment, expected="ROLE=ID"
+            )
+        base_models[role] = model
+    names = {field.name for field in dataclasses.fields(Options)} - {"base_models"}
+    return Options(**{name: getattr(arguments, name) for name in names}, base_models=base_models)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    report: dict = {}
+    staged = getattr(arguments, "staged", None) or arguments.output
+    if arguments.step in ("stage", "all"):
+        plan = stage(arguments.system, staged, _options(arguments), arguments.replace)
+        report["staged"] = [repository.id for repository in plan.repositories]
+        _tell(arguments, _staged_text(plan, staged))
+    if arguments.step in ("check", "all"):
+        findings = check(staged)
+        report["problems"] = {finding.repository.id: finding.problems for finding in findings}
+        _tell(arguments, _checked_text(findings))
+        if any(finding.problems for finding in findings):
+            if arguments.json:
+                print(json.dumps(report, ensure_ascii=False))
+            return 1
+    if arguments.step in ("push", "all"):
+        steps = push(staged, arguments.yes, arguments.public, arguments.overwrite)
+        report["pushed" if arguments.yes else "would push"] = [dataclasses.asdict(step) for step in steps]
+        _tell(arguments, _pushed_text(steps, arguments.yes))
+    if arguments.json:
+        print(json.dumps(report, ensure_ascii=False))
+    return 0
+
+
+def _tell(arguments: argparse.Namespace, text: str) -> None:
+    if not arguments.json:
+        print(text)
+
+
+def _staged_text(plan: Plan, staged: str) -> str:
+    lines = [f"staged in {staged}:", *(f"  {repository.id}: {repository.note}" for repository in plan.repositories)]
+    return "\n".join(lines)
+
+
+def _checked_text(findings: list[Finding]) -> str:
+    lines = ["checked:"]
+    for finding in findings:
+        lines += [f"  {finding.repository.id}: {'problems' if finding.problems else 'right'}"]
+        lines += [f"    {problem}" for problem in finding.problems]
+    return "\n".join(lines)
+
+
+def _pushed_text(steps: list[Step], done: bool) -> str:
+    head = "pushed:" if done else "nothing was pushed; with --yes this would be:"
+    return "\n".join([head, *(f"  {step.action} {step.target}: {step.detail}" for step in steps)])

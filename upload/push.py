@@ -1,0 +1,207 @@
+"""Pushing: the network part. Says what it would do unless told to do it; a second run goes on where one stopped."""
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import RepositoryNotFoundError
+from transformers.utils import logging
+
+from ..system_loader import CheckpointError, InputError
+from .plan import CHECKED, PUSHED, Plan, Repository, files_of, fingerprint, load_plan, read_json, write_json
+
+GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own file
+NOTE_LIMIT, DESCRIPTION_LIMIT = 500, 150
+
+
+@dataclass
+class Step:
+    """One step of a push.
+
+    Attributes:
+        target: repository or collection.
+        action: "create" or "update".
+        detail: commit, address, or what would be sent.
+    """
+
+    target: str
+    action: str
+    detail: str
+
+
+@contextmanager
+def _speaking_to_the_hub(where: str) -> Iterator[None]:
+    """Turns what the client raises into one error that says what to do."""
+    try:
+        yield
+    except (InputError, CheckpointError):
+        raise
+    except Exception as error:  # the client, its HTTP library and the system all raise their own
+        raise CheckpointError(
+            "The Hub did not take it.",
+            where=where,
+            found=f"{type(error).__name__}: {str(error).strip()}"[:1000],
+            expected="a token that may write there (`hf auth login`), and a connection",
+            hint="put that right and run the same command again; it goes on where it stopped",
+        ) from error
+
+
+def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite: bool = False) -> list[Step]:
+    """Pushes a staged and checked system: agents, outer links, composite, then the collection.
+
+    Every repository changes in one commit, and the composite, which names the commits of the others, comes last: what
+    is visible is complete. Weights that an interrupted run has already sent are not sent again.
+
+    Args:
+        folder: the staged folder.
+        yes: do it; otherwise only read, and say what would be done.
+        public: new repositories and a new collection are public; otherwise private.
+        overwrite: also write into repositories that exist and were not created from this folder.
+
+    Returns:
+        What was done, or would be.
+
+    Raises:
+        InputError: not staged, not checked, or a repository belongs to something else.
+        CheckpointError: the Hub refused, or the connection broke.
+    """
+    folder = Path(folder)
+    plan = load_plan(folder)
+    _require_check(plan, folder)
+    api = HfApi()
+    record = read_json(folder / PUSHED) or {}
+    heads = {}
+    for repository in plan.repositories:
+        with _speaking_to_the_hub(repository.id):
+            heads[repository.id] = _head(api, repository, record, overwrite)
+    if not yes:
+        return _intentions(plan, folder, heads, public)
+    for repository in plan.repositories:
+        with _speaking_to_the_hub(f"{repository.id}, README.md"):
+            ModelCard.load(folder / repository.name / "README.md").validate()
+    steps, commits = [], {}
+    for repository in logging.tqdm(plan.repositories, desc="Pushing", unit="repository", leave=False):
+        with _speaking_to_the_hub(repository.id):
+            action = "update" if heads[repository.id] else "create"
+            if action == "create":
+                api.create_repo(repository.id, private=not public)
+                record[repository.id] = {"created": True}
+                write_json(folder / PUSHED, record)
+            commits[repository.id] = _upload(api, plan, repository, folder, commits)
+            record.setdefault(repository.id, {})["commit"] = commits[repository.id]
+            write_json(folder / PUSHED, record)
+            steps.append(Step(repository.id, action, commits[repository.id]))
+    with _speaking_to_the_hub(f"collection {plan.collection}"):
+        steps.append(update_collection(api, plan, public))
+    return steps
+
+
+def _require_check(plan: Plan, folder: Path) -> None:
+    checked = read_json(folder / CHECKED) or {}
+    for repository in plan.repositories:
+        if checked.get(repository.name) != fingerprint(folder / repository.name):
+            raise InputError(
+                "This has not passed the check.",
+                where=folder / repository.name,
+                found="changed since the check" if repository.name in checked else "not checked",
+                hint=f"run `recursivemas publish check {folder}`",
+            )
+
+
+def _head(api: HfApi, repository: Repository, record: dict, overwrite: bool) -> str | None:
+    """The commit that a repository stands at; `None` where there is no repository.
+
+    Raises:
+        InputError: it exists, holds something, and was not created from this folder.
+    """
+    try:
+        info = api.repo_info(repository.id)
+    except RepositoryNotFoundError:
+        return None
+    files = {file.rfilename for file in info.siblings or []} - {GIT_ATTRIBUTES}
+    if files and not record.get(repository.id, {}).get("created") and not overwrite:
+        raise InputError(
+            "The repository exists, and was not created from this staged folder.",
+            where=repository.id,
+            found=f"{len(files)} files, for example {sorted(files)[0]}",
+            hint="stage under another name, or push with --overwrite to replace its files",
+        )
+    return info.sha
+
+
+def _intentions(plan: Plan, folder: Path, heads: dict[str, str | None], public: bool) -> list[Step]:
+    steps = []
+    for repository in plan.repositories:
+        files = files_of(folder / repository.name)
+        size = sum((folder / repository.name / file).stat().st_size for file in files)
+        action = "update" if heads[repository.id] else "create"
+        sight = "" if heads[repository.id] else (", public" if public else ", private")
+        steps.append(Step(repository.id, action, f"{len(files)} files, {size / 1e6:.1f} MB{sight}"))
+    detail = f"{len(plan.repositories)} items"
+    return [*steps, Step(f"collection {plan.collection} of {plan.namespace}", "create or update", detail)]
+
+
+def _upload(api: HfApi, plan: Plan, repository: Repository, folder: Path, commits: dict[str, str]) -> str:
+    """Makes a repository's files those of the staged folder, in one commit; returns the commit."""
+    local = folder / repository.name
+    operations: list = []
+    for path in files_of(local):
+        content: str | bytes = str(local / path)
+        if repository == plan.composite and path.as_posix() == "config.json":
+            content = pinned(json.loads((local / path).read_text(encoding="utf-8")), commits)
+        operations.append(CommitOperationAdd(path.as_posix(), content))
+    names = {operation.path_in_repo for operation in operations} | {GIT_ATTRIBUTES}
+    info = api.repo_info(repository.id)
+    stale = {file.rfilename for file in info.siblings or []} - names
+    operations += [CommitOperationDelete(name) for name in sorted(stale)]
+    # The parent makes the Hub refuse the commit if somebody else wrote in between.
+    message = f"{plan.style} system: {repository.note}"
+    return api.create_commit(repository.id, operations, commit_message=message, parent_commit=info.sha).oid
+
+
+def pinned(config: dict, commits: dict[str, str]) -> bytes:
+    """The composite's config.json, with the commit of every repository that it references."""
+
+    def pin(entry: object) -> None:
+        if isinstance(entry, dict):
+            if entry.get("source") in commits:
+                entry["revision"] = commits[entry["source"]]
+            for value in entry.values():
+                pin(value)
+        elif isinstance(entry, list):
+            for value in entry:
+                pin(value)
+
+    config = copy.deepcopy(config)
+    pin(config)
+    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def update_collection(api: HfApi, plan: Plan, public: bool) -> Step:
+    """Creates or completes the style's collection: the repositories in role order, with notes.
+
+    Items of other systems of the style stay where they are. A second call changes nothing.
+    """
+    description = f"{plan.style} systems: agents that hand over latent thoughts"[:DESCRIPTION_LIMIT]
+    collection = api.create_collection(
+        plan.collection, namespace=plan.namespace, description=description, private=not public, exists_ok=True
+    )
+    slug, changed = collection.slug, not collection.items
+    notes = {repository.id: repository.note[:NOTE_LIMIT] for repository in plan.repositories}
+    present = {item.item_id: item for item in collection.items if item.item_type == "model"}
+    for repository_id, note in notes.items():
+        if repository_id not in present:
+            api.add_collection_item(slug, repository_id, "model", note=note, exists_ok=True)
+        elif present[repository_id].note != note:
+            api.update_collection_item(slug, present[repository_id].item_object_id, note=note)
+    items = [item for item in api.get_collection(slug).items if item.item_id in notes]
+    if [item.item_id for item in items] != list(notes):
+        first = min(item.position for item in items)
+        by_id = {item.item_id: item for item in items}
+        for offset, repository_id in enumerate(notes):
+            api.update_collection_item(slug, by_id[repository_id].item_object_id, position=first + offset)
+    return Step(f"collection {plan.collection}", "create" if changed else "update", collection.url)
