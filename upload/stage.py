@@ -4,7 +4,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
+from transformers.utils import logging
 
 from ..system_loader import (
     INNER_KINDS,
@@ -183,7 +184,7 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
     shutil.rmtree(partial, ignore_errors=True)
     try:
         card = Card(plan, mas, results, options.datasets)
-        for repository in plan.repositories:
+        for repository in _progress(plan.repositories):
             folder = partial / repository.name
             folder.mkdir(parents=True)
             if repository.kind == "agent":
@@ -214,6 +215,18 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
     return plan
 
 
+def _progress(repositories: tuple[Repository, ...]) -> Iterator[Repository]:
+    """One progress bar over the repositories, in place of transformers' own bars for each of them."""
+    bar = logging.tqdm(repositories, desc="Staging", unit="repository", leave=False)
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield from bar
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
+
+
 def _stage_agent(mas: RecursiveMASModel, plan: Plan, role: str, folder: Path) -> None:
     agent, links = mas.agents[role], inner_links_of(mas, role)
     if None in links:
@@ -236,7 +249,7 @@ def _write_legacy_inner_links(links: dict, role: str, folder: Path) -> None:
             hint="train the inner links, or stage without --legacy",
         )
     for task, link in links.items():
-        torch.save(link.state_dict(), folder / _legacy_filename("adapter", task))
+        torch.save(dict(link.state_dict()), folder / _legacy_filename("adapter", task))
     write_json(folder / "adapter_config.json", {"adapter_type": kind})
     if None not in links:
         tasks = {task: {"adapter.pt": _legacy_filename("adapter", task)} for task in links}
@@ -261,7 +274,7 @@ def _stage_outer_links(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None
             if plan.legacy:
                 ends_title = f"{_title(link.source)}-{_title(link.target)}"
                 filename = _legacy_filename(f"{ends_title}-Outerlink", task)
-                torch.save(built.state_dict(), folder / filename)
+                torch.save(dict(built.state_dict()), folder / filename)
                 adapter = {
                     "legacy_key": entry.get("legacy_key") or f"outer_{labels[link.source]}{labels[link.target]}",
                     "filename": filename,
