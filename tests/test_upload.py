@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from recursivemas.system_loader import InputError, Link, RecursiveMASModel, Topology
+from recursivemas.system_loader import InputError, Link, RecursiveMASConfig, RecursiveMASModel, Topology
 from recursivemas.upload import check, plan, push, scan, stage
 from recursivemas.upload.cards import read_results
 from safetensors.torch import load_file, save_file
@@ -109,6 +109,20 @@ def test_legacy_files_follow_the_releases_layout(pair, workplace):
         tensors, expected = torch.load(legacy, weights_only=True), load_file(native)
         assert type(tensors) in (dict, type(pair.state_dict())) and tensors.keys() == expected.keys()
         assert all(torch.equal(tensors[key], expected[key]) for key in expected)
+
+
+def test_the_releases_rules_find_every_legacy_file(pair, workplace):
+    """The composite with `weights` that name repositories only, as a released system is described."""
+    staged = workplace / "staged"
+    config = RecursiveMASConfig.from_dict(read(staged / "Tiny" / "config.json"))
+    for agent in config.agents.values():
+        agent["inner_link"] = {"weights": {"source": agent["source"]}}
+    for link in config.links:
+        link["weights"] = {"source": "my-org/Tiny-Outerlinks"}
+        link["legacy_key"] = f"outer_{link['source'][0]}{link['target'][0]}"
+        del link["kind"]
+    loaded = RecursiveMASModel.from_pretrained("released", config=config, clones=staged)
+    assert loaded.solve(QUESTION, max_new_tokens=6)[0].text == pair.solve(QUESTION, max_new_tokens=6)[0].text
 
 
 @pytest.mark.parametrize(
