@@ -50,7 +50,10 @@ def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None
         unknown = set(levels or ()) - set(TASKS[data].LEVELS)
         if unknown:
             raise InputError(
-                "The task has no such level.", where="--levels", found=sorted(unknown), expected=list(TASKS[data].LEVELS)
+                "The task has no such level.",
+                where="--levels",
+                found=sorted(unknown),
+                expected=list(TASKS[data].LEVELS),
             )
         return TASKS[data].generate(num_questions, levels or TASKS[data].LEVELS, seed=seed)
     path = Path(data)
@@ -139,6 +142,22 @@ def table(figures: list[dict]) -> str:
             f"{row['mode']:<8}{rounds:>6}  {row['accuracy']:>8.3f}  {f'{low:.3f}–{high:.3f}':>13}"
             f"  {row['prompt_tokens']:>13.1f}  {row['latent_positions']:>16.1f}"
             f"  {row['new_tokens']:>10.1f}  {1000 * row['seconds']:.0f}"
+        )
+    return "\n".join(lines)
+
+
+def markdown(results: dict) -> str:
+    """Stored results as the table of a model card: accuracy by mode and rounds, and what a question costs."""
+    lines = [
+        "| hand-over | rounds | accuracy (95 % interval) | latent positions | tokens written |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["figures"]:
+        low, high = row["interval"]
+        rounds = "–" if row["mode"] == "alone" else row["num_rounds"]
+        lines.append(
+            f"| {row['mode']} | {rounds} | {row['accuracy']:.3f} ({low:.3f}–{high:.3f})"
+            f" | {row['latent_positions']:.1f} | {row['new_tokens']:.1f} |"
         )
     return "\n".join(lines)
 
