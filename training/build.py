@@ -20,7 +20,7 @@ from ..system_loader import RecursiveMASConfig, RecursiveMASModel
 from .config import TrainingConfig
 from .init_links import init_system
 from .pretrain import SYSTEMS
-from .trainer import train
+from .run import train
 
 
 @dataclass(frozen=True)

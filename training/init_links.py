@@ -1,20 +1,20 @@
 """Make a working system of any agents without training: links in closed form.
 
-The style is a JSON file with `stages`, `links`, `decoding_role` and `prompts` as in a system's config.json (any field
-of it may stand there). Inner links: the expected next embedding under the agent's own output distribution. Outer
-links: ridge regression between the token embeddings that two vocabularies share. With --system, agents of an existing
-system are swapped, and only the links that touch them are new.
+Inner links: the expected next embedding under the agent's own output distribution. Outer links: ridge regression
+between the token embeddings that two vocabularies share. A style is sequential, mixture, distillation, deliberation,
+or a JSON file with `stages`, `links`, `decoding_role` and `prompts`. With --system, agents of an existing system are
+swapped, and only the links that touch them are new.
 
 Examples:
-  recursivemas init-links --style style.json --agent planner=org/model-a --agent solver=./model-b --output my-system
-  recursivemas init-links --system my-system --agent solver=org/model-c --output my-other-system
-  recursivemas init-links --style style.json --agent planner=a --agent solver=b --inner ln_res_adapter \\
-      --outer outer_ln_res_adapter --output to-be-trained
+  recursivemas init-links --style distillation --agent expert=org/model-a --agent learner=./model-b --output mine
+  recursivemas init-links --style my-style.json --agent planner=a --agent solver=b --output mine
+  recursivemas init-links --system mine --agent learner=org/model-c --output mine-2
+  recursivemas init-links --style distillation --agent expert=a --agent learner=b --output to-be-trained \\
+      --inner ln_res_adapter --outer outer_ln_res_adapter
 """
 
 import argparse
 import copy
-import json
 from pathlib import Path
 
 from ..system_loader import (
@@ -25,6 +25,7 @@ from ..system_loader import (
     RecursiveMASConfig,
     RecursiveMASModel,
     load_mas_system,
+    read_style,
     remote_module,
 )
 from .start import (
@@ -100,14 +101,27 @@ def init_system(
 
 def configure(parser: argparse.ArgumentParser) -> None:
     given = parser.add_mutually_exclusive_group(required=True)
-    given.add_argument("--style", type=Path, help="JSON file with stages, links, decoding_role and prompts")
+    given.add_argument("--style", help="name of a style, or a JSON file")
     given.add_argument("--system", help="system whose agents are swapped: a folder or a Hub repository")
     parser.add_argument(
         "--agent", action="append", default=[], metavar="ROLE=SOURCE", help="a folder or Hub repository; repeatable"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for the system")
-    parser.add_argument("--inner", default=EXPECTED_EMBEDDING, choices=(EXPECTED_EMBEDDING, *INNER_KINDS))
-    parser.add_argument("--outer", default="outer_linear_adapter", choices=list(OUTER_KINDS))
+    parser.add_argument(
+        "--inner",
+        default=EXPECTED_EMBEDDING,
+        choices=(EXPECTED_EMBEDDING, *INNER_KINDS),
+        help="kind of the inner links; one with weights is a starting point for training (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--outer",
+        default="outer_linear_adapter",
+        choices=list(OUTER_KINDS),
+        help="kind of the outer links, one with a linear path (default: %(default)s)",
+    )
+    parser.add_argument("--rounds", type=int, help="default number of recursion rounds of the system")
+    parser.add_argument("--latent-steps", type=int, help="default number of latent steps of the system")
+    parser.add_argument("--halting", action="store_true", help="end latent steps where an agent has finished")
     parser.add_argument("--dtype", default="auto", help="of the agents (default: the checkpoints')")
     parser.add_argument("--copy-agents", action="store_true", help="write the agents too, instead of naming them")
 
@@ -120,12 +134,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError("An agent is not given as ROLE=SOURCE.", where="--agent", found=text)
         sources[role] = str(Path(source).resolve()) if Path(source).is_dir() else source
     if arguments.style is not None:
-        try:
-            fields = json.loads(arguments.style.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError("A style cannot be read.", where=arguments.style, found=error, expected="JSON") from error
-        keep, folder = None, arguments.style.parent
-        config = RecursiveMASConfig.from_dict(fields)
+        keep, folder = None, Path()
+        config = RecursiveMASConfig(style=Path(arguments.style).stem, **read_style(arguments.style))
     else:
         keep = load_mas_system(arguments.system, dtype=arguments.dtype)
         folder = Path(keep.config.name_or_path)
@@ -140,6 +150,10 @@ def run(arguments: argparse.Namespace) -> int:
             )
     for role, source in sources.items():
         config.agents[role] = {"source": source}
+    for field, value in (("num_rounds", arguments.rounds), ("latent_steps", arguments.latent_steps)):
+        if value is not None:
+            setattr(config, field, value)
+    config.latent_halting = config.latent_halting or arguments.halting
     mas = init_system(config, folder, arguments.inner, arguments.outer, arguments.dtype, keep, tuple(sources))
     mas.save_pretrained(arguments.output, copy_agents=arguments.copy_agents)
     for link in mas.topology.links:

@@ -107,7 +107,7 @@ def embedding_rms(embeddings: torch.Tensor) -> float:
     Tokens count by their squared length, so that the many near-zero rows of tokens that a small model never saw do
     not pull it down.
     """
-    energy = embeddings.double().pow(2).mean(-1)
+    energy = embeddings.detach().double().pow(2).mean(-1)
     return float((energy.pow(2).sum() / energy.sum()).sqrt())
 
 

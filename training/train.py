@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show:
         print(json.dumps(dataclasses.asdict(config), indent=2))
         return 0
-    from .trainer import train
+    from .run import train
 
     result = train(arguments.loop, config, arguments.resume)
     if arguments.json:

@@ -1,0 +1,484 @@
+"""The training path: data, closed-form starts, losses, the Trainer around them, and the commands."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from recursivemas import cli
+from recursivemas.system_loader import OUTER_KINDS, ConfigError, InputError, OuterLink, load_mas_system, remote_module
+from recursivemas.training.config import TrainingConfig, load_config
+from recursivemas.training.data import DataError, Encoder, read_rows, refuse_bad_rows
+from recursivemas.training.loops import Example, InnerLoop, OuterLoop
+from recursivemas.training.run import build_loop, last_checkpoint, train
+from recursivemas.training.start import (
+    embedding_rms,
+    fit_outer_link,
+    ridge,
+    shared_tokens,
+    start_inner_link,
+    token_bytes,
+)
+from recursivemas.training.trainer import NonFiniteError
+from safetensors.torch import load_file
+from tiny import ARCHITECTURES, tiny_agent, tiny_chain
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+ExpectedEmbeddingLink = remote_module("links_recursivemas").ExpectedEmbeddingLink
+ROLES = ("planner", "critic", "solver")
+WORDS = ("three", "a plan", "seven apples and a pear", "no", "twelve")
+
+
+def rows_of(count: int) -> list[dict]:
+    """Rows with texts of different lengths, one a round."""
+    return [
+        {
+            "question": f"How many are {index} and {index * 7}?",
+            "targets": {role: [WORDS[(index + shift + r) % 5] for r in range(2)] for shift, role in enumerate(ROLES)},
+            "answer": str(index),
+        }
+        for index in range(count)
+    ]
+
+
+def examples_of(mas, count: int, num_rounds: int = 2, text: bool = False) -> list[Example]:
+    rows, _ = read_rows(rows_of(count), mas.topology.roles, num_rounds)
+    encode = Encoder(mas, "default").text_part if text else Encoder(mas, "default").part
+    schedule = mas.topology.schedule(num_rounds)
+    return [Example(row.line, {(r, role): encode(row, role, r) for r, role in schedule}) for row in rows]
+
+
+def gradients_of(loop, examples) -> dict[str, torch.Tensor]:
+    loop.zero_grad()
+    loop(examples)["loss"].backward()
+    return {name: parameter.grad.clone() for name, parameter in loop.named_parameters()}
+
+
+def outer_loop(mas, **settings) -> OuterLoop:
+    return OuterLoop(mas, list(mas.outer_links), **{"num_rounds": 2, "latent_steps": 5, **settings})
+
+
+# Data
+
+
+def test_bad_rows_are_reported_with_count_lines_and_reason(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    good = json.dumps({"question": "q", "targets": {"solver": "t"}, "answer": "a"})
+    lines = [good, "{broken", json.dumps({"question": " "}), json.dumps({"question": "q"}), good, "[1]", "",
+             json.dumps({"question": "q", "targets": {"solver": ["one"] * 2}})]  # fmt: skip
+    path.write_text("\n".join(lines))
+    rows, report = read_rows(path, ["solver"], num_rounds=3)
+    assert [row.line for row in rows] == [1, 5]
+    assert (report.rows, report.bad_rows) == (7, 5)
+    text = str(report)
+    assert "no question (line 3)" in text and "no target text for solver (line 4)" in text
+    assert "2 target texts for solver, fewer than 3 rounds (line 8)" in text and "(line 2)" in text
+    with pytest.raises(DataError, match="5 bad"):
+        refuse_bad_rows(report, rows)
+    refuse_bad_rows(report, rows, allowed=5)
+
+
+def test_columns_of_the_release_are_read_as_they_are(tmp_path):
+    path = tmp_path / "release.json"
+    row = {"question": "q", "plan": "p", "refined_plan": "r", "answer": "a", "type": "math", "fn_name": None}
+    deliberation = {"question": "q", "deliberation_reflector": "d", "answer": "a"}
+    path.write_text(json.dumps({"data": [row]}))
+    (read,), _ = read_rows(path, ROLES)
+    assert read.targets == {"planner": ("p",), "critic": ("r",), "solver": ("a",)} and read.answer == "a"
+    (read,), _ = read_rows([deliberation], ("reflector", "toolcaller"))
+    assert read.targets == {"reflector": ("d",), "toolcaller": ("a",)}
+    (read,), _ = read_rows([{"ask": "q", "say": "s"}], ("solver",), columns={"question": "ask", "solver": "say"})
+    assert (read.question, read.targets["solver"]) == ("q", ("s",))
+
+
+def test_a_dataset_on_disk_gives_the_rows_of_its_json_lines(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(rows_of(3)).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows_of(3))))
+    assert read_rows(tmp_path / "saved", ROLES, 2)[0] == read_rows(tmp_path / "rows.jsonl", ROLES, 2)[0]
+
+
+# Settings
+
+
+def test_settings_are_defaults_then_file_then_assignments(tmp_path):
+    (tmp_path / "c.json").write_text('{"max_steps": 5, "learning_rate": 1}')
+    config = load_config(tmp_path / "c.json", ["max_steps=7", 'roles=["a"]', "trainer.bf16=true", "output=x"])
+    assert (config.max_steps, config.learning_rate, config.roles) == (7, 1.0, ["a"])
+    assert (config.trainer, config.output, config.batch_size) == ({"bf16": True}, "x", TrainingConfig().batch_size)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("learnin_rate=1", "learning_rate"),
+        ("max_steps=many", "max_steps"),
+        ("max_steps=0", "at least 1"),
+        ("supervise=everyone", "receivers"),
+        ("max_steps", "key=value"),
+        ("batch_size=true", "batch_size"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named(assignment, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [assignment])
+
+
+# Closed-form start
+
+
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "ab", "é"]
+    backend = Tokenizer(
+        models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[("▁", "a"), ("a", "b")], byte_fallback=True)
+    )
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_byte_level_and_sentencepiece_vocabularies_share_their_texts():
+    theirs, ours = token_bytes(sentencepiece_tokenizer()), token_bytes(tiny_agent("qwen2", "a").tokenizer)
+    assert theirs[b" a"] and theirs["é".encode()] and theirs[b"\n"] and theirs[b"a"] == 260
+    assert {bytes([byte]) for byte in range(256)} <= ours.keys() & theirs.keys()
+    assert b"</s>" not in theirs  # special tokens are matched by function, not by name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_shared_tokens_have_the_same_text_and_eos_goes_to_eos(architecture):
+    source, target = tiny_agent("llama", "a", seed=3), tiny_agent(architecture, "b", seed=4)
+    a, b = shared_tokens(source, target)
+    assert len(a) == len(set(a)) == len(set(b)) > 256
+    assert (source.eos_token_ids[0], target.eos_token_ids[0]) in list(zip(a, b, strict=True))
+    for i, j in zip(a, b, strict=True):
+        texts = source.tokenizer.decode([i]), target.tokenizer.decode([j])
+        assert texts[0] == texts[1] or i == source.eos_token_ids[0] or i == source.tokenizer.bos_token_id
+
+
+def test_ridge_recovers_a_linear_map():
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(5, 4), torch.randn(5), torch.randn(200, 4)
+    found = ridge(x, x @ weight.T + bias, penalty=1e-9)
+    torch.testing.assert_close(found[0], weight, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[1], bias, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, shape in OUTER_KINDS.items() if shape.residual or shape.layers == 1])
+def test_every_kind_with_a_linear_path_starts_near_the_targets_embeddings(kind):
+    source, target = tiny_agent("qwen3", "a"), tiny_agent("gemma3_text", "b", seed=1)
+    with torch.no_grad():  # the target's space is a linear image of the source's
+        a, b = map(torch.tensor, shared_tokens(source, target))
+        mixing = torch.randn(source.hidden_size, target.hidden_size)
+        target.get_input_embeddings().weight[b] = source.get_input_embeddings().weight[a] @ mixing
+        wanted, random = target.embed(b), OuterLink(kind, source.hidden_size, target.hidden_size)(source.embed(a))
+        found = fit_outer_link(source, target, kind)(source.embed(a))
+    error = (found - wanted).pow(2).sum() / wanted.pow(2).sum()
+    assert error < (0.1 if OUTER_KINDS[kind].norm else 1e-3)
+    assert error < (random - wanted).pow(2).sum() / wanted.pow(2).sum() / 5
+
+
+def test_a_kind_without_a_linear_path_has_no_closed_form():
+    with pytest.raises(ConfigError, match="without a linear path"):
+        fit_outer_link(tiny_agent("qwen3", "a"), tiny_agent("llama", "b"), "outer_ln_adapter")
+
+
+def test_a_new_inner_link_speaks_at_the_scale_of_the_embeddings():
+    agent = tiny_agent("gemma3_text", "a")  # whose embedding module scales
+    link = start_inner_link(agent, "ln_res_adapter")
+    said = link(torch.randn(50, agent.hidden_size) * 30)
+    embeddings = agent.embed(torch.arange(len(agent.tokenizer)))
+    assert float(said.detach().pow(2).mean().sqrt()) == pytest.approx(embedding_rms(embeddings), rel=0.05)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_the_expected_embedding_is_the_mean_embedding_under_the_models_own_distribution(architecture):
+    agent = tiny_agent(architecture, "a")
+    link = ExpectedEmbeddingLink(agent.hidden_size)
+    link.bind(agent.model)
+    ids = torch.arange(3, 9)[None]
+    output = agent.model(input_ids=ids, output_hidden_states=True)
+    everything = agent.embed(torch.arange(agent.get_input_embeddings().num_embeddings))
+    torch.testing.assert_close(link(output.hidden_states[-1]), output.logits.softmax(-1) @ everything)
+    assert not link.state_dict()
+
+
+# Losses
+
+
+def test_the_first_teacher_forced_latent_is_the_first_of_a_rollout(chain):
+    mas = tiny_chain()
+    for latents in ("teacher", "rollout"):
+        loop = outer_loop(mas, latents=latents, latent_steps=1)
+        part = examples_of(mas, 1)[0].parts[1, "planner"]
+        _, going = loop._stage((1, "planner"), [part], {})
+        sent = going["critic"][0] if latents == "teacher" else sent - going["critic"][0]  # noqa: F821
+    assert sent.shape == (1, mas.agents["critic"].hidden_size) and float(sent.detach().abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("latents", ["teacher", "rollout"])
+@pytest.mark.parametrize("supervise", ["decoder", "receivers"])
+def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_rows(latents, supervise):
+    mas = tiny_chain()
+    loop = outer_loop(mas, latents=latents, supervise=supervise, earlier_rounds_weight=0.5)
+    examples = examples_of(mas, 4)
+    with torch.no_grad():
+        whole = float(loop(examples)["loss"])
+        alone = [float(loop([example])["loss"]) for example in examples]
+        inner = InnerLoop(mas, ROLES)
+        texts = examples_of(mas, 4, text=True)
+        inner_whole, inner_alone = float(inner(texts)["loss"]), [float(inner([text])["loss"]) for text in texts]
+    assert whole == pytest.approx(sum(alone) / 4, abs=1e-4)
+    assert inner_whole == pytest.approx(sum(inner_alone) / 4, abs=1e-4)
+
+
+def test_loss_weights_add_the_mean_of_the_earlier_rounds():
+    mas = tiny_chain()
+    loops = {weight: outer_loop(mas, num_rounds=3, earlier_rounds_weight=weight) for weight in (0.0, 0.2)}
+    assert loops[0.0].weights == {(3, "solver"): 1.0}
+    assert loops[0.2].weights == {(1, "solver"): 0.1, (2, "solver"): 0.1, (3, "solver"): 1.0}
+    weights = outer_loop(mas, num_rounds=2, earlier_rounds_weight=1.0, supervise="receivers").weights
+    assert (1, "planner") not in weights and weights[2, "planner"] == pytest.approx(1 / 3)
+    assert sum(weight for (r, _), weight in weights.items() if r == 1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("latents", ["teacher", "rollout"])
+def test_gradients_reach_every_link_of_every_kind_and_no_agent(latents):
+    mas = tiny_chain()
+    loop = OuterLoop(mas, list(mas.outer_links), ROLES, num_rounds=2, latent_steps=3, latents=latents)
+    gradients = gradients_of(loop, examples_of(mas, 2))
+    assert all(gradient.abs().sum() > 0 for gradient in gradients.values())
+    assert {name.split(".")[0] for name in gradients} == {"inner_links", "outer_links"}
+    assert all(p.grad is None for agent in mas.agents.values() for p in agent.model.parameters())
+
+
+@pytest.mark.parametrize("latents", ["teacher", "rollout"])
+def test_activation_checkpointing_changes_no_loss_and_no_gradient(latents):
+    mas = tiny_chain()
+    examples, results = examples_of(mas, 2), []
+    for checkpointing in (False, True):
+        loop = outer_loop(mas, latents=latents, supervise="receivers", earlier_rounds_weight=1.0,
+                          activation_checkpointing=checkpointing).train()  # fmt: skip
+        results.append(gradients_of(loop, examples))
+    for name, gradient in results[0].items():
+        assert torch.equal(gradient, results[1][name])
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_gradients_through_the_cache_equal_those_without_one(architecture):
+    agent = tiny_agent(architecture, "a")
+    agent.requires_grad_(False)
+    agent.inner_link.requires_grad_(True)
+    torch.manual_seed(0)
+    embeds, mask = torch.randn(2, 12, agent.hidden_size) * 0.6, torch.ones(2, 12, dtype=torch.long)
+    mask[1, :5] = 0
+    embeds[1, :5] = 0
+    from recursivemas.training.caches import differentiable_cache
+
+    found = agent.rollout(embeds, mask, 4, differentiable_cache(agent)).thoughts
+    thoughts, seen, seen_mask = [], embeds, mask
+    for _ in range(4):
+        thoughts.append(agent.inner_link(agent.encode(seen, seen_mask)[:, -1]))
+        seen = torch.cat([seen, thoughts[-1][:, None]], dim=1)
+        seen_mask = torch.cat([seen_mask, seen_mask[:, :1] * 0 + 1], dim=1)
+    parameters = list(agent.inner_link.parameters())
+    direction = torch.randn_like(found)
+    with_cache = torch.autograd.grad((found * direction).sum(), parameters)
+    without = torch.autograd.grad((torch.stack(thoughts, dim=1) * direction).sum(), parameters)
+    for a, b in zip(with_cache, without, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=0)
+
+
+def test_links_train_in_float32_beside_bfloat16_agents():
+    mas = tiny_chain()
+    for agent in mas.agents.values():
+        agent.model.to(torch.bfloat16)
+        agent.inner_link.to(torch.bfloat16)
+    loop = OuterLoop(mas, list(mas.outer_links), ROLES, num_rounds=2, latent_steps=3)
+    gradients = gradients_of(loop, examples_of(mas, 2))
+    assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients.values())
+    assert {agent.dtype for agent in mas.agents.values()} == {torch.bfloat16}
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory):
+    """A system and rows on disk."""
+    folder = tmp_path_factory.mktemp("workshop")
+    tiny_chain().save_pretrained(folder / "system")
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows_of(24))))
+    return folder
+
+
+def settings(workshop: Path, output: Path, **changes) -> TrainingConfig:
+    values = {
+        "system": str(workshop / "system"), "data": str(workshop / "rows.jsonl"), "output": str(output),
+        "max_steps": 6, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-3, "logging_steps": 1, "save_steps": 2,
+    }  # fmt: skip
+    return TrainingConfig(**values | changes)
+
+
+def losses_of(output: Path) -> list[float]:
+    state = json.loads((output / "training" / "trainer_state.json").read_text())
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+@pytest.mark.parametrize("kind", ["inner", "outer"])
+def test_a_run_lowers_the_loss_saves_links_only_and_a_system_that_loads(workshop, tmp_path, kind):
+    config = settings(workshop, tmp_path, max_steps=12, learning_rate=5e-3, eval_data=str(workshop / "rows.jsonl"),
+                      eval_rows=5)  # fmt: skip
+    result = train(kind, config)
+    losses = losses_of(tmp_path)
+    assert result["step"] == 12 and losses[-1] < losses[0] and {"eval_loss", "eval_accuracy"} <= result.keys()
+    checkpoint = last_checkpoint(tmp_path / "training")
+    saved = load_file(checkpoint / "model.safetensors")
+    assert checkpoint.name == "checkpoint-12" and {key.split(".")[0] for key in saved} == {f"{kind}_links"}
+    trained, before = load_mas_system(tmp_path), load_mas_system(workshop / "system")
+    for name, link in trained.outer_links.items():
+        same = torch.equal(link.proj1.weight, before.outer_links[name].proj1.weight)
+        assert same == (kind == "inner")
+    question = rows_of(1)[0]["question"]
+    assert trained.solve(question, max_new_tokens=4)[0].text is not None
+
+
+@pytest.mark.parametrize("kind", ["inner", "outer"])
+def test_a_resumed_run_ends_with_the_same_bits(workshop, tmp_path, kind):
+    changes = {"outer_kind": "outer_ln_res_adapter", "outer_start": "random"} if kind == "outer" else {}
+    train(kind, settings(workshop, tmp_path / "whole", **changes))
+    config = settings(workshop, tmp_path / "again", keep_checkpoints=3, **changes)
+    train(kind, config)
+    shutil.rmtree(tmp_path / "again" / "training" / "checkpoint-6")
+    (tmp_path / "again" / "training" / "checkpoint-4" / "trainer_state.json").unlink()  # killed while it was written
+    assert last_checkpoint(tmp_path / "again" / "training").name == "checkpoint-2"
+    train(kind, config, resume=True)
+    for path in (tmp_path / "whole" / "links").iterdir():
+        a, b = load_file(path), load_file(tmp_path / "again" / "links" / path.name)
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_with_other_settings_is_not_gone_on_with(workshop, tmp_path):
+    train("outer", settings(workshop, tmp_path, max_steps=2))
+    with pytest.raises(InputError, match="earlier run"):
+        train("outer", settings(workshop, tmp_path, max_steps=2))
+    with pytest.raises(ConfigError, match=r"learning_rate: 0\.001 -> 0\.5"):
+        train("outer", settings(workshop, tmp_path, max_steps=2, learning_rate=0.5), resume=True)
+
+
+def test_accumulated_batches_equal_one_large_batch(workshop, tmp_path):
+    train("outer", settings(workshop, tmp_path / "one", batch_size=8, save_steps=0, max_steps=3))
+    train("outer", settings(workshop, tmp_path / "two", gradient_accumulation_steps=2, save_steps=0, max_steps=3))
+    assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "two"), abs=1e-5)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_rows(workshop, tmp_path, monkeypatch):
+    whole = OuterLoop.forward
+
+    def broken(self, examples):
+        output = whole(self, examples)
+        return {"loss": output["loss"] * float("nan")} if any(example.line == 7 for example in examples) else output
+
+    monkeypatch.setattr(OuterLoop, "forward", broken)
+    with pytest.raises(NonFiniteError, match=r"rows of lines .*\b7\b"):
+        train("outer", settings(workshop, tmp_path, max_steps=20))
+
+
+def test_rows_that_cannot_be_used_stop_a_run_before_any_compute(workshop, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows_of(8), {"question": "q"}])))
+    with pytest.raises(DataError, match="no target text for planner"):
+        train("outer", settings(workshop, tmp_path / "out", data=str(path)))
+    with pytest.raises(DataError, match="exceed 30 positions"):
+        train("outer", settings(workshop, tmp_path / "out", max_length=30))
+    assert train("outer", settings(workshop, tmp_path / "out", data=str(path), allowed_bad_rows=1, max_steps=1))
+
+
+def test_new_links_start_where_the_settings_say():
+    mas = tiny_chain(outer_kind="outer_linear_adapter")
+    build_loop("outer", TrainingConfig(outer_kind="outer_ln_res_adapter"), mas)
+    assert float(mas.outer_links["planner_to_critic"].proj2.weight.detach().abs().max()) == 0
+    assert mas.config.links[0]["kind"] == "outer_ln_res_adapter"
+    with pytest.raises(InputError, match="Unknown links"):
+        build_loop("outer", TrainingConfig(links=["planner_to_nobody"]), mas)
+
+
+# Commands
+
+
+def test_init_links_makes_a_system_that_answers_and_swaps_an_agent(workshop, tmp_path, capsys):
+    agents = workshop / "system" / "agents"
+    command = ["init-links", "--style", "distillation", "--agent", f"expert={agents / 'planner'}", "--agent",
+               f"learner={agents / 'critic'}", "--output", str(tmp_path / "pair"), "--rounds", "2"]  # fmt: skip
+    assert cli.main(command) == 0
+    pair = load_mas_system(tmp_path / "pair")
+    assert {agent.inner_link.kind for agent in pair.agents.values()} == {"expected_embedding"}
+    assert not list((tmp_path / "pair" / "links").glob("expert.*"))
+    answer = pair.solve("How many?", latent_steps=3, max_new_tokens=4)[0].text
+    pair.save_pretrained(tmp_path / "copy", copy_agents=True)
+    assert load_mas_system(tmp_path / "copy").solve("How many?", latent_steps=3, max_new_tokens=4)[0].text == answer
+    swap = ["init-links", "--system", str(tmp_path / "pair"), "--agent", f"learner={agents / 'solver'}", "--output",
+            str(tmp_path / "swapped")]  # fmt: skip
+    assert cli.main(swap) == 0
+    swapped = load_mas_system(tmp_path / "swapped")
+    assert swapped.agents["learner"].model.config.model_type == "qwen2"
+    assert swapped.outer_links["expert_to_learner"].out_features == swapped.agents["learner"].hidden_size
+    assert cli.main([*swap[:4], "nobody=x", *swap[5:]]) == 2 and "nobody" in capsys.readouterr().err
+
+
+def test_the_train_command_runs_both_loops(workshop, tmp_path, capsys):
+    base = [f"--set=system={workshop / 'system'}", f"--set=data={workshop / 'rows.jsonl'}", "--set=max_steps=1",
+            "--set=batch_size=2", "--json"]  # fmt: skip
+    assert cli.main(["train", "inner", *base, f"--set=output={tmp_path / 'i'}", "--set=inner_kind=adapter"]) == 0
+    assert cli.main(["train", "outer", *base, f"--set=output={tmp_path / 'o'}"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["step"] == 1
+
+
+def launch(*arguments: str, processes: int = 1) -> subprocess.Popen:
+    # accelerate starts several processes with --multi_gpu only; without a GPU they talk over gloo.
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "recursivemas.cli"]
+    if processes == 1:
+        command = [sys.executable, "-m", "recursivemas.cli"]
+    return subprocess.Popen([*command, "train", "outer", *arguments])
+
+
+def assignments(config: TrainingConfig) -> list[str]:
+    changed = {k: v for k, v in vars(config).items() if v != getattr(TrainingConfig(), k)}
+    return [f"--set={key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(workshop, tmp_path):
+    evaluation = {"eval_data": str(workshop / "rows.jsonl"), "eval_rows": 7, "threads": 1}
+    one = settings(workshop, tmp_path / "one", batch_size=8, **evaluation)
+    two = settings(workshop, tmp_path / "two", batch_size=4, **evaluation)
+    train("outer", one)
+    assert launch(*assignments(two), processes=2).wait(300) == 0
+    results = [json.loads((tmp_path / name / "training" / "result.json").read_text()) for name in ("one", "two")]
+    assert results[0] == pytest.approx(results[1], abs=1e-5)
+    assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "two"), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bits(workshop, tmp_path):
+    changes = {"max_steps": 60, "save_steps": 1, "threads": 1}
+    train("outer", settings(workshop, tmp_path / "whole", **changes))
+    config = settings(workshop, tmp_path / "killed", **changes)
+    run = launch(*assignments(config))
+    while last_checkpoint(tmp_path / "killed" / "training") is None:
+        assert run.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.6)
+    assert run.poll() is None, "the run was over before it could be killed"
+    run.kill()
+    run.wait()
+    assert launch(*assignments(config), "--resume").wait(300) == 0
+    for path in (tmp_path / "whole" / "links").iterdir():
+        a, b = load_file(path), load_file(tmp_path / "killed" / "links" / path.name)
+        assert all(torch.equal(a[key], b[key]) for key in a)
