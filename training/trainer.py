@@ -97,7 +97,7 @@ class LinkTrainer(Trainer):
         self._lines = [example.line for example in inputs["examples"]]
         outputs = model(**inputs)
         if not bool(torch.isfinite(outputs["loss"])):
-            self.stop("The loss is not finite.", float(outputs["loss"]))
+            self.stop("The loss is not finite.", float(outputs["loss"].detach()))
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
