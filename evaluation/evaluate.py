@@ -163,7 +163,7 @@ def markdown(results: dict) -> str:
 
 
 def plot(figures: list[dict], group_by: str | None, path: Path) -> None:
-    """Accuracy against rounds, accuracy against the group, and generated positions against rounds, side by side."""
+    """Accuracy against rounds, accuracy against the group, and positions generated against rounds, side by side."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -184,14 +184,14 @@ def plot(figures: list[dict], group_by: str | None, path: Path) -> None:
             [row["interval"][1] - a for a, row in zip(y, rows, strict=True)],
         ]
         left.errorbar(x, y, bars, fmt=line, color=colour, capsize=3, label=f"{mode} hand-over")
-        spent = [row["latent_positions"] + row["new_tokens"] for row in rows]
-        right.plot(x, [1000 * row["seconds"] for row in rows], line, color=colour, label=f"{mode}")
-        for a, b, c in zip(x, rows, spent, strict=True):
-            right.annotate(f"{c:.0f}", (a, 1000 * b["seconds"]), textcoords="offset points", xytext=(0, 6))
+        right.plot(x, [row["latent_positions"] + row["new_tokens"] for row in rows], line, color=colour, label=mode)
+        if mode == "latent":
+            right.plot(
+                x, [row["new_tokens"] for row in rows], "o:", color=colour, label="latent: of these, text tokens"
+            )
     for row in by_mode.get("alone", []):
         left.axhline(row["accuracy"], color="0.5", linestyle=":", label="decoding agent alone")
     left.set(xlabel="recursion rounds", ylabel="accuracy", ylim=(0, 1.05), title="Accuracy")
-    left.set_xticks(sorted({row["num_rounds"] for rows in recursive.values() for row in rows}))
     left.legend()
     for row in recursive.get("latent", []):
         groups = sorted(row["by_group"].items(), key=lambda item: float(item[0]))
@@ -199,8 +199,10 @@ def plot(figures: list[dict], group_by: str | None, path: Path) -> None:
         middle.plot([float(g) for g, _ in groups], accuracy, "o-", markersize=3, label=f"r = {row['num_rounds']}")
     middle.set(xlabel=(group_by or "").replace("_", " "), ylim=(0, 1.05), title="Latent hand-over, by question")
     middle.legend()
-    right.set(xlabel="recursion rounds", ylabel="ms per question", title="Cost (labels: positions generated)")
+    right.set(xlabel="recursion rounds", title="Positions generated per question")
     right.set_ylim(bottom=0)
+    for axes in (left, right):
+        axes.set_xticks(sorted({row["num_rounds"] for rows in recursive.values() for row in rows}))
     right.legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -227,12 +229,38 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3, 4], help="numbers of rounds to measure")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="what to measure")
     parser.add_argument("--group-by", help="field of the rows to break accuracy down by (default: the task's own)")
+    parser.add_argument("--from", dest="stored", help="show stored results again (JSON), and draw their plot anew")
     parser.add_argument("--output", help="JSON file for the results; a plot goes beside it (.png)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     add_system_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.stored:
+        results, output = read_results(arguments.stored), Path(arguments.stored)
+    else:
+        results, output = _measure_all(arguments), Path(arguments.output) if arguments.output else None
+        if output:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    if output:
+        try:
+            plot(results["figures"], results["settings"]["group_by"], output.with_suffix(".png"))
+        except ModuleNotFoundError as error:
+            print(f"no plot: {error}; install recursivemas[plots]", file=sys.stderr)
+    print(json.dumps(results, ensure_ascii=False) if arguments.json else table(results["figures"]))
+    return 0
+
+
+def read_results(path: str | Path) -> dict:
+    """Results that `recursivemas evaluate --output` stored."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("Results cannot be read.", where=path, found=error, expected="a JSON file") from error
+
+
+def _measure_all(arguments: argparse.Namespace) -> dict:
     if arguments.num_questions < 1:
         raise InputError("There is nothing to measure.", where="--num-questions", found=arguments.num_questions)
     rows = load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels)
@@ -260,14 +288,4 @@ def run(arguments: argparse.Namespace) -> int:
         "batch_size": arguments.batch_size,
         "group_by": group_by,
     }
-    results = {"date": date.today().isoformat(), "settings": settings, "machine": machine(), "figures": figures}
-    if arguments.output:
-        output = Path(arguments.output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
-        try:
-            plot(figures, group_by, output.with_suffix(".png"))
-        except ModuleNotFoundError as error:
-            print(f"no plot: {error}; install recursivemas[plots]", file=sys.stderr)
-    print(json.dumps(results, ensure_ascii=False) if arguments.json else table(figures))
-    return 0
+    return {"date": date.today().isoformat(), "settings": settings, "machine": machine(), "figures": figures}

@@ -1,0 +1,99 @@
+"""The system at the root of the repository: what the README says of it, on a few fresh questions."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from recursivemas import cli
+from recursivemas.evaluation.evaluate import evaluate, markdown, read_results
+from recursivemas.system_loader import ROOT, load_mas_system
+from recursivemas.training.tasks import arithmetic
+from safetensors import safe_open
+
+RESULTS = ROOT / "evaluation" / "results" / "sequential.json"
+
+
+@pytest.fixture(scope="module")
+def mas():
+    return load_mas_system()
+
+
+@pytest.fixture(scope="module")
+def figures(mas):
+    rows = arithmetic.generate(48, levels=range(1, 13), seed=31)
+    return rows, {
+        (row["mode"], row["num_rounds"]): row
+        for row in evaluate(mas, rows, ["latent", "text", "alone"], [1, 2, 3, 4], group_by="num_operators")
+    }
+
+
+@pytest.mark.parametrize("num_rounds", [1, 2, 3, 4])
+def test_latents_solve_what_text_solves_and_every_round_three_operators_more(figures, num_rounds):
+    rows, by_setting = figures
+    latent, text = by_setting["latent", num_rounds], by_setting["text", num_rounds]
+    solvable = sum(row["num_operators"] <= 3 * num_rounds for row in rows) / len(rows)
+    assert latent["accuracy"] >= 0.98 * text["accuracy"]
+    assert latent["accuracy"] == pytest.approx(solvable, abs=1 / len(rows))
+
+
+def test_the_decoding_agent_alone_solves_only_single_steps(figures):
+    groups = figures[1]["alone", 1]["by_group"]
+    assert groups["1"] == [4, 4] and sum(right for right, _ in groups.values()) == 4
+
+
+def test_each_agent_has_its_own_architecture_and_vocabulary(mas):
+    assert len({agent.model.config.model_type for agent in mas.agents.values()}) == 3
+    vocabularies = [agent.tokenizer.get_vocab() for agent in mas.agents.values()]
+    assert len({json.dumps(vocabulary, sort_keys=True) for vocabulary in vocabularies}) == 3
+
+
+def test_weights_are_float32_safetensors_of_less_than_15_megabytes():
+    files = [*(ROOT / "agents").rglob("*.safetensors"), *(ROOT / "links").glob("*.safetensors")]
+    assert len(files) == 3 + 6
+    assert sum(path.stat().st_size for path in files) < 15e6
+    for path in files:
+        with safe_open(path, "pt") as weights:
+            assert {weights.get_tensor(key).dtype for key in weights.keys()} == {torch.float32}  # noqa: SIM118
+
+
+def test_the_figures_of_the_readme_are_the_stored_results():
+    assert markdown(read_results(RESULTS)) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_clone_itself_answers_in_a_fresh_process(tmp_path):
+    """AutoModel, AutoTokenizer and pipeline on the repository's root; the loader imported as in a clone."""
+    code = """
+import sys
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+root = sys.argv[1]
+pipe = pipeline("text-generation", model=root, trust_remote_code=True)
+print(pipe("3+5*2-4", return_full_text=False)[0]["generated_text"])
+chats = [[{"role": "user", "content": q}] for q in ("3+5*2-4", "7*8-1+5*3")]
+print(pipe(chats, batch_size=2)[1][0]["generated_text"][-1]["content"])
+mas = AutoModelForCausalLM.from_pretrained(root, trust_remote_code=True)
+assert type(mas) is type(AutoModel.from_pretrained(root, trust_remote_code=True))
+tokenizer = AutoTokenizer.from_pretrained(root, trust_remote_code=True)
+inputs = tokenizer("3+5*2-4", return_tensors="pt")
+print(tokenizer.decode(mas.generate(**inputs)[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
+sys.path.insert(0, root)
+from system_loader import load_mas_system
+print(load_mas_system().solve(["3+5*2-4"])[0].text)
+"""
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", code, str(ROOT)]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["2", "0", "2", "2"]
+
+
+def test_the_demo_shows_the_answers_what_rounds_changed_and_the_cost(capsys):
+    assert cli.main(["demo"]) == 0
+    output = capsys.readouterr().out
+    for question in ("5+6*0", "1*1-9+8+0+6", "6+3+8-0*1+9+9*6+3"):
+        truth = arithmetic.reduction_chain(question, 12)[-1]
+        assert f"{question} = ?" in output and f"r = 3: {truth}   (truth: {truth})" in output
+    assert "round 1: thought 9+8-0*1+9+9*6+3 → 7-0*1+9+9*6+3 → 7*1+9+9*6+3" in output
+    assert "latent positions" in output
