@@ -16,7 +16,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
@@ -258,7 +264,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 widths[role] = agent_config.get_text_config().hidden_size
                 _check_architecture(config.agents[role], agent_config, widths[role], role)
                 tokenizers[role] = load_tokenizer(place, role)
-                PromptRenderer(tokenizers[role], role, config.chat_template_kwargs)
+                _check_tokenizer(tokenizers[role], agent_config, role, config.chat_template_kwargs)
             inner_links, outer_links = load_links(source, config, widths, link_dtype, skip=tuple(built))
             complete = pool.map(lambda place: place.fetch(WEIGHT_FILES), places.values())
             for role in _progress(tuple(places), "Loading agents"):
@@ -735,6 +741,21 @@ def _check_architecture(entry: dict, agent_config: PreTrainedConfig, hidden_size
                 expected=stated,
                 hint="check that `source` names the right repository for this role",
             )
+
+
+def _check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, agent_config: PreTrainedConfig, role: str, chat_template_kwargs: dict
+) -> None:
+    """Checks that the model knows every token, and that the chat template can be rendered."""
+    if len(tokenizer) > agent_config.get_text_config().vocab_size:
+        raise CheckpointError(
+            "A tokenizer has more tokens than its model has embeddings.",
+            where=f"agent {role}, {tokenizer.name_or_path}",
+            found=f"{len(tokenizer)} tokens",
+            expected=f"at most {agent_config.get_text_config().vocab_size} (vocab_size in config.json)",
+            hint="check that tokenizer and model belong together",
+        )
+    PromptRenderer(tokenizer, role, chat_template_kwargs).render(None, "")
 
 
 def _save_link(state: dict[str, torch.Tensor], prefix: str, path: Path) -> None:

@@ -167,18 +167,28 @@ class PromptRenderer:
     def _render(self, system: str | None, template: str) -> str:
         """The whole chat as text, generation prompt included, with the markers still in it."""
         user = {"role": "user", "content": template}
-        if system:
-            try:
-                text = self._apply([{"role": "system", "content": system}, user])
-            except Exception as error:
-                # Remote code may not import jinja2, so its error is told by its module.
-                if not type(error).__module__.startswith("jinja2"):
-                    raise
-                text = ""  # a template that rejects a system role; the check below merges
-            if system.strip() in text:
-                return text
-            user = {"role": "user", "content": f"{system}\n\n{template}"}
-        return self._apply([user])
+        try:
+            if system:
+                try:
+                    text = self._apply([{"role": "system", "content": system}, user])
+                except Exception as error:
+                    if not _is_template_error(error):
+                        raise
+                    text = ""  # a template that rejects a system role; the check below merges
+                if system.strip() in text:
+                    return text
+                user = {"role": "user", "content": f"{system}\n\n{template}"}
+            return self._apply([user])
+        except Exception as error:
+            if not _is_template_error(error):
+                raise
+            raise CheckpointError(
+                "A chat template cannot be rendered.",
+                where=f"agent {self.role}, {self.tokenizer.name_or_path}",
+                found=f"{type(error).__name__}: {error}"[:300],
+                expected="a template that takes a user's message",
+                hint="fetch the tokenizer again, or check `chat_template_kwargs`",
+            ) from error
 
     def _apply(self, messages: list[dict[str, str]]) -> str:
         return self.tokenizer.apply_chat_template(
@@ -224,3 +234,8 @@ class PromptRenderer:
     def message_ids(self, text: str) -> list[int]:
         """Token ids of a text that another agent sent (`mode="text"`), tokenized by itself as plain text."""
         return self._piece_ids(text, [(0, len(text))]) if text else []
+
+
+def _is_template_error(error: Exception) -> bool:
+    """Whether jinja raised it (remote code may not import jinja2)."""
+    return type(error).__module__.startswith("jinja2")

@@ -28,6 +28,7 @@ from .links_recursivemas import INNER_KINDS, OUTER_KINDS, fitting_kinds
 # What of an agent's repository is needed
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHT_FILES = ("*.safetensors",)
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 # What Auto classes and pipelines pass along, and nothing here has a use for.
 IGNORED_KEYS = (
@@ -92,6 +93,7 @@ class Source:
         Raises:
             CheckpointError: the repository, or a required file, is not there or cannot be reached.
         """
+        problem = None
         try:
             path = cached_file(
                 self.repository,
@@ -102,15 +104,10 @@ class Source:
                 **self.hub,
             )
         except OSError as error:
-            path = None  # offline, a file that the cached commit does not hold looks like an unreachable repository
-            if self.folder is None:
-                raise CheckpointError(
-                    "A repository cannot be read.",
-                    where=str(self),
-                    found=str(error).partition("\n")[0],
-                    expected=f"a folder or repository with {name}",
-                    hint="check the name, the revision and the token, or fetch it with `hf download`",
-                ) from error
+            path, problem = None, error
+        # Offline, a file that the cached commit does not hold looks like an unreachable repository.
+        if path is None and self.folder is None:
+            raise self._unreadable(problem) from problem
         if path is None and required:
             raise CheckpointError(
                 "A file is missing.",
@@ -135,6 +132,16 @@ class Source:
             return None
         return os.path.join(root, self.subfolder)
 
+    def _unreadable(self, error: Exception | None) -> CheckpointError:
+        places = "a local folder, or a repository on the Hub or in its cache"
+        return CheckpointError(
+            "A repository cannot be read.",
+            where=str(self),
+            found=str(error).partition("\n")[0] if error else "nothing",
+            expected=places if self.clones is None else f"a folder in {self.clones}, {places}",
+            hint="check the name, the revision and the token, or fetch it with `hf download`",
+        )
+
     def listing(self) -> str:
         """The files that are there, for error messages."""
         folder = self.folder
@@ -155,12 +162,7 @@ class Source:
                 self.repository, revision=self.revision, allow_patterns=[prefix + p for p in patterns], **hub
             )
         except (OSError, ValueError) as error:
-            raise CheckpointError(
-                "A repository cannot be read.",
-                where=str(self),
-                found=str(error).partition("\n")[0],
-                hint="check the name, the revision and the token, or fetch it with `hf download`",
-            ) from error
+            raise self._unreadable(error) from error
         return replace(self, repository=folder, label=str(self))
 
     def json(self, name: str, required: bool = True) -> dict | None:
@@ -307,6 +309,14 @@ def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
 
 def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:
     """Loads an agent's tokenizer from a local source, padding on the left."""
+    if not any(os.path.isfile(os.path.join(source.folder, name)) for name in VOCABULARY_FILES):
+        raise CheckpointError(  # transformers would build an empty one
+            "An agent has no tokenizer.",
+            where=f"agent {role}, {source}",
+            found=source.listing(),
+            expected=" or ".join(VOCABULARY_FILES),
+            hint="fetch the repository again",
+        )
     try:
         return AutoTokenizer.from_pretrained(source.folder, padding_side="left")
     except Exception as error:  # the tokenizers library raises plain exceptions
