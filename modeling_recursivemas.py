@@ -153,7 +153,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 )
         for role, agent in self.agents.items():
             entry = self.config.agents[role]
-            _check_architecture(entry, agent.model.config, agent.hidden_size, role)
+            check_architecture(entry, agent.model.config, agent.hidden_size, role)
             entry["inner_link"] = {**entry.get("inner_link", {}), "kind": agent.inner_link.kind}
         for link, entry in zip(self.topology.links, self.config.links, strict=True):
             module = self.outer_links[link.name]
@@ -262,7 +262,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             for role, place in zip(places, small, strict=True):
                 agent_config = load_model_config(place, role)
                 widths[role] = agent_config.get_text_config().hidden_size
-                _check_architecture(config.agents[role], agent_config, widths[role], role)
+                check_architecture(config.agents[role], agent_config, widths[role], role)
                 tokenizers[role] = load_tokenizer(place, role)
                 _check_tokenizer(tokenizers[role], agent_config, role, config.chat_template_kwargs)
             inner_links, outer_links = load_links(source, config, widths, link_dtype, skip=tuple(built))
@@ -726,7 +726,7 @@ def load_links(
     return inner_links, outer_links
 
 
-def _check_architecture(entry: dict, agent_config: PreTrainedConfig, hidden_size: int, role: str) -> None:
+def check_architecture(entry: dict, agent_config: PreTrainedConfig, hidden_size: int, role: str) -> None:
     """Holds an agent against its entry of the configuration, and fills in what the entry leaves open.
 
     `gemma3` and `gemma3_text` are the same for this: a multimodal checkpoint, and its language part alone.

@@ -6,6 +6,7 @@ work as everywhere else. `.pt` files are read with `weights_only=True`; nothing 
 
 import json
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -131,6 +132,12 @@ class Source:
         except (OSError, ValueError):
             return None
         return os.path.join(root, self.subfolder)
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that `folder` holds, where it is one of the Hub cache."""
+        match = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})(?:[/\\]|$)", self.folder or "")
+        return match and match[1]
 
     def _unreadable(self, error: Exception | None) -> CheckpointError:
         places = "a local folder, or a repository on the Hub or in its cache"
@@ -261,6 +268,7 @@ def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
         role: for error messages.
         kwargs: passed to `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, …).
     """
+    source.json("generation_config.json", required=False)  # transformers passes over a broken one
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             source.folder,
@@ -317,6 +325,7 @@ def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:
             expected=" or ".join(VOCABULARY_FILES),
             hint="fetch the repository again",
         )
+    source.json("tokenizer_config.json", required=False)
     try:
         return AutoTokenizer.from_pretrained(source.folder, padding_side="left")
     except Exception as error:  # the tokenizers library raises plain exceptions
@@ -328,10 +337,10 @@ def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def read_link(
+def find_link(
     source: Source, weights: str | dict | None, name: str, task: str | None, legacy_key: str | None = None
-) -> tuple[dict[str, torch.Tensor], str, str | None]:
-    """Reads a link's weights, from wherever the `weights` entry of a configuration says.
+) -> tuple[Source, str, dict]:
+    """Finds a link's file, wherever the `weights` entry of a configuration says; the file itself is not touched.
 
     Where that is another repository without a file name, the rules of the public release find the file. Inner links:
     the entry of innerlink_config.json for the task, then `adapter(<task>).pt`, then `adapter.pt`. Outer links: the
@@ -346,23 +355,35 @@ def read_link(
         legacy_key: the link's name in the release.
 
     Returns:
+        The repository, the file's name in it, and what a release manifest states (`adapter_type`, `in_dim`, …).
+
+    Raises:
+        CheckpointError: a manifest is missing or broken, or names no file.
+    """
+    if isinstance(weights, dict) and "tasks" in weights:
+        weights = _for_task(weights["tasks"], task, f"{source}, link {name}")
+    if weights is None or isinstance(weights, str):
+        return source, weights or f"links/{link_filename(name)}", {}
+    source = source.other(weights["source"], weights.get("revision"))
+    if "filename" in weights:
+        return source, weights["filename"], {}
+    if "_to_" in name:
+        return source, *_released_outer_link(source, name, task, legacy_key)
+    return source, *_released_inner_link(source, task)
+
+
+def read_link(
+    source: Source, weights: str | dict | None, name: str, task: str | None, legacy_key: str | None = None
+) -> tuple[dict[str, torch.Tensor], str, str | None]:
+    """Reads a link's weights; the arguments are those of `find_link`.
+
+    Returns:
         The state dict, the file it came from, and the kind that a release manifest states (or `None`).
 
     Raises:
         CheckpointError: a file is missing or broken, or a manifest contradicts the weights.
     """
-    if isinstance(weights, dict) and "tasks" in weights:
-        weights = _for_task(weights["tasks"], task, f"{source}, link {name}")
-    if weights is None or isinstance(weights, str):
-        filename, stated = weights or f"links/{link_filename(name)}", {}
-    else:
-        source = source.other(weights["source"], weights.get("revision"))
-        if "filename" in weights:
-            filename, stated = weights["filename"], {}
-        elif "_to_" in name:
-            filename, stated = _released_outer_link(source, name, task, legacy_key)
-        else:
-            filename, stated = _released_inner_link(source, task)
+    source, filename, stated = find_link(source, weights, name, task, legacy_key)
     where = f"{source}, {filename}"
     tensors = read_tensors(source.file(filename), where)
     _check_stated(tensors, stated, where, outer="_to_" in name)

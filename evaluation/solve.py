@@ -24,6 +24,8 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--system", default=str(ROOT), help="folder, Hub repository or style (default: the shipped one)"
     )
+    parser.add_argument("--dataset", default="math500", help="of a released system: chooses links and settings")
+    parser.add_argument("--prompts", help="JSON file with a prompt set, in place of the system's own")
     parser.add_argument("--device", help="for example cuda (default: the CPU)")
     parser.add_argument("--dtype", default="auto", help="of the agents (default: as stored)")
     parser.add_argument("--batch-size", type=int, default=32, help="questions that run side by side (default: 32)")
@@ -34,7 +36,13 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
     """The system that `add_system_arguments` describes."""
-    return load_mas_system(arguments.system, device=arguments.device, dtype=arguments.dtype)
+    return load_mas_system(
+        arguments.system,
+        arguments.dataset,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        prompts=arguments.prompts,
+    )
 
 
 def progress(total: int, description: str, unit: str = "question") -> logging.tqdm:

@@ -1,0 +1,1 @@
+"""Tools around released checkpoints: check, convert, import their prompts."""

@@ -1,0 +1,309 @@
+"""Say whether a system is ready to run here, before any weight is read.
+
+Looks at the Hub cache, a folder of clones or the system's own folder, and never at the network: which repositories,
+revisions and files are there or missing, their sizes, what they need in memory per dtype (from the headers of the
+safetensors files; the links' .pt files count with their size), and whether that fits this machine. The exit status is
+0 only when everything is there, nothing is broken, and the agents fit in memory as stored.
+
+Examples:
+  recursivemas check sequential_light
+  recursivemas check mixture --clones ~/checkpoints
+  recursivemas check distillation --dataset mbppplus --json
+  recursivemas check path/to/system
+"""
+
+import argparse
+import json
+import os
+import re
+import struct
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from ..system_loader import (
+    CheckpointError,
+    RecursiveMASConfig,
+    RecursiveMASError,
+    released_config,
+    remote_module,
+)
+
+_sources, _modeling = remote_module("sources_recursivemas"), remote_module("modeling_recursivemas")
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+
+@dataclass
+class Repository:
+    """What is there of one repository.
+
+    Attributes:
+        name: folder, or `org/name`.
+        revision: the commit in the cache, else the revision asked for.
+        roles: what it is for.
+        folder: where it lies; `None` where nothing of it is there.
+        files: name -> bytes on disk, of the files that the system needs.
+        problems: what is missing or broken.
+        parameters: number of an agent's parameters that are loaded.
+        stored_bytes: what those take as stored.
+        link_bytes: what the links take as stored.
+    """
+
+    name: str
+    revision: str | None
+    roles: list[str]
+    folder: str | None
+    files: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    parameters: int = 0
+    stored_bytes: int = 0
+    link_bytes: int = 0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "system", help="name of a released system, or a folder or cached repository with a config.json"
+    )
+    parser.add_argument(
+        "--dataset", default="math500", help="of a released system: chooses the links (default: math500)"
+    )
+    parser.add_argument("--revision", help="of the repositories (default: as configured)")
+    parser.add_argument("--clones", help="folder with local clones of the repositories")
+    parser.add_argument("--cache-dir", help="of the Hub client (default: its own)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    report = check_system(
+        arguments.system, arguments.dataset, arguments.revision, arguments.clones, arguments.cache_dir
+    )
+    print(json.dumps(report, indent=2) if arguments.json else describe(report))
+    return 0 if report["ready"] else 1
+
+
+def check_system(
+    system: str,
+    dataset: str = "math500",
+    revision: str | None = None,
+    clones: str | None = None,
+    cache_dir: str | None = None,
+) -> dict:
+    """Looks at everything that a system needs; reads no weights and no network.
+
+    Returns:
+        `ready`, `system`, `task` (of the links), `repositories`, `memory` (dtype -> bytes of all agents and links),
+        `largest_agent` (dtype -> bytes), `machine`, `fits`, and `fetch` (commands for what is missing).
+
+    Raises:
+        InputError, ConfigError, CheckpointError: there is no such system, or its config.json is wrong.
+    """
+    hub = {"local_files_only": True, "cache_dir": cache_dir}
+    source = _sources.Source(system, revision=revision, hub=hub, clones=clones)
+    if "/" in system or os.path.isdir(system):
+        config = RecursiveMASConfig.from_dict(source.json("config.json"), name_or_path=system)
+    else:
+        config, _ = released_config(system, dataset, revision=revision)
+    topology = config.validate_system()
+    repositories: dict[str, Repository] = {}
+
+    def repository(place: _sources.Source, role: str) -> Repository:
+        known = repositories.setdefault(
+            str(place), Repository(str(place).partition("@")[0], place.commit or place.revision, [], place.folder)
+        )
+        known.roles += [role] * (role not in known.roles)
+        return known
+
+    for role, entry in config.agents.items():
+        place = source.other(entry["source"], entry.get("revision"))
+        _check_agent(repository(place, role), place, entry, role)
+    links = [(role, entry.get("inner_link") or {}, None) for role, entry in config.agents.items()]
+    links += [
+        (link.name, entry, entry.get("legacy_key")) for link, entry in zip(topology.links, config.links, strict=True)
+    ]
+    for name, entry, legacy_key in links:
+        if entry.get("kind") != _modeling.EXPECTED_EMBEDDING:
+            _check_link(repository, source, entry, name, config.link_task, legacy_key)
+    return _report(config, list(repositories.values()), cache_dir)
+
+
+def _check_agent(found: Repository, place: _sources.Source, entry: dict, role: str) -> None:
+    """Files, config and weight headers of an agent."""
+    if found.folder is None or not os.path.isdir(found.folder):
+        found.problems.append("nothing of it is there")
+        return
+    folder = Path(found.folder)
+    files = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    agent_config = None
+    try:
+        agent_config = _sources.load_model_config(place.fetch(()), role)
+        hidden_size = agent_config.get_text_config().hidden_size
+        _modeling.check_architecture(entry, agent_config, hidden_size, role)
+    except RecursiveMASError as error:
+        found.problems.append(" ".join(str(error).split()))
+    names = ["config.json", next((name for name in _sources.VOCABULARY_FILES if name in files), "tokenizer.json")]
+    names += [
+        name for name in ("tokenizer_config.json", "chat_template.jinja", "generation_config.json") if name in files
+    ]
+    weights, problem = _weight_files(folder)
+    found.problems += [problem] * bool(problem)
+    for name in (*names, *weights):
+        if name in files:
+            found.files[name] = files[name]
+        else:
+            found.problems.append(f"missing: {name}")
+    for name in weights:
+        if name in files:
+            try:
+                _count(found, folder / name, agent_config)
+            except CheckpointError as error:
+                found.problems.append(" ".join(str(error).split()))
+
+
+def _weight_files(folder: Path) -> tuple[list[str], str | None]:
+    """Names of an agent's files of weights: one, or those of the index; and what is wrong with the index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return ["model.safetensors"], None
+    try:
+        return [index.name, *sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))], None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return [index.name], f"{index.name} is no index of weights ({type(error).__name__}: {error})"
+
+
+def _count(found: Repository, path: Path, agent_config: PreTrainedConfig | None) -> None:
+    """Adds the tensors of a safetensors file, from its header; the ones that the model leaves on disk do not count.
+
+    Raises:
+        CheckpointError: the header is broken, or the file is shorter than it says.
+    """
+    if path.suffix != ".safetensors":
+        return
+    model_class = AutoModelForCausalLM._model_mapping.get(type(agent_config), None)
+    ignored = re.compile("|".join(getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or ["(?!)"]))
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+        if end != size:
+            raise ValueError(f"{size} bytes, where its header says {end}")
+        for name, tensor in header.items():
+            if not ignored.search(name):
+                number = torch.Size(tensor["shape"]).numel()
+                found.parameters += number
+                found.stored_bytes += number * STORED_BYTES.get(tensor["dtype"], 1)
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise CheckpointError("broken:", where=path.name, found=error, hint="fetch the file again") from error
+
+
+def _check_link(repository, source, entry: dict, name: str, task: str | None, legacy_key: str | None) -> None:
+    """Finds a link's file by the same rules as the loader."""
+    weights = entry.get("weights")
+    try:
+        place, filename, _ = _sources.find_link(source, weights, name, task, legacy_key)
+    except RecursiveMASError as error:
+        elsewhere = weights if isinstance(weights, dict) and "source" in weights else None
+        place = source.other(elsewhere["source"], elsewhere.get("revision")) if elsewhere else source
+        found = repository(place, name)
+        text = "nothing of it is there" if found.folder is None else " ".join(str(error).split())
+        found.problems += [text] * (text not in found.problems)
+        return
+    found = repository(place, name)
+    path = Path(found.folder or "", filename)
+    if path.is_file():
+        found.files[filename] = path.stat().st_size
+        found.link_bytes += path.stat().st_size
+    else:
+        found.problems.append(f"missing: {filename}")
+
+
+def _report(config: RecursiveMASConfig, repositories: list[Repository], cache_dir: str | None) -> dict:
+    links = sum(repository.link_bytes for repository in repositories)
+    agents = [repository for repository in repositories if repository.parameters]
+    needed = {dtype: links + sum(a.parameters for a in agents) * size for dtype, size in BYTES.items()}
+    largest = {dtype: links + max((a.parameters for a in agents), default=0) * size for dtype, size in BYTES.items()}
+    needed["as stored"] = links + sum(a.stored_bytes for a in agents)
+    largest["as stored"] = links + max((a.stored_bytes for a in agents), default=0)
+    gpus = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        gpus.append({"name": torch.cuda.get_device_name(index), "free": free, "total": total})
+    ram = free_ram()
+    room = max((gpu["free"] for gpu in gpus), default=0)
+    fits = {
+        dtype: {
+            "ram": None if ram is None else size <= ram,
+            "gpu": size <= room,
+            "gpu, offload='cpu'": largest[dtype] <= room and (ram is None or size <= ram),
+        }
+        for dtype, size in needed.items()
+    }
+    complete = not any(repository.problems for repository in repositories)
+    fetch = []
+    for repository in repositories:
+        if repository.problems and not os.path.isabs(repository.name) and not os.path.isdir(repository.name):
+            options = f" --revision {repository.revision}" if repository.revision else ""
+            options += f" --cache-dir {cache_dir}" if cache_dir else ""
+            fetch.append(f"hf download {repository.name}{options}")
+    return {
+        "system": config.style or config.name_or_path,
+        "task": config.link_task,
+        "ready": complete and any(value is not False for value in fits["as stored"].values()),
+        "complete": complete,
+        "repositories": [asdict(r) | {"bytes": sum(r.files.values())} for r in repositories],
+        "memory": needed,
+        "largest_agent": largest,
+        "machine": {"ram": ram, "gpus": gpus},
+        "fits": fits,
+        "fetch": fetch,
+    }
+
+
+def free_ram() -> int | None:
+    """Bytes of memory that a new process can have; `None` where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):
+            return None
+
+
+def describe(report: dict) -> str:
+    """The report for people."""
+    lines = [f"{report['system']}" + (f", links for {report['task']}" if report["task"] else "")]
+    for repository in report["repositories"]:
+        state = "missing or broken" if repository["problems"] else "there"
+        revision = f"  {repository['revision'][:12]}" if repository["revision"] else ""
+        size = _size(repository["bytes"])
+        lines.append(f"  {repository['name']}{revision}  {size}  {state}  ({', '.join(repository['roles'])})")
+        lines += [f"    {problem}" for problem in repository["problems"]]
+    lines.append("memory for all agents and links, and what it fits:")
+    for dtype, size in report["memory"].items():
+        places = {True: "fits", False: "does not fit", None: "unknown"}
+        fits = ", ".join(f"{place}: {places[value]}" for place, value in report["fits"][dtype].items())
+        lines.append(f"  {dtype:<10}{_size(size):>10}   {fits}")
+    ram = report["machine"]["ram"]
+    lines.append(f"free here: RAM {'unknown' if ram is None else _size(ram)}")
+    lines += [f"  {gpu['name']}: {_size(gpu['free'])} of {_size(gpu['total'])}" for gpu in report["machine"]["gpus"]]
+    if report["fetch"]:
+        lines += ["fetch the rest with:", *(f"  {command}" for command in report["fetch"])]
+    lines.append("ready" if report["ready"] else "not ready")
+    return "\n".join(lines)
+
+
+def _size(number: int) -> str:
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB"

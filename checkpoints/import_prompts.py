@@ -1,0 +1,272 @@
+r"""Make a prompt set out of your own clone of the public RecursiveMAS code.
+
+The released links were trained with the prompts of that code, which are its authors' text. This command calls the
+clone's prompt builders (prompts.py) with markers in place of question and latents, checks on further questions that
+the templates reproduce what the builders return, character for character, and writes them as a prompt set. It runs
+the clone's code; nothing of it is copied anywhere but into the file you name.
+
+Two things a template cannot say, because a builder decides them for each question: the interface of a programming
+task (see --code-type and --function-name), and that a multiple-choice question which already asks for an option is
+not asked again.
+
+Examples:
+  recursivemas import-prompts ~/RecursiveMAS --style sequential --output prompts.json
+  recursivemas import-prompts ~/RecursiveMAS --style mixture --code-type function --output mixture.json
+  recursivemas import-prompts ~/RecursiveMAS --style deliberation --tasks reasoning --output reasoning.json
+  recursivemas solve --system sequential_light --prompts prompts.json "What is 3+5?"
+"""
+
+import argparse
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from ..system_loader import (
+    TASKS,
+    CheckpointError,
+    InputError,
+    RecursiveMASConfig,
+    check_prompts,
+    read_style,
+    released_styles,
+    slot_marker,
+)
+
+QUESTION = "<|question|>"
+
+
+class Builders(NamedTuple):
+    """Where a role's prompts come from. `{kind}` stands for math, code or reasoning.
+
+    `slots` is the name of the module's constant that marks a slot -> the role whose latents go there.
+    """
+
+    first: str
+    feedback: str | None
+    slots: dict[str, str]
+    arguments: dict[str, str] = {}  # noqa: RUF012 (never changed)
+
+
+def _expert(role: str) -> Builders:
+    names = ("build_hie_expert_prompt", "build_hie_expert_prompt_with_feedback_slot")
+    return Builders(*names, {"HIE_FEEDBACK_SLOT": "summarizer"}, {"hie_role": f"hie_{role}_expert"})
+
+
+# style -> (the public code's name for it, role -> builders)
+STYLES: dict[str, tuple[str, dict[str, Builders]]] = {
+    "sequential": (
+        "chain",
+        {
+            "planner": Builders(
+                "build_{kind}_planner_prompt",
+                "build_{kind}_planner_prompt_with_feedback_slot",
+                {"FEEDBACK_SLOT": "solver"},
+            ),
+            "critic": Builders("build_{kind}_refiner_prompt_with_slot", None, {"PLANNER_SLOT": "planner"}),
+            "solver": Builders("build_{kind}_solver_prompt_with_slots", None, {"REFINED_SLOT": "critic"}),
+        },
+    ),
+    "mixture": (
+        "hie",
+        {
+            **{role: _expert(role) for role in ("math", "code", "science")},
+            "summarizer": Builders(
+                "build_hie_summarizer_prompt_with_slots",
+                None,
+                {"HIE_MATH_EXPERT_SLOT": "math", "HIE_CODE_EXPERT_SLOT": "code", "HIE_SCIENCE_EXPERT_SLOT": "science"},
+            ),
+        },
+    ),
+    "distillation": (
+        "distill",
+        {
+            "expert": Builders(
+                "build_distill_expert_prompt",
+                "build_distill_expert_prompt_with_feedback_slot",
+                {"DISTILL_FEEDBACK_SLOT": "learner"},
+            ),
+            "learner": Builders("build_distill_learner_prompt_with_slot", None, {"DISTILL_EXPERT_SLOT": "expert"}),
+        },
+    ),
+    "deliberation": (
+        "deliberation",
+        {
+            "reflector": Builders(
+                "build_deliberation_reflector_prompt",
+                "build_deliberation_reflector_prompt_with_feedback_slot",
+                {"DELIBERATION_FEEDBACK_SLOT": "toolcaller"},
+            ),
+            "toolcaller": Builders(
+                "build_deliberation_toolcaller_prompt_with_slot", None, {"DELIBERATION_REFLECTOR_SLOT": "reflector"}
+            ),
+        },
+    ),
+}
+# task -> (the kind in a builder's name, questions: the first becomes the marker, on the others the template is tested)
+OPTIONS = "\nA. {}\nB. {}\nC. {}\nD. {}"
+PLAIN = ("\u27e6question\u27e7", r"What is $\frac{1}{2} + {x}$?", "Two lines:\n100% {}")
+CHOICE = tuple(text + OPTIONS.format(*"pqrs") for text in PLAIN)
+KINDS = {
+    "default": ("math", PLAIN),
+    "math": ("math", PLAIN),
+    "choice": ("math", CHOICE),
+    "code": ("code", PLAIN),
+    "reasoning": ("reasoning", PLAIN),
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, help="folder of the clone, or its prompts.py")
+    parser.add_argument("--style", required=True, help=f"{', '.join(STYLES)}, or the name of a released system")
+    parser.add_argument(
+        "--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="which to import (default: all)"
+    )
+    parser.add_argument(
+        "--code-type", default="complete", help="programming task: complete program or function (default: complete)"
+    )
+    parser.add_argument("--function-name", help="name of the function to write, with --code-type function")
+    parser.add_argument("--output", type=Path, help="file to write (default: standard output)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    released = released_styles()["styles"]
+    style = released[arguments.style]["style"] if arguments.style in released else arguments.style
+    extra = {"task_type": arguments.code_type, "fn_name": arguments.function_name}
+    prompts, skipped = import_prompts(arguments.path, style, arguments.tasks, extra)
+    text = json.dumps(prompts, indent=2, ensure_ascii=False)
+    if arguments.output is None:
+        print(text)
+    else:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+        print(f"{arguments.output}: {len(prompts)} roles, tasks {', '.join(t for t in TASKS if t not in skipped)}")
+    for task in skipped:
+        print(f"left out: {task} has a system text of its own; import it with --tasks {task}", file=sys.stderr)
+    return 0
+
+
+def import_prompts(path: Path, style: str, tasks: list[str], extra: dict[str, str | None]) -> tuple[dict, list[str]]:
+    """Calls a clone's prompt builders and returns a prompt set.
+
+    Args:
+        path: folder of the clone, or its prompts.py.
+        style: sequential, mixture, distillation or deliberation.
+        tasks: which tasks to import.
+        extra: further arguments for builders that know them.
+
+    Returns:
+        The prompt set, and the tasks that were left out because their system text differs from the first task's.
+
+    Raises:
+        InputError: there is no such style.
+        CheckpointError: the clone has no such builders, or a template cannot reproduce what they return.
+    """
+    if style not in STYLES:
+        raise InputError("Unknown collaboration style.", where="--style", found=style, expected=", ".join(STYLES))
+    design, roles = STYLES[style]
+    module = _load(path)
+    systems = {task: _system(module, f"{design}_reasoning" if task == "reasoning" else design) for task in tasks}
+    kept = [task for task in tasks if systems[task] == systems[tasks[0]]]
+    prompts: dict[str, dict] = {}
+    for role, builders in roles.items():
+        prompts[role] = {"system": systems[tasks[0]]}
+        for task in kept:
+            kind, questions = KINDS[task]
+            known = {**extra, **builders.arguments, "mas_task": "math" if task == "default" else task}
+            phases = {"first": builders.first, "feedback": builders.feedback}
+            prompts[role][task] = {
+                phase: _template(module, name.format(kind=kind), builders.slots, questions, known)
+                for phase, name in phases.items()
+                if name is not None
+            }
+    table = read_style(style)
+    agents = {role: {"source": f"agents/{role}"} for role in roles}
+    check_prompts(prompts, RecursiveMASConfig(**{**table, "agents": agents, "prompts": prompts}).topology)
+    return prompts, [task for task in tasks if task not in kept]
+
+
+def _load(path: Path) -> ModuleType:
+    """Imports the clone's prompts.py; its folder is on the import path meanwhile."""
+    path = path / "prompts.py" if path.is_dir() else path
+    if not path.is_file():
+        raise CheckpointError(
+            "There are no prompt builders.", where=str(path), expected="prompts.py of the public code"
+        )
+    spec = importlib.util.spec_from_file_location("released_prompts", path)
+    module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up there
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise CheckpointError(
+            "The prompt builders cannot be imported.", where=str(path), found=f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(str(path.parent))
+        for name in set(sys.modules) - before:
+            del sys.modules[name]
+    return module
+
+
+def _system(module: ModuleType, design: str) -> str | None:
+    """The system text of a design: what get_system_prompt says, else the constant SYSTEM_PROMPT."""
+    if hasattr(module, "get_system_prompt"):
+        return _call(module, "get_system_prompt", {"mas_design": design})
+    return getattr(module, "SYSTEM_PROMPT", None)
+
+
+def _call(module: ModuleType, name: str, known: dict[str, object]) -> str:
+    """Calls a builder with those of the known arguments that it takes."""
+    builder: Callable[..., str] | None = getattr(module, name, None)
+    if builder is None:
+        raise CheckpointError(
+            "A prompt builder is missing.",
+            where=module.__file__,
+            found=", ".join(n for n in vars(module) if n.startswith("build_")) or "no builder",
+            expected=name,
+        )
+    parameters = inspect.signature(builder).parameters
+    unknown = [
+        n for n, p in parameters.items() if p.default is p.empty and n not in known and p.kind < p.VAR_POSITIONAL
+    ]
+    if unknown:
+        raise CheckpointError(
+            "A prompt builder needs an argument that is not known here.",
+            where=f"{module.__file__}, {name}",
+            found=", ".join(unknown),
+            expected=", ".join(known),
+        )
+    return builder(**{n: known[n] for n in parameters if n in known})
+
+
+def _template(
+    module: ModuleType, name: str, slots: dict[str, str], questions: tuple[str, ...], known: dict[str, object]
+) -> str:
+    """A builder's prompt with our markers in it, tested on further questions."""
+    markers = {getattr(module, constant, None): slot_marker(role) for constant, role in slots.items()}
+
+    def build(question: str) -> str:
+        text = _call(module, name, {**known, "question": question})
+        for slot, marker in markers.items():
+            text = text if slot is None else text.replace(slot, marker)
+        return text
+
+    marked, *tests = questions
+    template = build(marked).replace(marked, QUESTION)
+    for question in tests:
+        expected, found = build(question), template.replace(QUESTION, question)
+        if expected != found:
+            at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), len(found))
+            raise CheckpointError(
+                "A prompt builder does more than put the question into a fixed text.",
+                where=f"{module.__file__}, {name}, question {question!r}",
+                found=repr(found[max(0, at - 40) : at + 40]),
+                expected=repr(expected[max(0, at - 40) : at + 40]),
+            )
+    return template
