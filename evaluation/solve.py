@@ -25,7 +25,6 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
         "--system", default=str(ROOT), help="folder, Hub repository or style (default: the shipped one)"
     )
     parser.add_argument("--dataset", default="math500", help="of a released system: chooses links and settings")
-    parser.add_argument("--prompts", help="JSON file with a prompt set, in place of the system's own")
     parser.add_argument("--device", help="for example cuda (default: the CPU)")
     parser.add_argument("--dtype", default="auto", help="of the agents (default: as stored)")
     parser.add_argument("--batch-size", type=int, default=32, help="questions that run side by side (default: 32)")
@@ -41,7 +40,6 @@ def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
         arguments.dataset,
         device=arguments.device,
         dtype=arguments.dtype,
-        prompts=arguments.prompts,
     )
 
 
