@@ -12,6 +12,7 @@ import argparse
 import json
 import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "ridge start, last round only": NORM,
     "ridge start, every receiver in every round": {**NORM, **RECEIVERS},
 }
-SHARES = (0.5, 0.25, 0.0)
+LOSSES = {"last round only": {}, "every receiver in every round": RECEIVERS}
+SHARES = (0.5, 0.0)
 
 
 def write_rows(path: Path, count: int, seed: int) -> str:
@@ -137,9 +139,10 @@ def curve(system: str, folder: Path, data: dict[str, str], steps: int, settings:
     }
 
 
-def outer(steps: int, only: list[str] | None = None) -> dict[str, Any]:
-    """Curves of the outer loop."""
+def outer(steps: int, only: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Curves of the outer loop; gives what there is after each run."""
     results: dict[str, Any] = {}
+    report = {"steps": steps, "operators": list(OPERATORS), "rounds": 2, "settings": OUTER, "runs": results}
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         data = {
@@ -149,16 +152,16 @@ def outer(steps: int, only: list[str] | None = None) -> dict[str, Any]:
         for index, (name, settings) in enumerate(RUNS.items()):
             if only is None or name in only:
                 results[name] = curve(str(ROOT), place / f"run{index}", data, steps, settings)
+                yield report
         for share in SHARES:
             name = f"ridge start that saw {share:.0%} of the task's tokens"
-            if only is not None and name not in only:
-                continue
             system = partial_system(place / f"partial{share}", share)
             before = accuracies(load_mas_system(system), [1, 2], OPERATORS, 560)
-            for loss, settings in (("last round only", {}), ("every receiver in every round", RECEIVERS)):
-                run = curve(system, place / f"partial{share}{loss}", data, steps, settings)
-                results[f"{name}, {loss}"] = {"accuracy_before": before, **run}
-    return {"steps": steps, "operators": list(OPERATORS), "rounds": 2, "settings": OUTER, "runs": results}
+            for loss, settings in LOSSES.items():
+                if only is None or f"{name}, {loss}" in only:
+                    run = curve(system, place / f"partial{share}{loss}", data, steps, settings)
+                    results[f"{name}, {loss}"] = {"accuracy_before": before, **run}
+                    yield report
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -170,17 +173,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("experiment", choices=("starts", "outer"))
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--questions", type=int, default=520, help="of `starts` (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=300, help="of each run of `outer` (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="of each run of `outer` (default: %(default)s)")
     parser.add_argument("--only", action="append", help="a run of `outer`; repeatable (default: all)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    if arguments.experiment == "starts":
-        results = starts(arguments.questions)
-    else:
-        results = outer(arguments.steps, arguments.only)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine(), "experiment": arguments.experiment, **results}
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if arguments.experiment == "starts":
+        reports = iter([starts(arguments.questions)])
+    else:
+        reports = outer(arguments.steps, arguments.only)
+    for report in reports:
+        report = {"machine": machine(), "experiment": arguments.experiment, **report}
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
