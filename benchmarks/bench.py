@@ -28,6 +28,7 @@ BENCHMARKS = {
     "batch": "batches against one question at a time",
     "loading": "load time and peak memory against plain from_pretrained",
     "growth": "growth with rounds, agents, latent steps and prompt length",
+    "training": "the outer loop: batches, memory, resumption, two processes",
 }
 
 
