@@ -75,6 +75,15 @@ class LoopbackHub:
         self.requests: list[tuple[str, str]] = []
         self.failures: list[Failure] = []
 
+    def reset(self) -> None:
+        """Forgets everything."""
+        for state in (self.repos, self.lfs, self.collections, self.requests, self.failures):
+            state.clear()
+
+    def sent(self, *methods: str) -> list[str]:
+        """Paths of the requests with one of these methods."""
+        return [path for method, path in self.requests if method in methods]
+
     def fail(self, method: str, path: str, status: int | None = None, times: int = 1) -> None:
         """Makes requests fail whose path matches the regular expression; status `None` drops the connection."""
         self.failures.append(Failure(method, path, status, times))
