@@ -12,9 +12,9 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from loopback_hub import Exchange, LoopbackHub, Repo, Worker
+from recursivemas.evaluation.evaluate import read_results
 from recursivemas.system_loader import InputError, Link, RecursiveMASConfig, RecursiveMASModel, Topology
 from recursivemas.upload import check, plan, push, scan, stage
-from recursivemas.upload.cards import read_results
 from safetensors.torch import load_file, save_file
 from snippets import code_blocks
 from tiny import chain_links, tiny_chain
@@ -241,7 +241,7 @@ def test_cards_carry_the_metadata_of_the_release(workplace):
 
 def test_results_in_a_card_are_those_of_the_file(workplace, tmp_path):
     card = (workplace / "staged" / "Tiny" / "README.md").read_text()
-    assert "| latent | 2 | 0.714 | 0.359–0.918 | 20.0 | 3.0 |" in card and "(results.png)" in card
+    assert "| latent | 2 | 0.714 (0.359–0.918) | 20.0 | 3.0 |" in card and "(results.png)" in card
     assert (workplace / "staged" / "Tiny" / "results.png").is_file()
     assert "Results" not in (workplace / "staged" / "Tiny-Learner" / "README.md").read_text()
     (tmp_path / "other.json").write_text("{}")
