@@ -123,7 +123,7 @@ def test_the_releases_rules_find_every_legacy_file(pair, workplace):
         link["weights"] = {"source": "my-org/Tiny-Outerlinks"}
         link["legacy_key"] = f"outer_{link['source'][0]}{link['target'][0]}"
         del link["kind"]
-    loaded = RecursiveMASModel.from_pretrained("released", config=config, clones=staged)
+    loaded = RecursiveMASModel.from_pretrained(staged / "Tiny", config=config, clones=staged)
     assert loaded.solve(QUESTION, max_new_tokens=6)[0].text == pair.solve(QUESTION, max_new_tokens=6)[0].text
 
 
@@ -246,7 +246,7 @@ def test_results_in_a_card_are_those_of_the_file(workplace, tmp_path):
     assert "Results" not in (workplace / "staged" / "Tiny-Learner" / "README.md").read_text()
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InputError, match="holds no results"):
-        read_results([str(tmp_path / "other.json")])
+        read_results(tmp_path / "other.json")
 
 
 # Checking
