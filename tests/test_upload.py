@@ -181,6 +181,18 @@ def test_links_per_task_stay_links_per_task(self_contained, pair, tmp_path):
     assert found.solve(QUESTION, max_new_tokens=6)[0].text == expected.solve(QUESTION, max_new_tokens=6)[0].text
 
 
+@pytest.mark.parametrize("self_contained", [False, True])
+def test_an_agent_of_a_multimodal_checkpoint_is_published_as_what_runs(self_contained, tmp_path):
+    """Qwen 3.5 loads as its language part alone, which has a model type of its own."""
+    tiny_chain({"expert": "qwen3_5", "learner": "qwen2"}).save_pretrained(tmp_path / "system")
+    options = stage.Options("my-org", "Multi", QUESTION, self_contained=self_contained)
+    stage.stage(str(tmp_path / "system"), tmp_path / "staged", options)
+    expected = RecursiveMASModel.from_pretrained(tmp_path / "system")
+    where = {} if self_contained else {"clones": tmp_path / "staged"}
+    found = RecursiveMASModel.from_pretrained(tmp_path / "staged" / "Multi", **where)
+    assert found.solve(QUESTION, max_new_tokens=6)[0].text == expected.solve(QUESTION, max_new_tokens=6)[0].text
+
+
 def test_a_folder_that_was_not_staged_is_never_replaced(workplace, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     for replace in (False, True):
@@ -434,6 +446,15 @@ def test_a_repository_of_somebody_else_is_not_touched_unless_told(hub, client, s
     assert hub.sent(*WRITES) == []
     assert client.run(*push_command(staged, "--yes", "--overwrite"))[0] == 0
     assert is_whole(hub, staged, "my-org/Tiny-Learner") and not hub.repos["my-org/Tiny-Learner"].private
+
+
+def test_an_empty_repository_is_filled_and_from_then_on_ours(hub, client, staged):
+    """A run that broke off right after creating a repository leaves one."""
+    hub.repos["my-org/Tiny-Learner"] = Repo(private=True)
+    hub.repos["my-org/Tiny-Learner"].commit({".gitattributes": b""})
+    for _ in range(2):
+        code, output = client.run(*push_command(staged, "--yes"))
+        assert code == 0 and is_whole(hub, staged, "my-org/Tiny-Learner"), output
 
 
 def test_a_card_that_the_hub_refuses_stops_the_push_before_anything_is_written(hub, client, staged):

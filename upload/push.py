@@ -123,7 +123,9 @@ def _head(api: HfApi, repository: Repository, record: dict, overwrite: bool) -> 
     except RepositoryNotFoundError:
         return None
     files = {file.rfilename for file in info.siblings or []} - {GIT_ATTRIBUTES}
-    if files and not record.get(repository.id, {}).get("created") and not overwrite:
+    if not files:  # nobody's yet, or created by a run that broke off at once
+        record[repository.id] = {"created": True}
+    elif not record.get(repository.id, {}).get("created") and not overwrite:
         raise InputError(
             "The repository exists, and was not created from this staged folder.",
             where=repository.id,

@@ -341,6 +341,7 @@ def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
         links = inner_links_of(mas, role)
         weights = place(plan.agents[role], "inner_link", role, links)
         entry["inner_link"] = {"kind": mas.agents[role].inner_link.kind, "weights": weights}
+        entry["model_type"] = mas.agents[role].model.config.model_type  # of what runs
         entry["revision"] = None
     for link, entry in zip(mas.topology.links, config["links"], strict=True):
         entry["weights"] = place(plan.outer_links, link.name, link.name, outer_links_of(mas, link.name))
