@@ -13,11 +13,14 @@ import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
-from .agent_recursivemas import Prefix, RecursiveMASAgent, can_crop
+from .agent_recursivemas import RecursiveMASAgent
+from .caches_recursivemas import Prefix, can_crop
 from .prompts_recursivemas import PromptRenderer, Slot, template_for
 from .topology_recursivemas import Topology
 
 MODES = ("latent", "text", "alone")
+# A forward pass over a few positions costs as much as one over about so many: it reads the same weights.
+PASS_COST = 16
 
 
 @dataclass
@@ -55,7 +58,9 @@ class Usage:
 
 
 class PromptBuilder:
-    """Builds one role's prompts over the rounds of a batch, and keeps the cache of their common head.
+    """Builds one role's prompts over the rounds of a batch, and reads their common heads once.
+
+    What all rows start with is read for one row; what each row starts with in every round is read in the first.
 
     Args:
         agent: the role's agent.
@@ -66,20 +71,13 @@ class PromptBuilder:
     def __init__(self, agent: RecursiveMASAgent, rows: dict[str, list[list[list[int] | Slot]]], uses: int) -> None:
         self.agent, self.rows, self.uses_left = agent, rows, uses
         self._prefix: Prefix | None = None
-        self._prefix_ids = self._common_heads() if uses > 1 else None
-
-    def _common_heads(self) -> list[list[int]] | None:
-        """The token ids that every phase's prompt starts with, for each row; `None` where there are none."""
-        heads = []
-        for phases in zip(*self.rows.values(), strict=True):
-            ids = []
-            for pieces in phases:
-                head = pieces[0] if pieces and not isinstance(pieces[0], Slot) else []
-                # At least one position must stay outside the prefix, to think from.
-                ids.append(head if len(pieces) > 1 else head[:-1])
-            length = next((i for i, column in enumerate(zip(*ids, strict=False)) if len(set(column)) > 1), None)
-            heads.append(ids[0][: min(map(len, ids)) if length is None else length])
-        return heads if any(heads) else None
+        heads = [_common([_head(pieces) for pieces in phases]) for phases in zip(*rows.values(), strict=True)]
+        # Rows that differ after a shared head leave masked holes behind it, which only full attention ignores.
+        shared = _common(heads) if can_crop(agent.new_cache()) else []
+        self._shared_length = len(shared) if (len(heads) - 1) * len(shared) > PASS_COST else 0
+        if (uses - 1) * min(map(len, heads)) <= PASS_COST:
+            heads = [head[: self._shared_length] for head in heads]
+        self._heads = heads if any(heads) else None
 
     def build(
         self, phase: str, messages: dict[str, list[torch.Tensor | list[int]]], reuse: bool = True
@@ -89,7 +87,7 @@ class PromptBuilder:
         Args:
             phase: "first", "feedback" or "alone".
             messages: source role -> what it sent to each row: latents (n, hidden_size) or token ids.
-            reuse: whether the prompt may come with the cache of its head.
+            reuse: whether the prompt may come with a cache.
 
         Returns:
             The batch of prompts, and the number of text tokens in each row's prompt.
@@ -99,36 +97,55 @@ class PromptBuilder:
         for index, pieces in enumerate(self.rows[phase]):
             rows.append([messages[piece.role][index] if isinstance(piece, Slot) else piece for piece in pieces])
         tokens = [sum(len(part) for part in row if not isinstance(part, torch.Tensor)) for row in rows]
-        prefix, past = self._use_prefix(rows) if reuse else (None, None)
-        if prefix is None:
+        if not reuse:
             return Prompt(*embed_rows(self.agent, rows)), tokens
-        for row, head in zip(rows, self._prefix_ids, strict=True):
-            row[0] = row[0][len(head) :]
-        embeds, mask = embed_rows(self.agent, rows)
+        opened = self._open_prefix(rows)
+        if opened is None:
+            return Prompt(*embed_rows(self.agent, rows), self.agent.new_cache()), tokens
+        prefix, cache = opened
+        tails = [[row[0][len(head) :], *row[1:]] for row, head in zip(rows, self._heads, strict=True)]
+        embeds, mask = embed_rows(self.agent, tails)
         padding = embeds.new_zeros(embeds.shape[0], prefix.length, embeds.shape[2])
-        return (
-            Prompt(
-                torch.cat([padding, embeds], dim=1),
-                torch.cat([prefix.attention_mask, mask], dim=1),
-                past,
-                prefix.length,
-            ),
-            tokens,
-        )
+        embeds, mask = torch.cat([padding, embeds], dim=1), torch.cat([prefix.attention_mask, mask], dim=1)
+        return Prompt(embeds, mask, cache, prefix.length), tokens
 
-    def _use_prefix(self, rows: list[list]) -> tuple[Prefix | None, Cache | None]:
-        if self._prefix_ids is None:
-            return None, None
+    def _open_prefix(self, rows: list[list]) -> tuple[Prefix, Cache] | None:
+        if self._heads is None:
+            return None
         if self._prefix is None:
-            embeds, mask = embed_rows(self.agent, [[head] for head in self._prefix_ids])
-            self._prefix = Prefix(self.agent, embeds, mask)
+            self._prefix = self._read_heads()
         cache = self._prefix.open(last_use=self.uses_left == 0)
         # Rows whose tails differ in length leave masked holes between head and tail. Full attention does not see
         # them; a sliding window or a recurrent state would count them, so such a prompt is read anew.
-        tails = {sum(map(len, row)) - len(head) for row, head in zip(rows, self._prefix_ids, strict=True)}
-        if len(tails) > 1 and not can_crop(cache):
-            return None, None
-        return self._prefix, cache
+        tails = {sum(map(len, row)) - len(head) for row, head in zip(rows, self._heads, strict=True)}
+        return None if len(tails) > 1 and not can_crop(cache) else (self._prefix, cache)
+
+    def _read_heads(self) -> Prefix:
+        cache, length, mask = self.agent.new_cache(), self._shared_length, None
+        if length:
+            embeds, mask = embed_rows(self.agent, [[self._heads[0][:length]]])
+            self.agent.encode(embeds, None, cache)
+            cache.batch_repeat_interleave(len(self._heads))
+            mask = mask.expand(len(self._heads), -1)
+        rests = [[head[length:]] for head in self._heads]
+        if any(rest for (rest,) in rests):
+            embeds, rest_mask = embed_rows(self.agent, rests)
+            mask = rest_mask if mask is None else torch.cat([mask, rest_mask], dim=1)
+            self.agent.encode(embeds, mask, cache)
+        return Prefix(cache, mask)
+
+
+def _head(pieces: list[list[int] | Slot]) -> list[int]:
+    """The token ids that a prompt starts with; at least one position stays outside, to think from."""
+    head = pieces[0] if pieces and not isinstance(pieces[0], Slot) else []
+    return head if len(pieces) > 1 else head[:-1]
+
+
+def _common(rows: list[list[int]]) -> list[int]:
+    """What all rows start with."""
+    shortest = min(rows, key=len)
+    length = next((i for i, token in enumerate(shortest) if any(row[i] != token for row in rows)), len(shortest))
+    return shortest[:length]
 
 
 def embed_rows(
@@ -217,12 +234,12 @@ class Run:
         """Runs everything before the answer and returns the decoding agent's prompt.
 
         Args:
-            reuse: whether the prompt may come with the cache of its head, which only one sequence a row can continue.
+            reuse: whether the prompt may come with a cache, which only one sequence a row can continue.
         """
         *senders, (last_round, decoder) = self.schedule
         for round_index, role in senders:
             started = time.perf_counter()
-            prompt = self._prompt(round_index, role)
+            prompt = self._prompt(round_index, role, self.mode != "text" or single_sequence(self.message_config))
             if self.mode == "text":
                 self._write(round_index, role, prompt)
             else:
@@ -306,6 +323,12 @@ def trim(sequences: torch.Tensor, eos_token_ids: list[int]) -> list[list[int]]:
         stop = next((i + 1 for i, token in enumerate(row) if token in eos_token_ids), len(row))
         rows.append(row[:stop])
     return rows
+
+
+def single_sequence(config: GenerationConfig) -> bool:
+    """Whether generation can continue a prompt's cache: one sequence per row, in transformers' default cache."""
+    alone = config.num_beams in (None, 1) and config.num_return_sequences in (None, 1)
+    return alone and config.cache_implementation is None and config.use_cache is not False
 
 
 def generate_from(agent: RecursiveMASAgent, prompt: Prompt, **kwargs):

@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput, logging
 from .agent_recursivemas import RecursiveMASAgent
 from .answers_recursivemas import extract_answer
 from .configuration_recursivemas import RecursiveMASConfig, check_numbers
-from .engine_recursivemas import MODES, Run, generate_from, trim
+from .engine_recursivemas import MODES, Run, generate_from, single_sequence, trim
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
 from .links_recursivemas import EXPECTED_EMBEDDING, build_link
 from .prompts_recursivemas import PromptRenderer, check_prompts, check_task
@@ -517,7 +517,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
     ) -> list[Solution]:
         role = self.config.decoding_role
         decoder = self.agents[role]
-        prompt = run.decoder_prompt(reuse=not tools and _single_sequence(config))
+        prompt = run.decoder_prompt(reuse=not tools and single_sequence(config))
         started = time.perf_counter()
         if tools:
             answers, read = generate_with_tools(decoder, self.renderers[role], prompt, tools, config, **rest)
@@ -579,9 +579,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         config, rest = self._generation_config(generation_config, kwargs, input_ids.shape[1])
         decoder = self.agents[self.config.decoding_role]
         # With the question's ids beside the embeddings, what comes back (and every criterion on the way) sees
-        # question and answer, while the first forward pass reads the embeddings; the cache of the prompt's head
-        # does not go together with that.
-        prompt = self._run(questions, config, arguments, **settings).decoder_prompt(reuse=False)
+        # question and answer, while the first forward pass reads the embeddings.
+        prompt = self._run(questions, config, arguments, **settings).decoder_prompt(reuse=single_sequence(config))
         return generate_from(
             decoder,
             prompt,
@@ -654,11 +653,6 @@ def _progress(items: tuple, description: str) -> Iterator:
     finally:
         if enabled:
             logging.enable_progress_bar()
-
-
-def _single_sequence(config: GenerationConfig) -> bool:
-    """Whether a prompt's cache can be continued: one sequence per row, in transformers' default cache."""
-    return config.num_beams in (None, 1) and config.cache_implementation is None
 
 
 def _for_role(agent_kwargs: dict | None, role: str, roles: tuple[str, ...]) -> dict:

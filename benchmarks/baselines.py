@@ -1,5 +1,8 @@
 """The plain way, written out: every position recomputed at every step, every agent read from disk at every stage."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -7,6 +10,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..system_loader import RecursiveMASModel, Slot, remote_module
 
 template_for = remote_module("prompts_recursivemas").template_for
+
+
+@contextlib.contextmanager
+def plain_kernels(model: nn.Module) -> Iterator[None]:
+    """Gives a model the matrix products that torch chooses by itself, see kernels_recursivemas.py."""
+    fast = {module: vars(module).pop("forward") for module in model.modules() if "forward" in vars(module)}
+    try:
+        yield
+    finally:
+        for module, forward in fast.items():
+            module.forward = forward
 
 
 @torch.no_grad()
