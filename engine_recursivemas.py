@@ -6,8 +6,12 @@ what `Run.decoder_prompt` returns; the caller generates from it.
 """
 
 import copy
+import itertools
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from transformers import GenerationConfig
@@ -55,6 +59,12 @@ class Usage:
     latent_positions: list[int]
     new_tokens: list[int]
     seconds: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def count(self, what: str, amounts: list[int]) -> None:
+        """Adds to each row's `what`; the roles of a stage may do so at the same time."""
+        with self._lock:
+            setattr(self, what, [a + b for a, b in zip(getattr(self, what), amounts, strict=True)])
 
 
 class PromptBuilder:
@@ -236,16 +246,33 @@ class Run:
         Args:
             reuse: whether the prompt may come with a cache, which only one sequence a row can continue.
         """
-        *senders, (last_round, decoder) = self.schedule
-        for round_index, role in senders:
-            started = time.perf_counter()
+        senders = self.schedule[:-1]
+        for _, group in itertools.groupby(senders, key=lambda turn: (turn[0], self.topology.stage_of(turn[1]))):
+            turns = list(group)
+            if len({self.agents[role].device for _, role in turns}) > 1:
+                # The roles of a stage do not wait for each other, and neither do their devices.
+                take = partial(self.take_turn, torch.is_grad_enabled())  # a thread has a gradient mode of its own
+                with ThreadPoolExecutor(len(turns)) as pool:
+                    list(pool.map(take, *zip(*turns, strict=True)))
+            else:
+                for round_index, role in turns:
+                    self.take_turn(torch.is_grad_enabled(), round_index, role)
+        return self.last_prompt(reuse)
+
+    def last_prompt(self, reuse: bool = True) -> Prompt:
+        """The decoding agent's prompt in the last round, once all turns before it are taken; see `decoder_prompt`."""
+        return self._prompt(*self.schedule[-1], reuse)
+
+    def take_turn(self, gradients: bool, round_index: int, role: str) -> None:
+        """One role's thinking (or writing) in one round, once what it receives is in `latents` (or `texts`)."""
+        started = time.perf_counter()
+        with torch.set_grad_enabled(gradients):
             prompt = self._prompt(round_index, role, self.mode != "text" or single_sequence(self.message_config))
             if self.mode == "text":
                 self._write(round_index, role, prompt)
             else:
                 self._think(round_index, role, prompt)
-            self.lap(f"round {round_index}, {role}", started, role)
-        return self._prompt(last_round, decoder, reuse)
+        self.lap(f"round {round_index}, {role}", started, role)
 
     def lap(self, stage: str, started: float, role: str) -> None:
         """Adds the seconds since `started` to a stage's time."""
@@ -263,8 +290,7 @@ class Run:
             self._builders[role] = PromptBuilder(self.agents[role], rows, len(rounds))
         messages = self._messages(round_index, role)
         prompt, tokens = self._builders[role].build(self.phase(round_index), messages, reuse)
-        for row, count in enumerate(tokens):
-            self.usage.prompt_tokens[row] += count
+        self.usage.count("prompt_tokens", tokens)
         return prompt
 
     def _messages(self, round_index: int, role: str) -> dict[str, list]:
@@ -282,7 +308,8 @@ class Run:
                 empty = torch.zeros(0, agent.hidden_size, device=agent.device)
                 messages[link.source] = [empty] * len(self.questions)
             else:
-                messages[link.source] = self.latents[sent, link.source, link.target]
+                rows = self.latents[sent, link.source, link.target]
+                messages[link.source] = [row.to(agent.device) for row in rows]
         return messages
 
     def _think(self, round_index: int, role: str, prompt: Prompt) -> None:
@@ -294,11 +321,9 @@ class Run:
             self.halting,
         )
         lengths = rollout.lengths.tolist()
-        for row, length in enumerate(lengths):
-            self.usage.latent_positions[row] += length
+        self.usage.count("latent_positions", lengths)
         for link in self.topology.receivers(role, round_index, self.num_rounds):
-            target = self.agents[link.target]
-            sent = self.outer_links[link.name](rollout.thoughts).to(target.device)
+            sent = self.outer_links[link.name](rollout.thoughts)
             self.latents[round_index, role, link.target] = [
                 latents[:length] for latents, length in zip(sent, lengths, strict=True)
             ]
@@ -311,9 +336,9 @@ class Run:
         config.bos_token_id = None
         ids = generate_from(agent, prompt, generation_config=config)
         self.texts[round_index, role] = texts = []
-        for row, new_ids in enumerate(trim(ids, agent.eos_token_ids)):
-            self.usage.new_tokens[row] += len(new_ids)
-            texts.append(agent.decode(new_ids))
+        rows = trim(ids, agent.eos_token_ids)
+        self.usage.count("new_tokens", list(map(len, rows)))
+        texts += map(agent.decode, rows)
 
 
 def trim(sequences: torch.Tensor, eos_token_ids: list[int]) -> list[list[int]]:

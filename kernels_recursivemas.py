@@ -5,24 +5,22 @@ comes with torch too, does not. Measured on a Zen 5 core (see docs/performance.m
 times on a step of eight rows, and no slower on a single row.
 """
 
-import types
-
 import torch
 from torch import nn
-from torch.nn import functional
+
+
+class FastLinear(nn.Linear):
+    """A linear layer that computes by oneDNN on the processor, in float32, without gradients; else as ever."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if inputs.is_cpu and inputs.dtype == torch.float32 == self.weight.dtype and not torch.is_grad_enabled():
+            return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+        return super().forward(inputs)
 
 
 def use_fast_linear(model: nn.Module) -> None:
-    """Lets every plain linear layer of a model compute by oneDNN where that is possible: on the processor, in float32,
-    without gradients. Everywhere else, and where torch was built without it, nothing changes."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return
-    for module in model.modules():
-        if type(module) is nn.Linear and "forward" not in vars(module):
-            module.forward = types.MethodType(_forward, module)
-
-
-def _forward(linear: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
-    if inputs.is_cpu and inputs.dtype == torch.float32 == linear.weight.dtype and not torch.is_grad_enabled():
-        return torch.ops.mkldnn._linear_pointwise(inputs, linear.weight, linear.bias, "none", [], "")
-    return functional.linear(inputs, linear.weight, linear.bias)
+    """Turns every plain linear layer of a model into a `FastLinear`, unless torch was built without oneDNN."""
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = FastLinear

@@ -15,12 +15,15 @@ template_for = remote_module("prompts_recursivemas").template_for
 @contextlib.contextmanager
 def plain_kernels(model: nn.Module) -> Iterator[None]:
     """Gives a model the matrix products that torch chooses by itself, see kernels_recursivemas.py."""
-    fast = {module: vars(module).pop("forward") for module in model.modules() if "forward" in vars(module)}
+    fast = [module for module in model.modules() if isinstance(module, nn.Linear) and type(module) is not nn.Linear]
+    kinds = list(map(type, fast))
+    for module in fast:
+        module.__class__ = nn.Linear
     try:
         yield
     finally:
-        for module, forward in fast.items():
-            module.forward = forward
+        for module, kind in zip(fast, kinds, strict=True):
+            module.__class__ = kind
 
 
 @torch.no_grad()

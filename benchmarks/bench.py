@@ -28,6 +28,7 @@ BENCHMARKS = {
     "batch": "batches against one question at a time",
     "loading": "load time and peak memory against plain from_pretrained",
     "growth": "growth with rounds, agents, latent steps and prompt length",
+    "pipeline": "agents as Ray actors against one process; what travels against key/value caches",
 }
 
 

@@ -1,6 +1,7 @@
 """Caches that grow in place, heads of prompts that are read once, and the faster matrix products."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -159,7 +160,7 @@ def test_fast_linear_layers_compute_the_same_and_keep_gradients():
     linear = torch.nn.Linear(48, 64)
     expected = torch.nn.functional.linear
     remote_module("kernels_recursivemas").use_fast_linear(linear)
-    assert "forward" in vars(linear)
+    assert type(linear) is not torch.nn.Linear and isinstance(linear, torch.nn.Linear)
     torch.manual_seed(3)
     for shape in ((48,), (1, 48), (7, 48), (2, 5, 48), (0, 48)):
         inputs = torch.randn(*shape)
@@ -167,7 +168,7 @@ def test_fast_linear_layers_compute_the_same_and_keep_gradients():
             torch.testing.assert_close(linear(inputs), expected(inputs, linear.weight, linear.bias))
     linear(torch.randn(2, 48)).sum().backward()
     assert linear.weight.grad is not None
-    other = copy.deepcopy(linear)
+    other = pickle.loads(pickle.dumps(copy.deepcopy(linear)))
     with torch.no_grad():
         other.weight.zero_()
         assert torch.equal(other(torch.randn(3, 48)), linear.bias.expand(3, 64))
