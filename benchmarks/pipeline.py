@@ -67,7 +67,9 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
             ray.get(ray.put(value))
 
         ways = {"latents": lambda v=latents: hand_over(v), "keys and values": lambda v=keys_values: hand_over(v)}
-        line = row(f"bytes, {link}", "keys and values / latents", [cache / len(latents)], in_turn(ways, arguments.repeats))
+        line = row(
+            f"bytes, {link}", "keys and values / latents", [cache / len(latents)], in_turn(ways, arguments.repeats)
+        )
         line["extra"] = {
             "bytes per question and turn": f"{len(latents):,} against {cache:,}",
             "bytes per question": f"{total // count:,}",
