@@ -3,6 +3,12 @@
 import re
 
 CODE_BLOCK = re.compile(r"```[^\n]*\n(.*?)```", re.DOTALL)
+# task -> (what an answer must hold, the line that opens it where it is missing, how many new tokens follow)
+OPENINGS = {
+    "math": (r"\boxed{", "\n\nThe final answer is \\boxed{", 16),
+    "choice": (r"\boxed{", "\n\nThe final answer is \\boxed{", 16),
+    "code": ("```", "\n\nThe final code:\n```python\n", 256),
+}
 LETTER = re.compile(r"(?:answer|option|choice)\s*(?:is|:)?\s*\(?([A-J])\)?(?![A-Za-z])", re.IGNORECASE)
 
 

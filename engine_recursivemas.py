@@ -187,6 +187,28 @@ def embed_rows(
     return embeds, torch.tensor(mask, dtype=torch.long, device=agent.device)
 
 
+class Residency:
+    """Keeps only the working agent on its accelerator; the others wait in CPU memory.
+
+    Args:
+        agents: role -> agent.
+        devices: role -> accelerator.
+    """
+
+    def __init__(self, agents: dict[str, RecursiveMASAgent], devices: dict[str, str | torch.device]) -> None:
+        self.agents, self.devices = agents, devices
+        self.resident: str | None = None
+
+    def enter(self, role: str) -> None:
+        """Moves a role's agent to its accelerator, after the one that was there has gone."""
+        if role == self.resident:
+            return
+        if self.resident is not None:
+            self.agents[self.resident].to("cpu")
+        self.agents[role].to(self.devices[role])
+        self.resident = role
+
+
 class Run:
     """One run of a topology over a batch of questions.
 
@@ -203,6 +225,7 @@ class Run:
         mode: "latent"; "text" (agents hand over generated text); "alone" (the decoder answers by itself).
         halting: see `RecursiveMASAgent.rollout`.
         message_config: generation settings of the messages in `mode="text"`.
+        residency: moves agents to their accelerators as their stages come.
     """
 
     def __init__(
@@ -220,11 +243,12 @@ class Run:
         mode: str = "latent",
         halting: bool = False,
         message_config: GenerationConfig | None = None,
+        residency: Residency | None = None,
     ) -> None:
         self.agents, self.outer_links, self.renderers = agents, outer_links, renderers
         self.topology, self.prompts, self.task, self.questions = topology, prompts, task, questions
         self.mode, self.halting, self.message_config = mode, halting, message_config
-        self.num_rounds, self.latent_steps = num_rounds, latent_steps
+        self.num_rounds, self.latent_steps, self.residency = num_rounds, latent_steps, residency
         self.schedule = topology.schedule(num_rounds)
         if mode == "alone" or (mode == "latent" and latent_steps == 0):
             self.schedule = self.schedule[-1:]  # nothing is sent, so nobody else need think
@@ -249,7 +273,7 @@ class Run:
         senders = self.schedule[:-1]
         for _, group in itertools.groupby(senders, key=lambda turn: (turn[0], self.topology.stage_of(turn[1]))):
             turns = list(group)
-            if len({self.agents[role].device for _, role in turns}) > 1:
+            if self.residency is None and len({self.agents[role].device for _, role in turns}) > 1:
                 # The roles of a stage do not wait for each other, and neither do their devices.
                 take = partial(self.take_turn, torch.is_grad_enabled())  # a thread has a gradient mode of its own
                 with ThreadPoolExecutor(len(turns)) as pool:
@@ -281,6 +305,8 @@ class Run:
         self.usage.seconds[stage] = self.usage.seconds.get(stage, 0.0) + time.perf_counter() - started
 
     def _prompt(self, round_index: int, role: str, reuse: bool = True) -> Prompt:
+        if self.residency is not None:
+            self.residency.enter(role)
         if role not in self._builders:
             rounds = [r for r, other in self.schedule if other == role]
             rows = {}

@@ -27,9 +27,9 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
 from .agent_recursivemas import RecursiveMASAgent
-from .answers_recursivemas import extract_answer
+from .answers_recursivemas import OPENINGS, extract_answer
 from .configuration_recursivemas import RecursiveMASConfig, check_numbers
-from .engine_recursivemas import MODES, Prompt, Run, generate_from, single_sequence, trim
+from .engine_recursivemas import MODES, Prompt, Residency, Run, embed_rows, generate_from, single_sequence, trim
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
 from .links_recursivemas import EXPECTED_EMBEDDING, build_link
 from .prompts_recursivemas import PromptRenderer, check_prompts, check_task
@@ -138,6 +138,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         }
         # Solves batches in place of `solve_batches`, see there; elsewhere, for agents that have no weights here.
         self.executor: Callable[..., Iterator[tuple[int, list[Solution]]]] | None = None
+        self.residency: Residency | None = None
         self.requires_grad_(False).eval()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -190,6 +191,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         agent_kwargs: dict | None = None,
         only: Collection[str] | None = None,
         generation_config: GenerationConfig | None = None,
+        offload: str | None = None,
         **kwargs,
     ) -> "RecursiveMASModel":
         """Loads a system: its configuration, its agents and its links, wherever each of them lives.
@@ -206,6 +208,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             agents: role -> agent already built; replaces loading it.
             only: the roles whose weights are loaded; the others' agents are there, but cannot run (default: all).
             agent_kwargs: further arguments for every agent's `from_pretrained`; role -> dict sets them per role.
+            offload: "cpu" keeps only the working agent on its device, and the others in CPU memory.
             generation_config: settings laid over the decoding agent's, in place of the system's own file.
             kwargs: Hub arguments (cache_dir, token, local_files_only, …); `device_map`, `attn_implementation`,
                 `quantization_config` for every agent or as role -> value; or fields of the configuration, which they
@@ -248,6 +251,13 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 "Unknown role.", where="device", found=", ".join(device), expected=", ".join(topology.roles)
             )
 
+        if offload is not None and (offload != "cpu" or device is None or "device_map" in shared):
+            raise InputError(
+                "`offload` cannot be used like this.",
+                where="offload",
+                found=f"offload={offload!r}, device={device!r}, device_map={shared.get('device_map')!r}",
+                expected='offload="cpu" together with a device, and no device_map',
+            )
         link_dtype = None if outer_dtype in (None, "auto") else getattr(torch, str(outer_dtype).removeprefix("torch."))
         built = dict(agents or {})
         places = {
@@ -281,14 +291,19 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 if role in empty:
                     model = empty[role]
                 else:
-                    model = _load_model(next(complete), role, _of_role(device, role, topology.roles), options)
+                    place = None if offload else _of_role(device, role, topology.roles)
+                    model = _load_model(next(complete), role, place, options)
                 inner_link = inner_links[role].to(model.get_input_embeddings().weight.device)
                 built[role] = RecursiveMASAgent(model, inner_link, tokenizers[role], role)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+        devices = {
+            role: (offload and _of_role(device, role, topology.roles)) or built[role].device for role in topology.roles
+        }
         for link in topology.links:
-            outer_links[link.name].to(built[link.source].device)
+            outer_links[link.name].to(devices[link.source])
         model = cls(config, built, outer_links)
+        model.residency = Residency(built, devices) if offload else None
         if generation_config is not None:
             model.generation_config.update(**generation_config.to_diff_dict())
         elif (saved := source.json("generation_config.json", required=False)) is not None:
@@ -450,6 +465,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             questions=questions,
             halting=self.config.latent_halting if latent_halting is None else latent_halting,
             message_config=message_config,
+            residency=self.residency,
             **arguments,
         )
 
@@ -466,6 +482,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         latent_halting: bool | None = None,
         message_tokens: int | None = None,
         batch_size: int = 32,
+        complete_answer: bool = False,
         return_latents: bool = False,
         tools: Tools | None = None,
         on_progress: Callable[[int], None] | None = None,
@@ -483,6 +500,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             latent_halting: end each row's latent steps where its agent has finished.
             message_tokens: most new tokens of a message in `mode="text"`.
             batch_size: questions that run side by side; rows of a batch do not influence each other.
+            complete_answer: where an answer lacks its box (math, choice) or its block (code), write the line that
+                opens it and continue once, as the public release does.
             return_latents: keep what travelled along every link of every round.
             tools: tag -> function from text to text; what the decoding agent writes between `<TAG>` and `</TAG>` in
                 its answer is handed to it, and decoding goes on after `<result>…</result>`, which becomes part of the
@@ -528,6 +547,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             message_tokens=message_tokens,
             return_latents=return_latents,
             tools=tools,
+            complete_answer=complete_answer,
         ):
             solutions.update(zip(batches[index], solved, strict=True))
             if on_progress:
@@ -543,13 +563,15 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         rest: dict,
         return_latents: bool,
         tools: Tools | None,
+        complete_answer: bool,
         **settings,
     ) -> Iterator[tuple[int, list[Solution]]]:
         """Solves batches one after another; yields each one's index and solutions. An executor does the same."""
         for index, questions in enumerate(batches):
             run = self.new_run(questions, config, **settings)
-            prompt = run.decoder_prompt(reuse=not tools and single_sequence(config))
-            yield index, self.answer(run, prompt, config, rest, return_latents, tools)
+            # What goes on after a first answer reads the whole prompt again.
+            prompt = run.decoder_prompt(reuse=not tools and not complete_answer and single_sequence(config))
+            yield index, self.answer(run, prompt, config, rest, return_latents, tools, complete_answer)
 
     @torch.no_grad()
     def answer(
@@ -560,6 +582,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         rest: dict,
         return_latents: bool = False,
         tools: Tools | None = None,
+        complete_answer: bool = False,
     ) -> list[Solution]:
         """The decoding agent's answers to a batch, from its last prompt."""
         role = self.config.decoding_role
@@ -571,6 +594,9 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             ids = generate_from(decoder, prompt, generation_config=config, **rest)
             answers = trim(ids if isinstance(ids, torch.Tensor) else ids.sequences, decoder.eos_token_ids)
             read = [0] * len(answers)
+        if complete_answer and run.task in OPENINGS:
+            opened = self._complete(prompt, answers, run.task, config, rest)
+            read = [count + more for count, more in zip(read, opened, strict=True)]
         run.lap("answer", started, role)
         solutions = []
         for row, (new_ids, read_tokens) in enumerate(zip(answers, read, strict=True)):
@@ -585,6 +611,36 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             latents = {key: sent[row] for key, sent in run.latents.items()} if return_latents else None
             solutions.append(Solution(text, extract_answer(text, run.task), usage, messages, latents))
         return solutions
+
+    def _complete(
+        self, prompt: Prompt, answers: list[list[int]], task: str, config: GenerationConfig, rest: dict
+    ) -> list[int]:
+        """Continues, in place, the answers that lack what the task asks for.
+
+        Args:
+            prompt: what the answers were generated from, without a cache.
+            answers: each row's ids.
+
+        Returns:
+            For each row, how many ids were put there by this method, as the line that opens the answer.
+        """
+        decoder, renderer = self.agents[self.config.decoding_role], self.renderers[self.config.decoding_role]
+        sign, line, new_tokens = OPENINGS[task]
+        opening = renderer.message_ids(line)
+        rows = [row for row, ids in enumerate(answers) if sign not in decoder.decode(ids)]
+        if not rows:
+            return [0] * len(answers)
+        pieces = []
+        for row in rows:
+            answers[row] = [*(token for token in answers[row] if token not in decoder.eos_token_ids), *opening]
+            pieces.append([prompt.inputs_embeds[row][prompt.attention_mask[row].bool()], answers[row]])
+        config = copy.deepcopy(config)
+        config.max_new_tokens, config.min_new_tokens = new_tokens, None
+        ids = generate_from(decoder, Prompt(*embed_rows(decoder, pieces)), generation_config=config, **rest)
+        ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
+        for row, new_ids in zip(rows, trim(ids, decoder.eos_token_ids), strict=True):
+            answers[row] += new_ids
+        return [len(opening) * (row in rows) for row in range(len(answers))]
 
     @torch.no_grad()
     def generate(

@@ -76,9 +76,11 @@ class AgentActor:
             (run.texts if text else run.latents)[key] = value if text else unpack(value)
         with torch.no_grad():
             if (round_index, self.role) == run.schedule[-1]:
-                config, tools = settings["config"], settings["tools"]
-                prompt = run.last_prompt(reuse=not tools and single_sequence(config))
-                solutions = self.mas.answer(run, prompt, config, settings["rest"], tools=tools)
+                config, tools, complete = (settings[name] for name in ("config", "tools", "complete_answer"))
+                prompt = run.last_prompt(reuse=not tools and not complete and single_sequence(config))
+                solutions = self.mas.answer(
+                    run, prompt, config, settings["rest"], tools=tools, complete_answer=complete
+                )
                 return [dict(solution) for solution in solutions]
             run.take_turn(False, round_index, self.role)
         usage = {name: getattr(run.usage, name) for name in (*USAGE, "seconds")}

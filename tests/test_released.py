@@ -21,7 +21,7 @@ from recursivemas.system_loader import (
     released_config,
     released_styles,
 )
-from reference import reference_solve
+from reference import reference_prompt, reference_solve
 from released import ORGANIZATION, STYLES
 from tiny import chain_prompts, tiny_base, tiny_system
 from transformers import AutoModelForImageTextToText
@@ -300,3 +300,81 @@ def test_a_style_of_ones_own_is_the_same_json(tmp_path):
         read_style(path)
     with pytest.raises(InputError, match=r"(?s)Unknown collaboration style.*deliberation, distillation, mixture"):
         read_style("duel")
+
+
+# What the release does beside the recursion
+
+
+@pytest.mark.parametrize(
+    ("dataset", "sign", "new_tokens"), [("math500", r"\boxed{", 16), ("mbppplus", "```python", 256)]
+)
+def test_an_answer_without_its_box_is_continued_once_when_asked(dataset, sign, new_tokens, released_cache):
+    mas = load("sequential_light", released_cache, dataset, **EXACT)
+    kwargs = {"num_rounds": 1, "latent_steps": 2, "max_new_tokens": 6, "do_sample": False}
+    plain = mas.solve(QUESTIONS, **kwargs)
+    continued = mas.solve(QUESTIONS, **kwargs, complete_answer=True)
+    for before, after in zip(plain, continued, strict=True):
+        assert sign not in before.text
+        assert after.text.startswith(before.text) and after.text.count(sign) == 1
+        more = after.usage["new_tokens"] - before.usage["new_tokens"]
+        assert 1 <= more <= new_tokens
+
+
+def test_the_continuation_is_what_the_agent_writes_after_prompt_answer_and_opening(released_cache):
+    mas = load("sequential_light", released_cache, **EXACT)
+    decoder, renderer = mas.agents["solver"], mas.renderers["solver"]
+    _, line, new_tokens = sys.modules[RecursiveMASModel.__module__].OPENINGS["math"]
+    kwargs = {"num_rounds": 1, "latent_steps": 2, "max_new_tokens": 6, "do_sample": False}
+    for question, solution in zip(QUESTIONS, mas.solve(QUESTIONS, **kwargs, complete_answer=True), strict=True):
+        ids, latents = reference_solve(mas, question, 1, 2, 6, task="math")
+        ids = [*(token for token in ids if token not in decoder.eos_token_ids), *renderer.message_ids(line)]
+        head = reference_prompt(mas, "solver", "first", question, "math", {"critic": latents[1, "critic", "solver"]})
+        for _ in range(new_tokens):
+            with torch.no_grad():
+                embeds = torch.cat([head, decoder.embed(torch.tensor([ids]))], dim=1)
+                ids.append(int(decoder.model(inputs_embeds=embeds, use_cache=False).logits[0, -1].argmax()))
+            if ids[-1] in decoder.eos_token_ids:
+                break
+        assert solution.text == decoder.decode(ids)
+
+
+def test_a_complete_answer_is_left_as_it_is(released_cache, monkeypatch):
+    mas = load("sequential_light", released_cache, **EXACT)
+    kwargs = {"num_rounds": 1, "latent_steps": 2, "max_new_tokens": 6, "do_sample": False}
+    module = sys.modules[RecursiveMASModel.__module__]
+    monkeypatch.setitem(module.OPENINGS, "math", ("", "never", 16))  # every text holds the empty one
+    expected = [solution.text for solution in mas.solve(QUESTIONS, **kwargs)]
+    assert [solution.text for solution in mas.solve(QUESTIONS, **kwargs, complete_answer=True)] == expected
+
+
+def test_offloading_keeps_one_agent_on_its_device_and_changes_nothing(released_cache, monkeypatch):
+    kwargs = {"num_rounds": 2, "latent_steps": 2, "max_new_tokens": 6, "do_sample": False}
+    expected = load("sequential_light", released_cache, **EXACT).solve(QUESTIONS, **kwargs)
+    # Two names of the same memory stand for the accelerator and for the CPU.
+    device = {"planner": "cpu:0", "critic": "cpu:0", "solver": "cpu:0"}
+    mas = load("sequential_light", released_cache, **EXACT, device=device, offload="cpu")
+    moves, resident = [], set()
+    agent_class = type(mas.agents["planner"])
+
+    def move(agent, place):
+        (resident.discard if place == "cpu" else resident.add)(agent.role)
+        moves.append((agent.role, place))
+        assert len(resident) <= 1
+        return agent
+
+    def encode(agent, *args):
+        assert resident == {agent.role}
+        return original(agent, *args)
+
+    original = agent_class.encode
+    monkeypatch.setattr(agent_class, "to", move)
+    monkeypatch.setattr(agent_class, "encode", encode)
+    found = mas.solve(QUESTIONS, **kwargs)
+    assert [solution.text for solution in found] == [solution.text for solution in expected]
+    stages = ["planner", "critic", "solver"] * 2
+    assert [role for role, place in moves if place == "cpu:0"] == stages
+    assert resident == {"solver"}
+    with pytest.raises(InputError, match=r"(?s)`offload` cannot be used.*together with a device"):
+        load("sequential_light", released_cache, offload="cpu")
+    with pytest.raises(InputError, match="`offload` cannot be used"):
+        load("sequential_light", released_cache, device="cpu", offload="disk")
