@@ -11,6 +11,7 @@ import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import logging
 
 from .caches_recursivemas import can_crop, new_cache
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
@@ -27,7 +28,9 @@ from .sources_recursivemas import (
     split_arguments,
     write_tensors,
 )
+from .steps_recursivemas import CompiledSteps
 
+logger = logging.get_logger(__name__)
 # An agent's repository is its base model's, and `AutoModel` gives the agent; `AutoModelForCausalLM` the base model.
 AUTO_MAP = {"AutoModel": "agent_recursivemas.RecursiveMASAgent"}
 
@@ -80,6 +83,7 @@ class RecursiveMASAgent(PreTrainedModel):
                 expected=f"width {self.hidden_size}, the agent's",
             )
         self._half_norms: torch.Tensor | None = None
+        self._compiled_steps: CompiledSteps | None = None
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Nothing is ever re-initialised: all weights come from checkpoints."""
@@ -285,7 +289,7 @@ class RecursiveMASAgent(PreTrainedModel):
             inputs_embeds: the prompt, or what of it is not in `past_key_values` yet, (batch, new, hidden_size).
             attention_mask: over the whole prompt, (batch, length); zeros on padding, which stands on the left.
             latent_steps: number of steps m >= 0.
-            past_key_values: cache that holds the head of the prompt; extended in place.
+            past_key_values: cache that holds the head of the prompt; extended in place (not by compiled steps).
             halting: a row ends before the first step whose thought is nearest to an end-of-sequence embedding.
         """
         cache = self.new_cache() if past_key_values is None else past_key_values
@@ -296,19 +300,27 @@ class RecursiveMASAgent(PreTrainedModel):
         # All masks and positions are slices of these; nothing is rebuilt, and nothing waits for the device, in a step.
         mask = torch.cat([attention_mask, attention_mask.new_ones(batch, max(0, latent_steps - 1))], dim=1)
         position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
-        step_mask = mask
+        whole_mask = step_mask = mask
+        plain = can_crop(cache) and self.decoder.config._attn_implementation == "sdpa"
         if bool(attention_mask.all()):
             mask = step_mask = None
-        elif can_crop(cache) and self.decoder.config._attn_implementation == "sdpa":
+        elif plain:
             step_mask = mask[:, None, None].bool()  # what the model would make of `mask`, again and again
+        compiled = plain and not torch.is_grad_enabled()
         new = inputs_embeds.shape[1]
         for step in range(latent_steps):
             end = length + step
             seen = mask if step == 0 else step_mask
             seen = None if seen is None else seen[..., :end]
             positions = position_ids[:, end - new : end]
-            hidden_states.append(self.encode(inputs_embeds, seen, cache, positions)[:, -1])
-            thoughts.append(self.inner_link(hidden_states[-1]))
+            if step == 1 and compiled and self._compiled_steps is not None:
+                self._compiled_steps.start(cache, whole_mask)
+            taken = self._take_compiled_step(inputs_embeds, positions) if step and compiled else None
+            if taken is None:
+                state = self.encode(inputs_embeds, seen, cache, positions)[:, -1]
+                taken = state, self.inner_link(state)
+            hidden_states.append(taken[0])
+            thoughts.append(taken[1])
             if halting:
                 finished = finished | self._nearest_is_eos(thoughts[-1])
                 if bool(finished.all()):
@@ -319,6 +331,28 @@ class RecursiveMASAgent(PreTrainedModel):
             empty = inputs_embeds.new_zeros(batch, 0, self.hidden_size)
             return Rollout(empty, empty, lengths)
         return Rollout(torch.stack(hidden_states, dim=1), torch.stack(thoughts, dim=1), lengths)
+
+    def compile_steps(self, enabled: bool = True) -> None:
+        """Lets latent steps run as compiled graphs (or no more): slow at first for each batch size, then faster.
+
+        Where a graph cannot be made, steps run as ever, after one warning. Not to be used by two threads at a time.
+        """
+        self._compiled_steps = CompiledSteps(self.decoder, self.inner_link) if enabled else None
+
+    def _take_compiled_step(
+        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if self._compiled_steps is None:
+            return None
+        try:
+            return self._compiled_steps(inputs_embeds, position_ids)
+        except Exception as error:  # a compiler fails in many ways
+            if self._compiled_steps.steps_taken:
+                raise  # the cache that steps without a graph would need ends at the prompt
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            logger.warning_once(f"Latent steps cannot be compiled and run without ({reason}).")
+            self._compiled_steps = None
+            return None
 
     def think(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, latent_steps: int) -> torch.Tensor:
         """Latent thoughts over a prompt.

@@ -13,7 +13,8 @@ class FastLinear(nn.Linear):
     """A linear layer that computes by oneDNN on the processor, in float32, without gradients; else as ever."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if inputs.is_cpu and inputs.dtype == torch.float32 == self.weight.dtype and not torch.is_grad_enabled():
+        fits = inputs.is_cpu and inputs.dtype == torch.float32 == self.weight.dtype and not torch.is_grad_enabled()
+        if fits and not torch.compiler.is_compiling():
             return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
         return super().forward(inputs)
 

@@ -399,6 +399,11 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
 
     # Answering
 
+    def compile_steps(self, enabled: bool = True) -> None:
+        """Lets all agents' latent steps run as compiled graphs, see `RecursiveMASAgent.compile_steps`."""
+        for agent in self.agents.values():
+            agent.compile_steps(enabled)
+
     def check_inputs(
         self,
         questions: list[str],

@@ -174,3 +174,36 @@ def test_fast_linear_layers_compute_the_same_and_keep_gradients():
         assert torch.equal(other(torch.randn(3, 48)), linear.bias.expand(3, 64))
         half = other.to(torch.bfloat16)
         assert half(torch.randn(3, 48, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_steps_compute_the_same():
+    agent = tiny_agent("qwen3", "solo")
+    torch.manual_seed(4)
+    for length in (12, 31):  # of one capacity: one graph
+        embeds, mask = torch.randn(2, length, agent.hidden_size), torch.ones(2, length, dtype=torch.long)
+        mask[0, :5] = 0
+        agent.compile_steps(False)
+        expected = agent.rollout(embeds, mask, 6)
+        agent.compile_steps()
+        for _ in range(2):
+            got = agent.rollout(embeds, mask, 6)
+            assert agent._compiled_steps.steps_taken == 5
+            torch.testing.assert_close(got.hidden_states, expected.hidden_states, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(got.thoughts, expected.thoughts, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_steps_that_cannot_be_compiled_run_without_and_say_so_once(monkeypatch, caplog):
+    def cannot(*_, **__):
+        raise RuntimeError("no compiler here")
+
+    agent = tiny_agent("llama", "solo")
+    embeds, mask = torch.randn(1, 9, agent.hidden_size), torch.ones(1, 9, dtype=torch.long)
+    expected = agent.rollout(embeds, mask, 4)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: cannot)
+    agent.compile_steps()
+    for _ in range(2):
+        assert torch.equal(agent.rollout(embeds, mask, 4).thoughts, expected.thoughts)
+    assert caplog.text.count("no compiler here") == 1
