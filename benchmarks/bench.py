@@ -32,6 +32,7 @@ BENCHMARKS = {
     "growth": "growth with rounds, agents, latent steps and prompt length",
     "handover": "thinking and handing over against the public avp package",
     "pipeline": "agents as Ray actors against one process; what travels against key/value caches",
+    "training": "the outer loop: batches, memory, resumption, two processes",
 }
 
 

@@ -94,8 +94,9 @@ def check_system(
     """Looks at everything that a system needs; reads no weights and no network.
 
     Returns:
-        `ready`, `system`, `task` (of the links), `repositories`, `memory` (dtype -> bytes of all agents and links),
-        `largest_agent` (dtype -> bytes), `machine`, `fits`, and `fetch` (commands for what is missing).
+        `ready`, `system`, `task` (of the links), `repositories`, `memory` (dtype -> bytes of all agents and links
+        but the `uncounted` ones, whose weights are not there), `largest_agent` (dtype -> bytes), `machine`, `fits`
+        (`None` where nobody can say), and `fetch` (commands for what is missing).
 
     Raises:
         InputError, ConfigError, CheckpointError: there is no such system, or its config.json is wrong.
@@ -237,14 +238,18 @@ def _report(config: RecursiveMASConfig, repositories: list[Repository], cache_di
         gpus.append({"name": torch.cuda.get_device_name(index), "free": free, "total": total})
     ram = free_ram()
     room = max((gpu["free"] for gpu in gpus), default=0)
-    fits = {
-        dtype: {
-            "ram": None if ram is None else size <= ram,
-            "gpu": size <= room,
-            "gpu, offload='cpu'": largest[dtype] <= room and (ram is None or size <= ram),
-        }
-        for dtype, size in needed.items()
-    }
+    # Whose weights are not there is not counted, so that then only "does not fit" is certain.
+    uncounted = [role for role in config.agents if not any(role in agent.roles for agent in agents)]
+
+    def fit(size: int, there: int | None) -> bool | None:
+        return None if there is None or (uncounted and size <= there) else size <= there
+
+    fits = {}
+    for dtype, size in needed.items():
+        fits[dtype] = {"ram": fit(size, ram)}
+        if gpus:
+            offloaded = fit(largest[dtype], room)
+            fits[dtype] |= {"gpu": fit(size, room), "gpu, offload='cpu'": offloaded and fits[dtype]["ram"]}
     complete = not any(repository.problems for repository in repositories)
     fetch = []
     for repository in repositories:
@@ -255,9 +260,10 @@ def _report(config: RecursiveMASConfig, repositories: list[Repository], cache_di
     return {
         "system": config.style or config.name_or_path,
         "task": config.link_task,
-        "ready": complete and any(value is not False for value in fits["as stored"].values()),
+        "ready": complete and (ram is None or any(fits["as stored"].values())),
         "complete": complete,
         "repositories": [asdict(r) | {"bytes": sum(r.files.values())} for r in repositories],
+        "uncounted": uncounted,
         "memory": needed,
         "largest_agent": largest,
         "machine": {"ram": ram, "gpus": gpus},
@@ -287,7 +293,8 @@ def describe(report: dict) -> str:
         size = _size(repository["bytes"])
         lines.append(f"  {repository['name']}{revision}  {size}  {state}  ({', '.join(repository['roles'])})")
         lines += [f"    {problem}" for problem in repository["problems"]]
-    lines.append("memory for all agents and links, and what it fits:")
+    without = f" (without {', '.join(report['uncounted'])}: not there)" if report["uncounted"] else ""
+    lines.append(f"memory for all agents and links{without}, and what it fits:")
     for dtype, size in report["memory"].items():
         places = {True: "fits", False: "does not fit", None: "unknown"}
         fits = ", ".join(f"{place}: {places[value]}" for place, value in report["fits"][dtype].items())

@@ -255,9 +255,12 @@ def run(arguments: argparse.Namespace) -> int:
 def read_results(path: str | Path) -> dict:
     """Results that `recursivemas evaluate --output` stored."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError("Results cannot be read.", where=path, found=error, expected="a JSON file") from error
+    if not isinstance(results, dict) or not {"date", "settings", "figures"} <= results.keys():
+        raise InputError("A file holds no results.", where=path, expected="what `recursivemas evaluate` stored")
+    return results
 
 
 def _measure_all(arguments: argparse.Namespace) -> dict:

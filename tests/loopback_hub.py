@@ -75,6 +75,20 @@ class LoopbackHub:
         self.requests: list[tuple[str, str]] = []
         self.failures: list[Failure] = []
 
+    def reset(self) -> None:
+        """Forgets everything."""
+        for state in (self.repos, self.lfs, self.collections, self.requests, self.failures):
+            state.clear()
+
+    def add(self, name: str, folder: Path) -> None:
+        """A public repository with the files of a folder."""
+        self.repos[name] = Repo(private=False)
+        self.repos[name].commit({path.name: path.read_bytes() for path in folder.iterdir()})
+
+    def sent(self, *methods: str) -> list[str]:
+        """Paths of the requests with one of these methods."""
+        return [path for method, path in self.requests if method in methods]
+
     def fail(self, method: str, path: str, status: int | None = None, times: int = 1) -> None:
         """Makes requests fail whose path matches the regular expression; status `None` drops the connection."""
         self.failures.append(Failure(method, path, status, times))
@@ -112,6 +126,7 @@ class LoopbackHub:
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "OMP_NUM_THREADS": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
         return {**kept, **settings, **({"HF_TOKEN": token} if token else {})}

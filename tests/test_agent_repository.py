@@ -8,10 +8,18 @@ import sys
 
 import pytest
 import torch
-from recursivemas.system_loader import CheckpointError, ConfigError, InnerLink, RecursiveMASAgent, RecursiveMASModel
+from recursivemas.system_loader import (
+    CheckpointError,
+    ConfigError,
+    InnerLink,
+    RecursiveMASAgent,
+    RecursiveMASModel,
+    remote_module,
+)
 from tiny import ARCHITECTURES, tiny_agent
 from transformers import AutoModel, AutoModelForCausalLM
 
+build_link = remote_module("links_recursivemas").build_link
 TEXT = "What is the answer to the question?"
 
 
@@ -54,6 +62,15 @@ def test_an_agent_is_the_same_after_saving_and_loading(architecture, tmp_path):
 def test_the_kind_travels_where_the_weights_alone_do_not_tell_it(kind, tmp_path):
     tiny_agent("qwen2", "solver", kind).save_pretrained(tmp_path)
     assert RecursiveMASAgent.from_pretrained(tmp_path).inner_link.kind == kind
+
+
+def test_a_link_without_parameters_needs_no_file(tmp_path):
+    base = tiny_agent("qwen2", "solver")
+    link = build_link({}, where="nowhere", in_features=base.hidden_size, kind="expected_embedding")
+    agent = RecursiveMASAgent(base.model, link, base.tokenizer, "solver").eval()
+    agent.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("inner_link*"))
+    torch.testing.assert_close(thoughts(RecursiveMASAgent.from_pretrained(tmp_path)), thoughts(agent))
 
 
 FRESH = """

@@ -68,6 +68,7 @@ def test_check_says_what_is_missing_and_how_to_fetch_it(released_cache, tmp_path
     assert problems[f"{ORGANIZATION}/{agents['critic'].repository}"] == [f"missing: {shard.name}"]
     assert problems[f"{ORGANIZATION}/Sequential-Scaled-Outerlinks"] == [f"missing: {link.name}"]
     assert problems[f"{ORGANIZATION}/{agents['solver'].repository}"] == []
+    assert report["uncounted"] == ["planner"] and report["fits"]["float32"]["ram"] is None  # nobody can say
     assert [command.split()[2] for command in report["fetch"]] == [n for n, p in problems.items() if p]
     assert main(["check", "sequential_scaled", "--cache-dir", str(cache)]) == 1
     text = capsys.readouterr().out

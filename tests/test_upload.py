@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from loopback_hub import Exchange, LoopbackHub, Repo, Worker
+from recursivemas.evaluation.evaluate import read_results
 from recursivemas.system_loader import InputError, Link, RecursiveMASConfig, RecursiveMASModel, Topology
 from recursivemas.upload import check, plan, push, scan, stage
-from recursivemas.upload.cards import read_results
 from safetensors.torch import load_file, save_file
+from snippets import code_blocks
 from tiny import chain_links, tiny_chain
 
 QUESTION = "What is the answer?"
@@ -121,7 +123,7 @@ def test_the_releases_rules_find_every_legacy_file(pair, workplace):
         link["weights"] = {"source": "my-org/Tiny-Outerlinks"}
         link["legacy_key"] = f"outer_{link['source'][0]}{link['target'][0]}"
         del link["kind"]
-    loaded = RecursiveMASModel.from_pretrained("released", config=config, clones=staged)
+    loaded = RecursiveMASModel.from_pretrained(staged / "Tiny", config=config, clones=staged)
     assert loaded.solve(QUESTION, max_new_tokens=6)[0].text == pair.solve(QUESTION, max_new_tokens=6)[0].text
 
 
@@ -239,12 +241,12 @@ def test_cards_carry_the_metadata_of_the_release(workplace):
 
 def test_results_in_a_card_are_those_of_the_file(workplace, tmp_path):
     card = (workplace / "staged" / "Tiny" / "README.md").read_text()
-    assert "| latent | 2 | 0.714 | 0.359–0.918 | 20.0 | 3.0 |" in card and "(results.png)" in card
+    assert "| latent | 2 | 0.714 (0.359–0.918) | 20.0 | 3.0 |" in card and "(results.png)" in card
     assert (workplace / "staged" / "Tiny" / "results.png").is_file()
     assert "Results" not in (workplace / "staged" / "Tiny-Learner" / "README.md").read_text()
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InputError, match="holds no results"):
-        read_results([str(tmp_path / "other.json")])
+        read_results(tmp_path / "other.json")
 
 
 # Checking
@@ -294,3 +296,186 @@ def test_what_was_not_checked_or_changed_since_is_not_pushed(staged):
     (staged / plan.CHECKED).unlink()
     with pytest.raises(InputError, match="not checked"):
         push.push(staged)
+
+
+# A Hub: the unmodified client against a server on the loopback interface
+
+WRITES = ("POST", "PUT", "PATCH", "DELETE")
+NAMES = ["my-org/Tiny-Expert-Base", "my-org/Tiny-Learner", "my-org/Tiny-Outerlinks", "my-org/Tiny"]
+
+
+@pytest.fixture(scope="module")
+def server_and_client(tmp_path_factory):
+    with LoopbackHub() as server, Worker(server, tmp_path_factory.mktemp("client")) as client:
+        yield server, client
+
+
+@pytest.fixture
+def hub(server_and_client):
+    server_and_client[0].reset()
+    return server_and_client[0]
+
+
+@pytest.fixture
+def client(server_and_client):
+    return server_and_client[1]
+
+
+def push_command(staged, *flags):
+    return ["publish", "push", str(staged), *flags]
+
+
+def is_whole(hub, staged, name):
+    """Whether a repository on the Hub holds exactly what was staged (the composite with its pins)."""
+    files = dict(hub.repos[name].commits[-1][1])
+    files.pop(".gitattributes", None)
+    folder = staged / name.partition("/")[2]
+    local = {path.as_posix(): (folder / path).read_bytes() for path in plan.files_of(folder)}
+    if name == NAMES[-1]:
+        files.pop("config.json"), local.pop("config.json")
+    return files == local
+
+
+def test_a_push_without_yes_only_reads(hub, client, staged):
+    status, output = client.run(*push_command(staged))
+    assert status == 0 and "nothing was pushed" in output and all(f"create {name}" in output for name in NAMES)
+    assert hub.repos == {} and hub.sent(*WRITES) == []
+
+
+def test_a_push_creates_private_repositories_with_pinned_references_and_a_collection(hub, client, staged):
+    status, output = client.run(*push_command(staged, "--yes"))
+    assert status == 0, output
+    assert list(hub.repos) == NAMES and all(repo.private for repo in hub.repos.values())
+    assert all(is_whole(hub, staged, name) for name in NAMES)
+    assert all(len(repo.commits) == 2 for repo in hub.repos.values())  # the Hub's own and ours: nothing half-made
+    heads = {name: repo.commits[-1][0] for name, repo in hub.repos.items()}
+    config = json.loads(hub.repos["my-org/Tiny"].commits[-1][1]["config.json"])
+    places = [*config["agents"].values()]
+    places += [entry["inner_link"]["weights"] for entry in places] + [link["weights"] for link in config["links"]]
+    assert len(places) == 6 and all(place["revision"] == heads[place["source"]] for place in places)
+    (collection,) = hub.collections.values()
+    assert collection["slug"].startswith("my-org/distillation-style-recursivemas-") and collection["private"]
+    assert [item["id"] for item in collection["items"]] == NAMES
+    assert collection["items"][0]["note"]["text"] == "Expert: agent with inner link, Q/Base"
+
+
+def test_a_second_push_changes_nothing_and_mends_the_collection(hub, client, staged):
+    client.run(*push_command(staged, "--yes"))
+    (collection,) = hub.collections.values()
+    before = json.dumps([collection, [repo.commits[-1][0] for repo in hub.repos.values()]])
+    assert client.run(*push_command(staged, "--yes"))[0] == 0
+    assert json.dumps([collection, [repo.commits[-1][0] for repo in hub.repos.values()]]) == before
+    collection["items"].reverse()
+    collection["items"].insert(1, {"_id": "theirs", "id": "my-org/Other", "type": "model"})
+    collection["items"][0]["note"] = {"text": "?"}
+    Exchange._number(collection)
+    assert client.run(*push_command(staged, "--yes"))[0] == 0
+    found = [item["id"] for item in collection["items"]]
+    assert sorted(found) == sorted([*NAMES, "my-org/Other"]) and [name for name in found if name in NAMES] == NAMES
+    assert "The whole system" in next(i for i in collection["items"] if i["id"] == "my-org/Tiny")["note"]["text"]
+
+
+def test_a_changed_system_replaces_its_own_files(hub, client, workplace, staged):
+    client.run(*push_command(staged, "--yes"))
+    stale = staged / "Tiny-Learner" / "adapter.pt"
+    stale.unlink()
+    (staged / "Tiny-Learner" / "adapter_config.json").unlink()
+    record = {name: plan.fingerprint(staged / name.partition("/")[2]) for name in NAMES}
+    (staged / plan.CHECKED).write_text(json.dumps({name.partition("/")[2]: value for name, value in record.items()}))
+    assert client.run(*push_command(staged, "--yes"))[0] == 0
+    assert all(is_whole(hub, staged, name) for name in NAMES)
+    assert [len(hub.repos[name].commits) for name in NAMES] == [2, 3, 2, 3]  # the composite has a new pin
+
+
+@pytest.mark.parametrize(
+    "method, path, status",
+    [
+        # A connection that breaks for good in the middle of an upload; the client tries for a while.
+        pytest.param("PUT", r"^/lfs/", None, marks=pytest.mark.slow),
+        ("PUT", r"^/lfs/", 403),
+        ("POST", r"Tiny-Learner/commit/", None),  # a connection that breaks at the commit
+        ("POST", r"Tiny-Outerlinks/commit/", 409),
+        ("POST", r"/api/repos/create", 403),
+        ("POST", r"/api/collections", 403),
+    ],
+)
+def test_after_a_failure_nothing_half_made_looks_complete_and_a_second_run_completes(
+    method, path, status, hub, client, staged
+):
+    hub.fail(method, path, status, times=1000)
+    code, output = client.run(*push_command(staged, "--yes"))
+    assert code == 2 and "goes on where it stopped" in output, output
+    for name, repo in hub.repos.items():
+        assert len(repo.commits) == 1 or is_whole(hub, staged, name)
+    assert path == r"/api/collections" or "my-org/Tiny" not in hub.repos
+    assert not any(collection["items"] for collection in hub.collections.values())
+    stored = set(hub.lfs)
+    hub.failures.clear()
+    hub.requests.clear()
+    code, output = client.run(*push_command(staged, "--yes"))
+    assert code == 0, output
+    assert all(is_whole(hub, staged, name) for name in NAMES)
+    assert stored.isdisjoint(path.rpartition("/")[2] for path in hub.sent("PUT"))  # what had arrived is not sent again
+    assert [item["id"] for (collection,) in [hub.collections.values()] for item in collection["items"]] == NAMES
+
+
+def test_a_connection_that_breaks_once_in_the_middle_of_an_upload_is_taken_up_again(hub, client, staged):
+    hub.fail("PUT", r"^/lfs/", None, times=1)
+    code, output = client.run(*push_command(staged, "--yes"))
+    assert code == 0 and hub.failures[0].times == 0, output
+    assert all(is_whole(hub, staged, name) for name in NAMES)
+
+
+def test_a_repository_of_somebody_else_is_not_touched_unless_told(hub, client, staged):
+    hub.repos["my-org/Tiny-Learner"] = Repo(private=False)
+    hub.repos["my-org/Tiny-Learner"].commit({"README.md": b"mine", "model.safetensors": b"mine too"})
+    code, output = client.run(*push_command(staged, "--yes"))
+    assert code == 2 and "my-org/Tiny-Learner" in output and "--overwrite" in output
+    assert hub.sent(*WRITES) == []
+    assert client.run(*push_command(staged, "--yes", "--overwrite"))[0] == 0
+    assert is_whole(hub, staged, "my-org/Tiny-Learner") and not hub.repos["my-org/Tiny-Learner"].private
+
+
+def test_a_card_that_the_hub_refuses_stops_the_push_before_anything_is_written(hub, client, staged):
+    card = staged / "Tiny" / "README.md"
+    card.write_text(card.read_text().replace("license: mit", "license: no-such-licence"))
+    checked = read(staged / plan.CHECKED) | {"Tiny": plan.fingerprint(staged / "Tiny")}
+    (staged / plan.CHECKED).write_text(json.dumps(checked))
+    code, output = client.run(*push_command(staged, "--yes"))
+    assert code == 2 and "README.md" in output and hub.repos == {}
+
+
+BY_NAME = """
+import json
+from transformers import AutoModelForCausalLM, AutoTokenizer
+mas = AutoModelForCausalLM.from_pretrained("my-org/Tiny", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("my-org/Tiny", trust_remote_code=True)
+inputs = tokenizer("What is the answer?", return_tensors="pt")
+print(json.dumps(mas.generate(**inputs, max_new_tokens=16, do_sample=False).tolist()))
+"""
+
+
+def test_a_stranger_uses_every_card_as_it_is_printed(pair, hub, client, staged, tmp_path):
+    """Fresh process, empty cache, empty folder: all code blocks of all cards, then the tokens of the source."""
+    assert client.run(*push_command(staged, "--yes"))[0] == 0
+    with Worker(hub, tmp_path / "stranger") as stranger:
+        languages = []
+        for name in NAMES:
+            card = hub.repos[name].commits[-1][1]["README.md"].decode()
+            for block in code_blocks(card):
+                languages.append(block.language)
+                status, output = stranger.block(block.language, block.code)
+                assert status == 0 and (output.strip() or block.language == "bash"), f"{name}\n{block.code}\n{output}"
+        assert languages.count("python") == 8 and languages.count("bash") == 1
+        status, output = stranger.block("python", BY_NAME)
+        assert status == 0, output
+    inputs = pair.tokenizer(QUESTION, return_tensors="pt")
+    expected = pair.generate(**inputs, max_new_tokens=16, do_sample=False)
+    assert json.loads(output.splitlines()[-1]) == expected.tolist()
+
+
+def test_without_a_token_a_private_system_says_so(hub, client, staged, tmp_path):
+    assert client.run(*push_command(staged, "--yes"))[0] == 0
+    with Worker(hub, tmp_path / "stranger", token=None) as stranger:
+        status, output = stranger.block("python", BY_NAME)
+    assert status == 1 and "my-org/Tiny" in output

@@ -51,6 +51,7 @@ def load_agent(config: RecursiveMASConfig, role: str, folder: Path, dtype: str =
     """
     entry = config.agents[role]
     place = _sources.Source(str(folder)).other(entry["source"], entry.get("revision"))
+    place = place.fetch((*_sources.SMALL_FILES, *_sources.WEIGHT_FILES))
     tokenizer = _sources.load_tokenizer(place, role)
     model = _sources.load_base_model(place, role, dtype=dtype)
     return RecursiveMASAgent(model, ExpectedEmbeddingLink(model.get_input_embeddings().embedding_dim), tokenizer, role)

@@ -240,6 +240,14 @@ class OuterLoop(LinkLoop):
         self.record(records)
         return {"loss": total}
 
+    def inner_link(self, role: str, round_index: int) -> nn.Module:
+        """The inner link of a role in a round: the same in every round, unless a subclass says otherwise."""
+        return self.mas.agents[role].inner_link
+
+    def outer_link(self, name: str, round_index: int) -> nn.Module:
+        """The outer link that sends in a round: the same in every round, unless a subclass says otherwise."""
+        return self.mas.outer_links[name]
+
     def _stage(
         self, stage: tuple[int, str], parts: list[Part], messages: dict[str, list[torch.Tensor]]
     ) -> tuple[torch.Tensor | None, dict[str, list[torch.Tensor]]]:
@@ -259,7 +267,7 @@ class OuterLoop(LinkLoop):
         if not receivers:
             return losses, {}
         if self.latents == "teacher":
-            thoughts = agent.inner_link(states.hidden_states)
+            thoughts = self.inner_link(role, round_index)(states.hidden_states)
             tokens = states.labels.shape[1]
             spans = [(tokens - n, tokens - n + min(n - 1, self.latent_steps)) for n in states.lengths]
         else:
@@ -268,7 +276,7 @@ class OuterLoop(LinkLoop):
             thoughts, spans = rollout.thoughts, [(0, n) for n in rollout.lengths.tolist()]
         going = {}
         for link in receivers:
-            latents = self.mas.outer_links[link.name](thoughts)
+            latents = self.outer_link(link.name, round_index)(thoughts)
             going[link.target] = [
                 latents[row, start:end].to(self.mas.agents[link.target].device)
                 for row, (start, end) in enumerate(spans)

@@ -155,6 +155,7 @@ def fit_outer_link(
     target: RecursiveMASAgent,
     kind: str = "outer_linear_adapter",
     penalty: float = PENALTY,
+    tokens: tuple[list[int], list[int]] | None = None,
 ) -> OuterLink:
     """Outer link in closed form: ridge regression between the embeddings of the tokens that two agents share.
 
@@ -166,11 +167,12 @@ def fit_outer_link(
         source, target: the agents at the ends of the link.
         kind: any outer kind that has a linear path.
         penalty: see `ridge`.
+        tokens: ids in the source's and in the target's vocabulary that stand for the same; default `shared_tokens`.
 
     Raises:
         ConfigError: the kind has no linear path, or the vocabularies share too few tokens.
     """
-    source_ids, target_ids = shared_tokens(source, target)
+    source_ids, target_ids = shared_tokens(source, target) if tokens is None else tokens
     if len(source_ids) < LEAST_SHARED:
         raise ConfigError(
             "Two vocabularies share too few tokens for an outer link in closed form.",

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..system_loader import InputError, RecursiveMASModel
-from .plan import Plan, Repository, read_json
+from ..evaluation.evaluate import markdown
+from ..system_loader import RecursiveMASModel
+from .plan import Plan, Repository
 
 HUB = "https://huggingface.co"
 PAPER = "https://arxiv.org/abs/2604.25917"
@@ -27,26 +28,6 @@ METHOD = (
     "for several recursion rounds; only the last agent of the last round writes text. Only the links are trained."
 )
 NEEDS = "Needs `torch` and `transformers` 5.17 or newer."
-
-
-def read_results(paths: list[str]) -> list[tuple[Path, dict]]:
-    """Results that `recursivemas evaluate --output` stored.
-
-    Raises:
-        InputError: a file is missing or holds something else.
-    """
-    results = []
-    for path in map(Path, paths):
-        content = read_json(path)
-        if not isinstance(content, dict) or not {"settings", "figures", "date"} <= content.keys():
-            raise InputError(
-                "This file holds no results.",
-                where="--results",
-                found=path,
-                expected="a file that `recursivemas evaluate --output` wrote",
-            )
-        results.append((path, content))
-    return results
 
 
 @dataclass
@@ -313,22 +294,10 @@ print(mas.solve([{question}])[0].text)
         sections = []
         for path, content in self.results:
             settings = content["settings"]
-            rows = [
-                [
-                    row["mode"],
-                    "" if row["mode"] == "alone" else row["num_rounds"],
-                    f"{row['accuracy']:.3f}",
-                    "–".join(f"{bound:.3f}" for bound in row["interval"]),
-                    f"{row['latent_positions']:.1f}",
-                    f"{row['new_tokens']:.1f}",
-                ]
-                for row in content["figures"]
-            ]
-            head = ["Mode", "Rounds", "Accuracy", "95 % interval", "Latent positions", "New tokens"]
             text = (
                 f"`{settings['data']}`, {settings['num_questions']} questions, measured on {content['date']} with "
                 f"{settings['latent_steps']} latent steps; positions and tokens are per question. `text` is the same "
-                f"agents handing over text, `alone` the role that writes without the others.\n\n{_table(head, rows)}"
+                f"agents handing over text, `alone` the role that writes without the others.\n\n{markdown(content)}"
             )
             picture = path.with_suffix(".png")
             if picture.is_file():

@@ -14,6 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers.utils import logging
 
+from ..evaluation.evaluate import read_results
 from ..system_loader import (
     INNER_KINDS,
     ROOT,
@@ -26,7 +27,7 @@ from ..system_loader import (
     load_mas_system,
     remote_module,
 )
-from .cards import Card, read_results
+from .cards import Card
 from .plan import PLAN, PUSHED, Plan, Repository, load_plan, write_json
 
 _sources = remote_module("sources_recursivemas")
@@ -175,7 +176,7 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
         if not replace:
             raise InputError("The folder exists.", where="--output", found=output, hint="choose another, or --replace")
         load_plan(output)  # replaces nothing that was not staged
-    results = read_results(options.results)
+    results = [(Path(path), read_results(path)) for path in options.results]
     mas = load_mas_system(system)
     if Path(system).exists():
         system = str(Path(system).resolve())

@@ -1,0 +1,172 @@
+"""The outer loop: batches against one sample at a time, memory, resumption, and two processes against one.
+
+Runs on the system that ships, whatever `--shape` says: the data must be such that agents have target texts.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ..system_loader import ROOT, load_mas_system
+from ..training.config import TrainingConfig
+from ..training.data import Encoder, read_rows
+from ..training.loops import Example, OuterLoop
+from ..training.run import train
+from ..training.tasks import TASKS
+from .harness import in_turn, row, timed
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=int, help="rows of a batch (default: 16)")
+    parser.add_argument(
+        "--rounds", type=int, nargs="+", help="numbers of rounds, the first for speed (default: 2 1 4)"
+    )
+
+
+def _loop(num_rounds: int, latents: str, checkpointing: bool = False) -> OuterLoop:
+    mas = load_mas_system(ROOT)
+    loop = OuterLoop(
+        mas,
+        list(mas.outer_links),
+        num_rounds=num_rounds,
+        latent_steps=mas.config.latent_steps,
+        halting=mas.config.latent_halting,
+        supervise="receivers",
+        earlier_rounds_weight=1.0,
+        latents=latents,
+        activation_checkpointing=checkpointing,
+    )
+    return loop.train()
+
+
+def _examples(loop: OuterLoop, count: int) -> list[Example]:
+    rows, _ = read_rows(TASKS["arithmetic"].generate(count, seed=1), loop.mas.topology.roles, loop.num_rounds)
+    encoder = Encoder(loop.mas, "default")
+    return [Example(row.line, {(r, role): encoder.part(row, role, r) for r, role in loop.schedule}) for row in rows]
+
+
+def _step(loop: OuterLoop, examples: list[Example], batch_size: int) -> None:
+    """Gradients of the mean loss of all examples, `batch_size` of them at a time."""
+    loop.zero_grad()
+    for start in range(0, len(examples), batch_size):
+        (loop(examples[start : start + batch_size])["loss"] * batch_size / len(examples)).backward()
+
+
+def _peak(num_rounds: int, checkpointing: bool, batch_size: int, threads: int) -> tuple[float, float]:
+    """MiB that a step needs above what was held before it, and its seconds; in a process of its own."""
+    torch.set_num_threads(threads)
+    loop = _loop(num_rounds, "teacher", checkpointing)
+    examples = _examples(loop, batch_size)
+    _step(loop, examples[:1], 1)
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    seconds = timed(lambda: _step(loop, examples, batch_size))
+    return max(0.1, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before), seconds
+
+
+def _run_settings(folder: Path, name: str, batch_size: int, steps: int) -> TrainingConfig:
+    data = folder / "rows.jsonl"
+    if not data.exists():
+        rows = TASKS["arithmetic"].generate(4 * batch_size, seed=2)
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return TrainingConfig(
+        system=str(ROOT), data=str(data), output=str(folder / name), outer_kind="outer_ln_res_adapter", num_rounds=2,
+        max_steps=steps, save_steps=1, keep_checkpoints=steps, logging_steps=1, warmup_steps=1, batch_size=batch_size,
+        threads=1,
+    )  # fmt: skip
+
+
+def _losses(folder: Path) -> list[float]:
+    state = json.loads((folder / "training" / "trainer_state.json").read_text(encoding="utf-8"))
+    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+
+def _quietly(call):
+    """Runs a training run without its lines on standard output, where the report goes."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        return call()
+
+
+def resumption(folder: Path, batch_size: int, steps: int) -> dict:
+    """Share of the links' weights that are equal in every bit after a stop and a resumption halfway."""
+    config = _run_settings(folder, "whole", batch_size, steps)
+    seconds = {"whole run": [timed(lambda: _quietly(lambda: train("outer", config)))]}
+    shutil.copytree(folder / "whole", folder / "resumed")
+    again = _run_settings(folder, "resumed", batch_size, steps)
+    for step in range(steps // 2 + 1, steps + 1):
+        shutil.rmtree(folder / "resumed" / "training" / f"checkpoint-{step}")
+    seconds["resumed"] = [timed(lambda: _quietly(lambda: train("outer", again, resume=True)))]
+    equal, total = 0, 0
+    for path in (folder / "whole" / "links").iterdir():
+        other = load_file(folder / "resumed" / "links" / path.name)
+        for key, tensor in load_file(path).items():
+            equal += int((tensor == other[key]).sum())
+            total += tensor.numel()
+    return row("stopped halfway and resumed", "share of bit-equal weights", [equal / total], seconds, ">= 1")
+
+
+def two_processes(folder: Path, batch_size: int, steps: int) -> dict:
+    """Share of steps whose losses agree to 1e-5, two gloo processes against one of the same global batch."""
+    one = _run_settings(folder, "one", batch_size, steps)
+    seconds = {"one process": [timed(lambda: _quietly(lambda: train("outer", one)))]}
+    (folder / "two.json").write_text(_run_settings(folder, "two", batch_size // 2, steps).to_json(), encoding="utf-8")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command += ["-m", "recursivemas.cli", "train", "outer", "--config", str(folder / "two.json")]
+    seconds["two processes"] = [timed(lambda: subprocess.run(command, check=True, capture_output=True))]
+    pairs = list(zip(_losses(folder / "one"), _losses(folder / "two"), strict=True))
+    equal = sum(abs(a - b) <= 1e-5 for a, b in pairs) / len(pairs)
+    line = row(
+        "two processes, same global batch", "share of steps with losses equal to 1e-5", [equal], seconds, ">= 1"
+    )
+    return {**line, "extra": {"largest difference": f"{max(abs(a - b) for a, b in pairs):.1e}"}}
+
+
+def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
+    batch_size = arguments.batch_size or (4 if arguments.quick else 16)
+    rounds = arguments.rounds or ([1] if arguments.quick else [2, 1, 4])
+    rows = []
+    for latents in ("teacher", "rollout"):
+        loop = _loop(rounds[0], latents)
+        examples = _examples(loop, batch_size)
+        seconds = in_turn(
+            {
+                "one sample at a time": lambda loop=loop, examples=examples: _step(loop, examples, 1),
+                "one batch": lambda loop=loop, examples=examples: _step(loop, examples, batch_size),
+            },
+            arguments.repeats,
+        )
+        values = [one / many for one, many in zip(*seconds.values(), strict=True)]
+        target = None if arguments.quick else ">= 5"
+        name = f"{latents} latents, batch of {batch_size}"
+        rows.append(row(name, "samples per second / one by one", values, seconds, target))
+    context = multiprocessing.get_context("spawn")
+    for num_rounds in sorted(rounds):
+        found = {}
+        for name, checkpointing in (("plain", False), ("checkpointing", True)):
+            setting = (num_rounds, checkpointing, 4 * batch_size, torch.get_num_threads())
+            if arguments.quick:  # whether it runs; the peak is that of all before, too
+                found[name] = _peak(*setting)
+            else:
+                with context.Pool(1) as pool:
+                    found[name] = pool.apply(_peak, setting)
+        ratio = found["plain"][0] / found["checkpointing"][0]
+        line = row(f"memory of a step, {num_rounds} rounds", "plain / activation checkpointing", [ratio],
+                   {name: [seconds] for name, (_, seconds) in found.items()})  # fmt: skip
+        rows.append({**line, "extra": {f"MiB {name}": round(peak) for name, (peak, _) in found.items()}})
+    with tempfile.TemporaryDirectory() as scratch:
+        rows.append(resumption(Path(scratch), batch_size, 2 if arguments.quick else 6))
+    if not arguments.quick:
+        with tempfile.TemporaryDirectory() as scratch:
+            rows.append(two_processes(Path(scratch), batch_size, 6))
+    return {"batch_size": batch_size, "rounds": rounds}, rows

@@ -1,0 +1,191 @@
+"""What training adds to the training-free start, measured on the small sequential system that ships.
+
+    python -m recursivemas.training.experiments starts --output evaluation/results/starts.json
+    python -m recursivemas.training.experiments outer --output evaluation/results/outer_training.json
+
+`starts`: accuracy with no training at all, after the inner loop, and after both. `outer`: loss and accuracy over the
+steps of the outer loop, from a random and from the ridge start, for each form of the loss; and with ridge starts that
+know only some of the shared tokens.
+"""
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..evaluation.evaluate import machine, measure
+from ..system_loader import ROOT, RecursiveMASModel, load_mas_system
+from .config import TrainingConfig
+from .data import Encoder, read_rows
+from .loops import target_states
+from .run import train
+from .start import (
+    ExpectedEmbeddingLink,
+    fit_inner_link,
+    fit_outer_link,
+    set_inner_link,
+    set_outer_link,
+    shared_tokens,
+    token_bytes,
+)
+from .tasks import TASKS
+
+OPERATORS = range(7)  # of the questions of the outer loop: two rounds of three agents solve up to six
+OUTER = {
+    "num_rounds": 2, "batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 20, "logging_steps": 10,
+    "eval_rows": 140, "threads": 1,
+}  # fmt: skip
+RECEIVERS = {"supervise": "receivers", "earlier_rounds_weight": 1.0}
+RANDOM = {"outer_start": "random"}
+NORM = {"outer_kind": "outer_ln_res_adapter"}
+LINEAR = {"outer_kind": "outer_linear_adapter"}
+RUNS: dict[str, dict[str, Any]] = {
+    "random start, last round only": {**NORM, **RANDOM},
+    "random start, earlier rounds at 0.1": {**NORM, **RANDOM, "earlier_rounds_weight": 0.1},
+    "random start, every receiver in every round": {**NORM, **RANDOM, **RECEIVERS},
+    "random linear start, every receiver in every round": {**LINEAR, **RANDOM, **RECEIVERS},
+    "ridge start, last round only": NORM,
+    "ridge start, every receiver in every round": {**NORM, **RECEIVERS},
+}
+LOSSES = {"last round only": {}, "every receiver in every round": RECEIVERS}
+SHARES = (0.5, 0.0)
+
+
+def write_rows(path: Path, count: int, seed: int) -> str:
+    rows = TASKS["arithmetic"].generate(count, OPERATORS, seed=seed, num_rounds=2)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def accuracies(mas: RecursiveMASModel, rounds: list[int], levels: range, count: int, seed: int = 30_000) -> dict:
+    """Accuracy with its interval over fresh questions, for each number of rounds."""
+    rows = TASKS["arithmetic"].generate(count, levels, seed=seed)
+    results = {}
+    for num_rounds in rounds:
+        figures = measure(mas, rows, "latent", num_rounds, batch_size=130)
+        results[num_rounds] = {"accuracy": figures["accuracy"], "interval": figures["interval"]}
+    return results
+
+
+@torch.no_grad()
+def linear_inner_links(mas: RecursiveMASModel, count: int = 256) -> None:
+    """Replaces the inner links by ridge regressions over samples of the agents' own texts."""
+    rows, _ = read_rows(TASKS["arithmetic"].generate(count, seed=40_000), mas.topology.roles, 4)
+    encoder = Encoder(mas, "default")
+    for role, agent in mas.agents.items():
+        parts = [encoder.text_part(row, role, 1 + index % 4) for index, row in enumerate(rows)]
+        states = target_states(agent, [part.pieces for part in parts], [part.target_ids for part in parts])
+        valid = states.labels >= 0
+        embeddings = agent.embed(states.labels[valid])
+        set_inner_link(mas, role, fit_inner_link(states.hidden_states[valid], embeddings))
+
+
+def starts(count: int) -> dict[str, Any]:
+    """Accuracy at 1 to 4 rounds over 0 to 12 operators, by how much was trained."""
+    levels, rounds = TASKS["arithmetic"].LEVELS, [1, 2, 3, 4]
+    mas = load_mas_system(ROOT)
+    rows = TASKS["arithmetic"].generate(count, levels, seed=30_000)
+    results = {
+        "text hand-over": {
+            r: {key: figures[key] for key in ("accuracy", "interval")}
+            for r in rounds
+            for figures in [measure(mas, rows, "text", r, batch_size=130)]
+        },
+        "inner links trained, outer links ridge (as shipped)": accuracies(mas, rounds, levels, count),
+    }
+    for role, agent in mas.agents.items():
+        set_inner_link(mas, role, ExpectedEmbeddingLink(agent.hidden_size))
+    results["nothing trained: expected embedding, ridge"] = accuracies(mas, rounds, levels, count)
+    linear_inner_links(mas)
+    results["nothing trained: linear inner links, ridge"] = accuracies(mas, rounds, levels, count)
+    return {"questions": count, "seed": 30_000, "operators": list(levels), "accuracy": results}
+
+
+def partial_system(folder: Path, share: float, seed: int = 0) -> str:
+    """The shipped system with ridge links that saw a share of the tokens that the task uses (and all others)."""
+    mas = load_mas_system(ROOT)
+    used = [bytes([character]) for character in b"0123456789+-*"]
+    known = set(random.Random(seed).sample(used, round(share * len(used))))
+    for link in mas.topology.links:
+        source, target = mas.agents[link.source], mas.agents[link.target]
+        hidden = {token_bytes(source.tokenizer)[text] for text in used if text not in known}
+        pairs = [pair for pair in zip(*shared_tokens(source, target), strict=True) if pair[0] not in hidden]
+        tokens = [a for a, _ in pairs], [b for _, b in pairs]
+        set_outer_link(mas, link.name, fit_outer_link(source, target, tokens=tokens))
+    mas.save_pretrained(folder)
+    return str(folder)
+
+
+def curve(system: str, folder: Path, data: dict[str, str], steps: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """One run of the outer loop: losses, gradient norms and accuracy over the steps, and what came of it."""
+    config = TrainingConfig(
+        system=system, output=str(folder), max_steps=steps, eval_steps=max(1, steps // 4), **data, **OUTER, **settings
+    )
+    train("outer", config)
+    history = json.loads((folder / "training" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    logs = [entry for entry in history if "loss" in entry]
+    return {
+        "settings": settings,
+        "steps": [entry["step"] for entry in logs],
+        "loss": [entry["loss"] for entry in logs],
+        "gradient_norm": [entry["grad_norm"] for entry in logs],
+        "accuracy_during": {entry["step"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry},
+        "accuracy_after": accuracies(load_mas_system(folder), [1, 2], OPERATORS, 560),
+    }
+
+
+def outer(steps: int, only: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Curves of the outer loop; gives what there is after each run."""
+    results: dict[str, Any] = {}
+    report = {"steps": steps, "operators": list(OPERATORS), "rounds": 2, "settings": OUTER, "runs": results}
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        data = {
+            "data": write_rows(place / "train.jsonl", 6000, 1),
+            "eval_data": write_rows(place / "eval.jsonl", 140, 2),
+        }
+        for index, (name, settings) in enumerate(RUNS.items()):
+            if only is None or name in only:
+                results[name] = curve(str(ROOT), place / f"run{index}", data, steps, settings)
+                yield report
+        for share in SHARES:
+            name = f"ridge start that saw {share:.0%} of the task's tokens"
+            system = partial_system(place / f"partial{share}", share)
+            before = accuracies(load_mas_system(system), [1, 2], OPERATORS, 560)
+            for loss, settings in LOSSES.items():
+                if only is None or f"{name}, {loss}" in only:
+                    run = curve(system, place / f"partial{share}{loss}", data, steps, settings)
+                    results[f"{name}, {loss}"] = {"accuracy_before": before, **run}
+                    yield report
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m recursivemas.training.experiments",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("experiment", choices=("starts", "outer"))
+    parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    parser.add_argument("--questions", type=int, default=520, help="of `starts` (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="of each run of `outer` (default: %(default)s)")
+    parser.add_argument("--only", action="append", help="a run of `outer`; repeatable (default: all)")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    if arguments.experiment == "starts":
+        reports = iter([starts(arguments.questions)])
+    else:
+        reports = outer(arguments.steps, arguments.only)
+    for report in reports:
+        report = {"machine": machine(), "experiment": arguments.experiment, **report}
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""See what links do: gradients of each round, fidelity of each link, and what agents say in latents.
+
+gradients: norm of the loss's gradient for each link in each round of its use, the rounds told apart; and how much of
+each is lost when they are added up in bfloat16, the last round first. fidelity: how near a link's output is to the
+embedding that it stands for (share of positions whose nearest token is the right one, cosine, length relative to the
+embedding). thoughts: the latents that travel while questions are answered, read as their nearest tokens in the
+receiver's vocabulary.
+
+Examples:
+  recursivemas inspect gradients --data arithmetic --rounds 4 --plot gradients.png
+  recursivemas inspect fidelity --system mine --data rows.jsonl --json
+  recursivemas inspect thoughts --rounds 2 --questions "3+5*2-4" "9-4*3+1*5"
+"""
+
+import argparse
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ..system_loader import InputError, RecursiveMASAgent, RecursiveMASModel, load_mas_system
+from .data import Encoder, Row, check_lengths, read_rows, refuse_bad_rows
+from .loops import IGNORED, Example, OuterLoop, target_states
+from .start import shared_tokens
+from .tasks import TASKS
+
+
+class UntiedOuterLoop(OuterLoop):
+    """The outer loop with a copy of every link for every round, so that the rounds' gradients are told apart.
+
+    The gradient of a link is the sum of those of its copies.
+    """
+
+    def __init__(self, mas: RecursiveMASModel, links: list[str], inner: list[str] = (), **settings: Any) -> None:
+        super().__init__(mas, links, inner, **settings)
+        rounds = range(1, self.num_rounds + 1)
+        self.copies = {(name, r): copy.deepcopy(link) for name, link in self.outer_links.items() for r in rounds}
+        self.copies |= {(name, r): copy.deepcopy(link) for name, link in self.inner_links.items() for r in rounds}
+
+    def inner_link(self, role: str, round_index: int) -> nn.Module:
+        return self.copies.get((role, round_index), self.mas.agents[role].inner_link)
+
+    def outer_link(self, name: str, round_index: int) -> nn.Module:
+        return self.copies.get((name, round_index), self.mas.outer_links[name])
+
+
+def _flat_gradient(link: nn.Module) -> torch.Tensor | None:
+    """All gradients of a link as one vector in float32; `None` where no gradient arrived."""
+    parameters = list(link.parameters())
+    if all(parameter.grad is None for parameter in parameters):
+        return None
+    return torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten().float() for p in parameters])
+
+
+def gradients(mas: RecursiveMASModel, examples: list[Example], batch_size: int = 32, **settings: Any) -> dict:
+    """Gradient norms of each link by the round that it sent in.
+
+    Args:
+        mas: the system.
+        examples: the rows, every part of the schedule.
+        batch_size: rows of one loss; norms are means over the batches.
+        settings: of `OuterLoop` (num_rounds, latent_steps, supervise, earlier_rounds_weight, latents, halting).
+
+    Returns:
+        Link -> {"norms": {round: norm}, "lost_in_bfloat16": {round: share}}: the share of a round's gradient that
+        rounding eats when it is added to the sum of the later rounds' in bfloat16 (1 and more: nothing is left).
+    """
+    inner = [role for role in mas.agents if list(mas.agents[role].inner_link.parameters())]
+    loop = UntiedOuterLoop(mas, list(mas.outer_links), inner, **settings)
+    norms: dict[str, dict[int, list[float]]] = {}
+    lost: dict[str, dict[int, list[float]]] = {}
+    for start in range(0, len(examples), batch_size):
+        for link in loop.copies.values():
+            link.zero_grad(set_to_none=True)
+        loop(examples[start : start + batch_size])["loss"].backward()
+        for name in (*loop.inner_links, *loop.outer_links):
+            found = {r: _flat_gradient(loop.copies[name, r]) for r in range(1, loop.num_rounds + 1)}
+            found = {r: gradient for r, gradient in found.items() if gradient is not None}
+            for r, gradient in found.items():
+                norms.setdefault(name, {}).setdefault(r, []).append(float(gradient.norm()))
+            total = None
+            for r in sorted(found, reverse=True):
+                if total is None:
+                    total = found[r].bfloat16()
+                    continue
+                new = total + found[r].bfloat16()
+                error = (new.float() - total.float() - found[r]).norm() / found[r].norm().clamp_min(1e-38)
+                lost.setdefault(name, {}).setdefault(r, []).append(float(error))
+                total = new
+    return {
+        name: {"norms": _means(by_round), "lost_in_bfloat16": _means(lost.get(name, {}))}
+        for name, by_round in norms.items()
+    }
+
+
+def _means(by_round: dict[int, list[float]]) -> dict[int, float]:
+    return {r: sum(values) / len(values) for r, values in sorted(by_round.items())}
+
+
+def _closeness(agent: RecursiveMASAgent, vectors: torch.Tensor, token_ids: torch.Tensor) -> dict[str, float]:
+    """How near vectors (n, d) are to the embeddings of tokens (n,)."""
+    wanted = agent.embed(token_ids).float()
+    vectors = vectors.float()
+    return {
+        "positions": len(token_ids),
+        "nearest_token": float((agent.nearest_token_ids(vectors) == token_ids).float().mean()),
+        "cosine": float(functional.cosine_similarity(vectors, wanted, dim=-1).mean()),
+        "scale": float((vectors.norm(dim=-1) / wanted.norm(dim=-1)).mean()),
+    }
+
+
+@torch.no_grad()
+def fidelity(mas: RecursiveMASModel, rows: list[Row], num_rounds: int, task: str) -> dict[str, dict[str, float]]:
+    """Closeness of every link's output to the embedding that it stands for, on the agents' target texts.
+
+    An inner link stands for the agent's next token, an outer link for the receiver's token with the same text; tokens
+    that the receiver does not have are left out.
+    """
+    encoder, results = Encoder(mas, task), {}
+    for role, agent in mas.agents.items():
+        parts = [encoder.text_part(row, role, 1 + index % num_rounds) for index, row in enumerate(rows)]
+        states = target_states(agent, [part.pieces for part in parts], [part.target_ids for part in parts])
+        valid = states.labels != IGNORED
+        labels, thoughts = states.labels[valid], agent.inner_link(states.hidden_states[valid])
+        results[role] = _closeness(agent, thoughts, labels)
+        for link in mas.topology.outgoing(role):
+            target = mas.agents[link.target]
+            partner = dict(zip(*shared_tokens(agent, target), strict=True))
+            known = torch.tensor([int(label) in partner for label in labels])
+            ids = torch.tensor([partner[int(label)] for label in labels[known]], device=target.device)
+            sent = mas.outer_links[link.name](thoughts[known]).to(target.device)
+            results[link.name] = _closeness(target, sent, ids)
+    return results
+
+
+def thoughts(mas: RecursiveMASModel, questions: list[str], **solve_arguments: Any) -> list[dict[str, Any]]:
+    """What travelled while questions were answered, as the receiver's nearest tokens.
+
+    Returns:
+        For each question "question", "answer" and "latents": a list of {"round", "source", "target", "text", "tokens",
+        "cosines"}, cosines being those to the nearest token.
+    """
+    results = []
+    solutions = mas.solve(questions, return_latents=True, **solve_arguments)
+    for question, solution in zip(questions, solutions, strict=True):
+        said = []
+        for (round_index, source, target), latents in solution.latents.items():
+            agent = mas.agents[target]
+            ids = agent.nearest_token_ids(latents)
+            cosines = functional.cosine_similarity(latents.float(), agent.embed(ids).float(), dim=-1)
+            said.append(
+                {
+                    "round": round_index,
+                    "source": source,
+                    "target": target,
+                    "text": agent.tokenizer.decode(ids, clean_up_tokenization_spaces=False),
+                    "tokens": [agent.tokenizer.decode([i]) for i in ids.tolist()],
+                    "cosines": [round(value, 4) for value in cosines.tolist()],
+                }
+            )
+        results.append({"question": question, "answer": solution.answer, "latents": said})
+    return results
+
+
+def _rows(arguments: argparse.Namespace, mas: RecursiveMASModel, num_rounds: int, task: str) -> list[Row]:
+    if not arguments.data:
+        raise InputError("There is no data.", where="--data", expected=f"a file of rows, or one of {', '.join(TASKS)}")
+    source = arguments.data
+    if source in TASKS:
+        source = TASKS[source].generate(arguments.num_rows, seed=arguments.seed)
+    rows, report = read_rows(source, mas.topology.roles, num_rounds, limit=arguments.num_rows)
+    rows = check_lengths(rows, Encoder(mas, task), mas.topology.schedule(num_rounds), None, report)
+    refuse_bad_rows(report, rows)
+    return rows
+
+
+def plot(kind: str, results: Any, path: Path) -> None:
+    """Draws a result: gradient norms over rounds, fidelity as bars, or latents with their nearest tokens."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    if kind == "gradients":
+        figure, axes = pyplot.subplots(figsize=(6, 4))
+        for name, entry in results.items():
+            axes.plot(list(entry["norms"]), list(entry["norms"].values()), marker="o", label=name)
+        axes.set(yscale="log", xlabel="round", ylabel="gradient norm")
+        axes.set_xticks(sorted({r for entry in results.values() for r in entry["norms"]}))
+        axes.legend(fontsize="small")
+    elif kind == "fidelity":
+        figure, all_axes = pyplot.subplots(1, 3, figsize=(9, 0.5 + 0.35 * len(results)), sharey=True)
+        for axes, key in zip(all_axes, ("nearest_token", "cosine", "scale"), strict=True):
+            axes.barh(list(results), [entry[key] for entry in results.values()])
+            axes.axvline(1, color="black", linewidth=0.8)
+            axes.set_title(key.replace("_", " "), fontsize="medium")
+        all_axes[0].invert_yaxis()
+    else:
+        lines = [(result["question"], said) for result in results for said in result["latents"]]
+        width = max((len(said["tokens"]) for _, said in lines), default=1)
+        figure, axes = pyplot.subplots(figsize=(3 + 0.4 * width, 1 + 0.3 * len(lines)))
+        shades = torch.full((len(lines), max(1, width)), torch.nan)
+        for row, (_, said) in enumerate(lines):
+            for column, (token, cosine) in enumerate(zip(said["tokens"], said["cosines"], strict=True)):
+                shades[row, column] = cosine
+                axes.text(column, row, token.replace("$", r"\$"), ha="center", va="center", fontsize=8)
+        names = [f"{question[:24]}  round {s['round']}: {s['source']} → {s['target']}" for question, s in lines]
+        axes.set_yticks(range(len(lines)), [name.replace("$", r"\$") for name in names], fontsize=7)
+        axes.set(xlabel="latent step")
+        image = axes.imshow(shades, vmin=0, vmax=1, cmap="viridis", alpha=0.6, aspect="auto")
+        figure.colorbar(image, label="cosine to the nearest token")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def _table(kind: str, results: Any) -> str:
+    lines = []
+    if kind == "gradients":
+        rounds = sorted({r for entry in results.values() for r in entry["norms"]})
+        lines.append("gradient norm".ljust(28) + "".join(f"round {r}".rjust(11) for r in rounds))
+        for key, form in (("norms", ".2e"), ("lost_in_bfloat16", ".0%")):
+            if key == "lost_in_bfloat16":
+                lines.append("lost in bfloat16")
+            for name, entry in results.items():
+                cells = [format(entry[key][r], form) if r in entry[key] else "" for r in rounds]
+                lines.append(name.ljust(28) + "".join(cell.rjust(11) for cell in cells))
+    elif kind == "fidelity":
+        lines.append("link".ljust(28) + "nearest token   cosine    scale  positions")
+        for name, e in results.items():
+            values = f"{e['nearest_token']:13.3f}{e['cosine']:9.4f}{e['scale']:9.3f}{e['positions']:11d}"
+            lines.append(name.ljust(28) + values)
+    else:
+        for result in results:
+            lines.append(f"{result['question']}  ->  {result['answer']}")
+            for said in result["latents"]:
+                least = f"{min(said['cosines']):.3f}" if said["cosines"] else "-"
+                place = f"  round {said['round']}, {said['source']} to {said['target']}"
+                lines.append(f"{place:<42} {said['text']!r}  (least cosine {least})")
+    return "\n".join(lines)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("gradients", "fidelity", "thoughts"))
+    parser.add_argument("--questions", nargs="+", default=[], metavar="QUESTION", help="of `thoughts`")
+    parser.add_argument("--system", help="folder or Hub repository (default: the system of this repository)")
+    parser.add_argument("--data", help=f"training rows (see docs/training.md), or one of {', '.join(TASKS)}")
+    parser.add_argument("--num-rows", type=int, default=64, help="rows (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=50_000, help="of generated rows (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, help="recursion rounds (default: the system's)")
+    parser.add_argument("--latent-steps", type=int, help="latent steps (default: the system's)")
+    parser.add_argument("--task", help="chooses the prompts (default: the system's)")
+    parser.add_argument("--latents", choices=("teacher", "rollout"), default="teacher", help="of `gradients`")
+    parser.add_argument("--supervise", choices=("decoder", "receivers"), default="decoder", help="of `gradients`")
+    parser.add_argument("--earlier-rounds-weight", type=float, default=0.0, help="of `gradients`")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--plot", type=Path, help="draw the result into this file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    mas = load_mas_system(arguments.system) if arguments.system else load_mas_system()
+    num_rounds, task = arguments.rounds or mas.config.num_rounds, arguments.task or mas.config.task
+    if arguments.what == "thoughts":
+        results = thoughts(
+            mas, arguments.questions, num_rounds=num_rounds, latent_steps=arguments.latent_steps, task=task
+        )
+    else:
+        rows = _rows(arguments, mas, num_rounds, task)
+        if arguments.what == "fidelity":
+            results = fidelity(mas, rows, num_rounds, task)
+        else:
+            encoder, schedule = Encoder(mas, task), mas.topology.schedule(num_rounds)
+            examples = [
+                Example(row.line, {(r, role): encoder.part(row, role, r) for r, role in schedule}) for row in rows
+            ]
+            results = gradients(
+                mas,
+                examples,
+                num_rounds=num_rounds,
+                latent_steps=arguments.latent_steps or mas.config.latent_steps,
+                supervise=arguments.supervise,
+                earlier_rounds_weight=arguments.earlier_rounds_weight,
+                latents=arguments.latents,
+                halting=mas.config.latent_halting,
+            )
+    print(json.dumps(results) if arguments.json else _table(arguments.what, results))
+    if arguments.plot:
+        plot(arguments.what, results, arguments.plot)
+    return 0
