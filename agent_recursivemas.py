@@ -9,10 +9,13 @@ from pathlib import Path
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import logging
 
+from .caches_recursivemas import can_crop, new_cache
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
+from .kernels_recursivemas import use_fast_linear
 from .links_recursivemas import ExpectedEmbeddingLink, InnerLink, build_link, vocabulary_logits
 from .sources_recursivemas import (
     SMALL_FILES,
@@ -25,7 +28,9 @@ from .sources_recursivemas import (
     split_arguments,
     write_tensors,
 )
+from .steps_recursivemas import CompiledSteps
 
+logger = logging.get_logger(__name__)
 # An agent's repository is its base model's, and `AutoModel` gives the agent; `AutoModelForCausalLM` the base model.
 AUTO_MAP = {"AutoModel": "agent_recursivemas.RecursiveMASAgent"}
 
@@ -43,38 +48,6 @@ class Rollout:
     hidden_states: torch.Tensor
     thoughts: torch.Tensor
     lengths: torch.Tensor
-
-
-class Prefix:
-    """Keys and values of the head of a prompt that does not change between rounds; every use continues from them.
-
-    Full-attention caches are cropped back after a use. Sliding-window and linear-attention caches cannot be, so that
-    each use but the last works on a copy.
-    """
-
-    def __init__(self, agent: "RecursiveMASAgent", inputs_embeds: torch.Tensor, attention_mask: torch.Tensor) -> None:
-        self.attention_mask = attention_mask  # (batch, length), left-padded
-        self._cache = agent.new_cache()
-        agent.encode(inputs_embeds, attention_mask, self._cache)
-
-    @property
-    def length(self) -> int:
-        return self.attention_mask.shape[1]
-
-    def open(self, last_use: bool) -> Cache:
-        """A cache that holds exactly the prefix."""
-        if can_crop(self._cache):
-            surplus = self._cache.get_seq_length() - self.length
-            if surplus > 0:
-                self._cache.crop(-surplus)
-        elif not last_use:
-            return copy.deepcopy(self._cache)
-        return self._cache
-
-
-def can_crop(cache: Cache) -> bool:
-    """Whether every layer keeps all positions, so that a cache can go back and may have masked holes."""
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 class RecursiveMASAgent(PreTrainedModel):
@@ -99,6 +72,7 @@ class RecursiveMASAgent(PreTrainedModel):
         super().__init__(copy.deepcopy(model.config))
         self.model, self.inner_link, self.tokenizer, self.role = model, inner_link, tokenizer, role
         self.post_init()
+        use_fast_linear(self)
         if isinstance(inner_link, ExpectedEmbeddingLink):
             inner_link.bind(model)
         if inner_link.in_features != self.hidden_size:
@@ -109,6 +83,7 @@ class RecursiveMASAgent(PreTrainedModel):
                 expected=f"width {self.hidden_size}, the agent's",
             )
         self._half_norms: torch.Tensor | None = None
+        self._compiled_steps: CompiledSteps | None = None
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Nothing is ever re-initialised: all weights come from checkpoints."""
@@ -250,7 +225,7 @@ class RecursiveMASAgent(PreTrainedModel):
 
     def new_cache(self) -> DynamicCache:
         """An empty cache that knows the layer types (sliding window, linear attention)."""
-        return DynamicCache(config=self.decoder.config)
+        return new_cache(self.decoder.config)
 
     def embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(batch, length) ids -> (batch, length, hidden_size) embeddings, scaled where the model scales them."""
@@ -261,7 +236,11 @@ class RecursiveMASAgent(PreTrainedModel):
         return self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def encode(
-        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None = None
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None = None,
+        position_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Runs the decoder over new positions, without the vocabulary projection.
 
@@ -269,12 +248,15 @@ class RecursiveMASAgent(PreTrainedModel):
             inputs_embeds: embeddings of the new positions, (batch, new, hidden_size).
             attention_mask: over past and new positions, (batch, past + new); `None` where nothing is masked.
             past_key_values: cache, extended in place; `None` computes without one.
+            position_ids: of the new positions, (batch, new), where they are known already.
 
         Returns:
             Hidden states after the final norm, (batch, new, hidden_size).
         """
         new = inputs_embeds.shape[1]
-        if attention_mask is None:
+        if position_ids is not None:
+            pass
+        elif attention_mask is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(past, past + new, device=inputs_embeds.device)[None]
         else:
@@ -307,7 +289,7 @@ class RecursiveMASAgent(PreTrainedModel):
             inputs_embeds: the prompt, or what of it is not in `past_key_values` yet, (batch, new, hidden_size).
             attention_mask: over the whole prompt, (batch, length); zeros on padding, which stands on the left.
             latent_steps: number of steps m >= 0.
-            past_key_values: cache that holds the head of the prompt; extended in place.
+            past_key_values: cache that holds the head of the prompt; extended in place (not by compiled steps).
             halting: a row ends before the first step whose thought is nearest to an end-of-sequence embedding.
         """
         cache = self.new_cache() if past_key_values is None else past_key_values
@@ -315,24 +297,62 @@ class RecursiveMASAgent(PreTrainedModel):
         hidden_states, thoughts = [], []
         lengths = torch.zeros(batch, dtype=torch.long, device=inputs_embeds.device)
         finished = torch.zeros(batch, dtype=torch.bool, device=inputs_embeds.device)
+        # All masks and positions are slices of these; nothing is rebuilt, and nothing waits for the device, in a step.
+        mask = torch.cat([attention_mask, attention_mask.new_ones(batch, max(0, latent_steps - 1))], dim=1)
+        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
+        whole_mask = step_mask = mask
+        plain = can_crop(cache) and self.decoder.config._attn_implementation == "sdpa"
         if bool(attention_mask.all()):
-            mask = None
-        else:
-            mask = torch.cat([attention_mask, attention_mask.new_ones(batch, max(0, latent_steps - 1))], dim=1)
+            mask = step_mask = None
+        elif plain:
+            step_mask = mask[:, None, None].bool()  # what the model would make of `mask`, again and again
+        compiled = plain and not torch.is_grad_enabled()
+        new = inputs_embeds.shape[1]
         for step in range(latent_steps):
-            seen = None if mask is None else mask[:, : length + step]
-            hidden_states.append(self.encode(inputs_embeds, seen, cache)[:, -1])
-            thoughts.append(self.inner_link(hidden_states[-1]))
+            end = length + step
+            seen = mask if step == 0 else step_mask
+            seen = None if seen is None else seen[..., :end]
+            positions = position_ids[:, end - new : end]
+            if step == 1 and compiled and self._compiled_steps is not None:
+                self._compiled_steps.start(cache, whole_mask)
+            taken = self._take_compiled_step(inputs_embeds, positions) if step and compiled else None
+            if taken is None:
+                state = self.encode(inputs_embeds, seen, cache, positions)[:, -1]
+                taken = state, self.inner_link(state)
+            hidden_states.append(taken[0])
+            thoughts.append(taken[1])
             if halting:
                 finished = finished | self._nearest_is_eos(thoughts[-1])
                 if bool(finished.all()):
                     break
             lengths = lengths + ~finished
-            inputs_embeds = thoughts[-1][:, None].to(inputs_embeds.dtype)
+            inputs_embeds, new = thoughts[-1][:, None].to(inputs_embeds.dtype), 1
         if not hidden_states:
             empty = inputs_embeds.new_zeros(batch, 0, self.hidden_size)
             return Rollout(empty, empty, lengths)
         return Rollout(torch.stack(hidden_states, dim=1), torch.stack(thoughts, dim=1), lengths)
+
+    def compile_steps(self, enabled: bool = True) -> None:
+        """Lets latent steps run as compiled graphs (or no more): slow at first for each batch size, then faster.
+
+        Where a graph cannot be made, steps run as ever, after one warning. Not to be used by two threads at a time.
+        """
+        self._compiled_steps = CompiledSteps(self.decoder, self.inner_link) if enabled else None
+
+    def _take_compiled_step(
+        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if self._compiled_steps is None:
+            return None
+        try:
+            return self._compiled_steps(inputs_embeds, position_ids)
+        except Exception as error:  # a compiler fails in many ways
+            if self._compiled_steps.steps_taken:
+                raise  # the cache that steps without a graph would need ends at the prompt
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            logger.warning_once(f"Latent steps cannot be compiled and run without ({reason}).")
+            self._compiled_steps = None
+            return None
 
     def think(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, latent_steps: int) -> torch.Tensor:
         """Latent thoughts over a prompt.

@@ -6,18 +6,25 @@ what `Run.decoder_prompt` returns; the caller generates from it.
 """
 
 import copy
+import itertools
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
 
-from .agent_recursivemas import Prefix, RecursiveMASAgent, can_crop
+from .agent_recursivemas import RecursiveMASAgent
+from .caches_recursivemas import Prefix, can_crop
 from .prompts_recursivemas import PromptRenderer, Slot, template_for
 from .topology_recursivemas import Topology
 
 MODES = ("latent", "text", "alone")
+# A forward pass over a few positions costs as much as one over about so many: it reads the same weights.
+PASS_COST = 16
 
 
 @dataclass
@@ -52,10 +59,18 @@ class Usage:
     latent_positions: list[int]
     new_tokens: list[int]
     seconds: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def count(self, what: str, amounts: list[int]) -> None:
+        """Adds to each row's `what`; the roles of a stage may do so at the same time."""
+        with self._lock:
+            setattr(self, what, [a + b for a, b in zip(getattr(self, what), amounts, strict=True)])
 
 
 class PromptBuilder:
-    """Builds one role's prompts over the rounds of a batch, and keeps the cache of their common head.
+    """Builds one role's prompts over the rounds of a batch, and reads their common heads once.
+
+    What all rows start with is read for one row; what each row starts with in every round is read in the first.
 
     Args:
         agent: the role's agent.
@@ -66,20 +81,13 @@ class PromptBuilder:
     def __init__(self, agent: RecursiveMASAgent, rows: dict[str, list[list[list[int] | Slot]]], uses: int) -> None:
         self.agent, self.rows, self.uses_left = agent, rows, uses
         self._prefix: Prefix | None = None
-        self._prefix_ids = self._common_heads() if uses > 1 else None
-
-    def _common_heads(self) -> list[list[int]] | None:
-        """The token ids that every phase's prompt starts with, for each row; `None` where there are none."""
-        heads = []
-        for phases in zip(*self.rows.values(), strict=True):
-            ids = []
-            for pieces in phases:
-                head = pieces[0] if pieces and not isinstance(pieces[0], Slot) else []
-                # At least one position must stay outside the prefix, to think from.
-                ids.append(head if len(pieces) > 1 else head[:-1])
-            length = next((i for i, column in enumerate(zip(*ids, strict=False)) if len(set(column)) > 1), None)
-            heads.append(ids[0][: min(map(len, ids)) if length is None else length])
-        return heads if any(heads) else None
+        heads = [_common([_head(pieces) for pieces in phases]) for phases in zip(*rows.values(), strict=True)]
+        # Rows that differ after a shared head leave masked holes behind it, which only full attention ignores.
+        shared = _common(heads) if can_crop(agent.new_cache()) else []
+        self._shared_length = len(shared) if (len(heads) - 1) * len(shared) > PASS_COST else 0
+        if (uses - 1) * min(map(len, heads)) <= PASS_COST:
+            heads = [head[: self._shared_length] for head in heads]
+        self._heads = heads if any(heads) else None
 
     def build(
         self, phase: str, messages: dict[str, list[torch.Tensor | list[int]]], reuse: bool = True
@@ -89,7 +97,7 @@ class PromptBuilder:
         Args:
             phase: "first", "feedback" or "alone".
             messages: source role -> what it sent to each row: latents (n, hidden_size) or token ids.
-            reuse: whether the prompt may come with the cache of its head.
+            reuse: whether the prompt may come with a cache.
 
         Returns:
             The batch of prompts, and the number of text tokens in each row's prompt.
@@ -99,36 +107,55 @@ class PromptBuilder:
         for index, pieces in enumerate(self.rows[phase]):
             rows.append([messages[piece.role][index] if isinstance(piece, Slot) else piece for piece in pieces])
         tokens = [sum(len(part) for part in row if not isinstance(part, torch.Tensor)) for row in rows]
-        prefix, past = self._use_prefix(rows) if reuse else (None, None)
-        if prefix is None:
+        if not reuse:
             return Prompt(*embed_rows(self.agent, rows)), tokens
-        for row, head in zip(rows, self._prefix_ids, strict=True):
-            row[0] = row[0][len(head) :]
-        embeds, mask = embed_rows(self.agent, rows)
+        opened = self._open_prefix(rows)
+        if opened is None:
+            return Prompt(*embed_rows(self.agent, rows), self.agent.new_cache()), tokens
+        prefix, cache = opened
+        tails = [[row[0][len(head) :], *row[1:]] for row, head in zip(rows, self._heads, strict=True)]
+        embeds, mask = embed_rows(self.agent, tails)
         padding = embeds.new_zeros(embeds.shape[0], prefix.length, embeds.shape[2])
-        return (
-            Prompt(
-                torch.cat([padding, embeds], dim=1),
-                torch.cat([prefix.attention_mask, mask], dim=1),
-                past,
-                prefix.length,
-            ),
-            tokens,
-        )
+        embeds, mask = torch.cat([padding, embeds], dim=1), torch.cat([prefix.attention_mask, mask], dim=1)
+        return Prompt(embeds, mask, cache, prefix.length), tokens
 
-    def _use_prefix(self, rows: list[list]) -> tuple[Prefix | None, Cache | None]:
-        if self._prefix_ids is None:
-            return None, None
+    def _open_prefix(self, rows: list[list]) -> tuple[Prefix, Cache] | None:
+        if self._heads is None:
+            return None
         if self._prefix is None:
-            embeds, mask = embed_rows(self.agent, [[head] for head in self._prefix_ids])
-            self._prefix = Prefix(self.agent, embeds, mask)
+            self._prefix = self._read_heads()
         cache = self._prefix.open(last_use=self.uses_left == 0)
         # Rows whose tails differ in length leave masked holes between head and tail. Full attention does not see
         # them; a sliding window or a recurrent state would count them, so such a prompt is read anew.
-        tails = {sum(map(len, row)) - len(head) for row, head in zip(rows, self._prefix_ids, strict=True)}
-        if len(tails) > 1 and not can_crop(cache):
-            return None, None
-        return self._prefix, cache
+        tails = {sum(map(len, row)) - len(head) for row, head in zip(rows, self._heads, strict=True)}
+        return None if len(tails) > 1 and not can_crop(cache) else (self._prefix, cache)
+
+    def _read_heads(self) -> Prefix:
+        cache, length, mask = self.agent.new_cache(), self._shared_length, None
+        if length:
+            embeds, mask = embed_rows(self.agent, [[self._heads[0][:length]]])
+            self.agent.encode(embeds, None, cache)
+            cache.batch_repeat_interleave(len(self._heads))
+            mask = mask.expand(len(self._heads), -1)
+        rests = [[head[length:]] for head in self._heads]
+        if any(rest for (rest,) in rests):
+            embeds, rest_mask = embed_rows(self.agent, rests)
+            mask = rest_mask if mask is None else torch.cat([mask, rest_mask], dim=1)
+            self.agent.encode(embeds, mask, cache)
+        return Prefix(cache, mask)
+
+
+def _head(pieces: list[list[int] | Slot]) -> list[int]:
+    """The token ids that a prompt starts with; at least one position stays outside, to think from."""
+    head = pieces[0] if pieces and not isinstance(pieces[0], Slot) else []
+    return head if len(pieces) > 1 else head[:-1]
+
+
+def _common(rows: list[list[int]]) -> list[int]:
+    """What all rows start with."""
+    shortest = min(rows, key=len)
+    length = next((i for i, token in enumerate(shortest) if any(row[i] != token for row in rows)), len(shortest))
+    return shortest[:length]
 
 
 def embed_rows(
@@ -241,18 +268,35 @@ class Run:
         """Runs everything before the answer and returns the decoding agent's prompt.
 
         Args:
-            reuse: whether the prompt may come with the cache of its head, which only one sequence a row can continue.
+            reuse: whether the prompt may come with a cache, which only one sequence a row can continue.
         """
-        *senders, (last_round, decoder) = self.schedule
-        for round_index, role in senders:
-            started = time.perf_counter()
-            prompt = self._prompt(round_index, role)
+        senders = self.schedule[:-1]
+        for _, group in itertools.groupby(senders, key=lambda turn: (turn[0], self.topology.stage_of(turn[1]))):
+            turns = list(group)
+            if self.residency is None and len({self.agents[role].device for _, role in turns}) > 1:
+                # The roles of a stage do not wait for each other, and neither do their devices.
+                take = partial(self.take_turn, torch.is_grad_enabled())  # a thread has a gradient mode of its own
+                with ThreadPoolExecutor(len(turns)) as pool:
+                    list(pool.map(take, *zip(*turns, strict=True)))
+            else:
+                for round_index, role in turns:
+                    self.take_turn(torch.is_grad_enabled(), round_index, role)
+        return self.last_prompt(reuse)
+
+    def last_prompt(self, reuse: bool = True) -> Prompt:
+        """The decoding agent's prompt in the last round, once all turns before it are taken; see `decoder_prompt`."""
+        return self._prompt(*self.schedule[-1], reuse)
+
+    def take_turn(self, gradients: bool, round_index: int, role: str) -> None:
+        """One role's thinking (or writing) in one round, once what it receives is in `latents` (or `texts`)."""
+        started = time.perf_counter()
+        with torch.set_grad_enabled(gradients):
+            prompt = self._prompt(round_index, role, self.mode != "text" or single_sequence(self.message_config))
             if self.mode == "text":
                 self._write(round_index, role, prompt)
             else:
                 self._think(round_index, role, prompt)
-            self.lap(f"round {round_index}, {role}", started, role)
-        return self._prompt(last_round, decoder, reuse)
+        self.lap(f"round {round_index}, {role}", started, role)
 
     def lap(self, stage: str, started: float, role: str) -> None:
         """Adds the seconds since `started` to a stage's time."""
@@ -272,8 +316,7 @@ class Run:
             self._builders[role] = PromptBuilder(self.agents[role], rows, len(rounds))
         messages = self._messages(round_index, role)
         prompt, tokens = self._builders[role].build(self.phase(round_index), messages, reuse)
-        for row, count in enumerate(tokens):
-            self.usage.prompt_tokens[row] += count
+        self.usage.count("prompt_tokens", tokens)
         return prompt
 
     def _messages(self, round_index: int, role: str) -> dict[str, list]:
@@ -291,7 +334,8 @@ class Run:
                 empty = torch.zeros(0, agent.hidden_size, device=agent.device)
                 messages[link.source] = [empty] * len(self.questions)
             else:
-                messages[link.source] = self.latents[sent, link.source, link.target]
+                rows = self.latents[sent, link.source, link.target]
+                messages[link.source] = [row.to(agent.device) for row in rows]
         return messages
 
     def _think(self, round_index: int, role: str, prompt: Prompt) -> None:
@@ -303,11 +347,9 @@ class Run:
             self.halting,
         )
         lengths = rollout.lengths.tolist()
-        for row, length in enumerate(lengths):
-            self.usage.latent_positions[row] += length
+        self.usage.count("latent_positions", lengths)
         for link in self.topology.receivers(role, round_index, self.num_rounds):
-            target = self.agents[link.target]
-            sent = self.outer_links[link.name](rollout.thoughts).to(target.device)
+            sent = self.outer_links[link.name](rollout.thoughts)
             self.latents[round_index, role, link.target] = [
                 latents[:length] for latents, length in zip(sent, lengths, strict=True)
             ]
@@ -320,9 +362,9 @@ class Run:
         config.bos_token_id = None
         ids = generate_from(agent, prompt, generation_config=config)
         self.texts[round_index, role] = texts = []
-        for row, new_ids in enumerate(trim(ids, agent.eos_token_ids)):
-            self.usage.new_tokens[row] += len(new_ids)
-            texts.append(agent.decode(new_ids))
+        rows = trim(ids, agent.eos_token_ids)
+        self.usage.count("new_tokens", list(map(len, rows)))
+        texts += map(agent.decode, rows)
 
 
 def trim(sequences: torch.Tensor, eos_token_ids: list[int]) -> list[list[int]]:
@@ -332,6 +374,12 @@ def trim(sequences: torch.Tensor, eos_token_ids: list[int]) -> list[list[int]]:
         stop = next((i + 1 for i, token in enumerate(row) if token in eos_token_ids), len(row))
         rows.append(row[:stop])
     return rows
+
+
+def single_sequence(config: GenerationConfig) -> bool:
+    """Whether generation can continue a prompt's cache: one sequence per row, in transformers' default cache."""
+    alone = config.num_beams in (None, 1) and config.num_return_sequences in (None, 1)
+    return alone and config.cache_implementation is None and config.use_cache is not False
 
 
 def generate_from(agent: RecursiveMASAgent, prompt: Prompt, **kwargs):

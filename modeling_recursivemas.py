@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput, logging
 from .agent_recursivemas import RecursiveMASAgent
 from .answers_recursivemas import OPENINGS, extract_answer
 from .configuration_recursivemas import RecursiveMASConfig, check_numbers
-from .engine_recursivemas import MODES, Prompt, Residency, Run, embed_rows, generate_from, trim
+from .engine_recursivemas import MODES, Prompt, Residency, Run, embed_rows, generate_from, single_sequence, trim
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
 from .links_recursivemas import EXPECTED_EMBEDDING, build_link
 from .prompts_recursivemas import PromptRenderer, check_prompts, check_task
@@ -37,6 +37,7 @@ from .sources_recursivemas import (
     SMALL_FILES,
     WEIGHT_FILES,
     Source,
+    build_empty_model,
     link_filename,
     load_base_model,
     load_model_config,
@@ -135,6 +136,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             role: PromptRenderer(agent.tokenizer, role, config.chat_template_kwargs)
             for role, agent in self.agents.items()
         }
+        # Solves batches in place of `solve_batches`, see there; elsewhere, for agents that have no weights here.
+        self.executor: Callable[..., Iterator[tuple[int, list[Solution]]]] | None = None
         self.residency: Residency | None = None
         self.requires_grad_(False).eval()
 
@@ -186,6 +189,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         task: str | None = None,
         agents: dict[str, RecursiveMASAgent] | None = None,
         agent_kwargs: dict | None = None,
+        only: Collection[str] | None = None,
         generation_config: GenerationConfig | None = None,
         offload: str | None = None,
         **kwargs,
@@ -202,6 +206,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             outer_dtype: of all links; "auto" keeps the checkpoints' (float32 is exact, bfloat16 loses early rounds).
             task: default task, which chooses the prompts, and the links where these are per task.
             agents: role -> agent already built; replaces loading it.
+            only: the roles whose weights are loaded; the others' agents are there, but cannot run (default: all).
             agent_kwargs: further arguments for every agent's `from_pretrained`; role -> dict sets them per role.
             offload: "cpu" keeps only the working agent on its device, and the others in CPU memory.
             generation_config: settings laid over the decoding agent's, in place of the system's own file.
@@ -261,7 +266,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             if role not in built
         }
         widths = {role: agent.hidden_size for role, agent in built.items()}
-        tokenizers = {}
+        tokenizers, empty = {}, {}
         # Files are fetched side by side, agents built one after another: `from_pretrained` sets the default dtype and
         # initialisers of the whole process (in four threads 38 of 42 models came out in another agent's dtype or
         # without weights), and it reads the weights of one model in threads already.
@@ -275,13 +280,19 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 check_architecture(config.agents[role], agent_config, widths[role], role)
                 tokenizers[role] = load_tokenizer(place, role)
                 _check_tokenizer(tokenizers[role], agent_config, role, config.chat_template_kwargs)
+                if only is not None and role not in only:
+                    empty[role] = build_empty_model(place, agent_config)
             inner_links, outer_links = load_links(source, config, widths, link_dtype, skip=tuple(built))
-            complete = pool.map(lambda place: place.fetch(WEIGHT_FILES), places.values())
+            wanted = {role: place for role, place in places.items() if role not in empty}
+            complete = pool.map(lambda place: place.fetch(WEIGHT_FILES), wanted.values())
             for role in _progress(tuple(places), "Loading agents"):
                 options = {key: _of_role(value, role, topology.roles) for key, value in shared.items()}
                 options |= _for_role(agent_kwargs, role, topology.roles)
-                place = None if offload else _of_role(device, role, topology.roles)
-                model = _load_model(next(complete), role, place, options)
+                if role in empty:
+                    model = empty[role]
+                else:
+                    place = None if offload else _of_role(device, role, topology.roles)
+                    model = _load_model(next(complete), role, place, options)
                 inner_link = inner_links[role].to(model.get_input_embeddings().weight.device)
                 built[role] = RecursiveMASAgent(model, inner_link, tokenizers[role], role)
         finally:
@@ -388,6 +399,11 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
 
     # Answering
 
+    def compile_steps(self, enabled: bool = True) -> None:
+        """Lets all agents' latent steps run as compiled graphs, see `RecursiveMASAgent.compile_steps`."""
+        for agent in self.agents.values():
+            agent.compile_steps(enabled)
+
     def check_inputs(
         self,
         questions: list[str],
@@ -433,7 +449,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             "num_rounds": num_rounds, "latent_steps": latent_steps, "task": task, "prompts": prompts, "mode": mode
         }  # fmt: skip
 
-    def _run(
+    def new_run(
         self,
         questions: list[str],
         config: GenerationConfig,
@@ -441,6 +457,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         latent_halting: bool | None = None,
         message_tokens: int | None = None,
     ) -> Run:
+        """A run over a batch, with arguments that `check_inputs` has checked."""
         message_config = copy.deepcopy(config)
         message_config.max_new_tokens = message_tokens or self.config.message_tokens
         for field in ("max_length", "min_length", "min_new_tokens", "stop_strings", "num_return_sequences"):
@@ -521,30 +538,60 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 )
         config, rest = self._generation_config(given, generation_kwargs, 0)
         # Questions of like length share a batch, so that little of it is padding.
-        order = sorted(range(len(questions)), key=lambda index: len(questions[index]))
+        lengths = [len(ids) for ids in self.tokenizer(list(questions), add_special_tokens=False)["input_ids"]]
+        order = sorted(range(len(questions)), key=lengths.__getitem__)
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        solve_batches = self.executor or self.solve_batches
         solutions: dict[int, Solution] = {}
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            run = self._run([questions[row] for row in rows], config, arguments, latent_halting, message_tokens)
-            solutions.update(
-                zip(rows, self._solve_batch(run, config, rest, return_latents, tools, complete_answer), strict=True)
-            )
+        for index, solved in solve_batches(
+            [[questions[row] for row in rows] for rows in batches],
+            config=config,
+            rest=rest,
+            arguments=arguments,
+            latent_halting=latent_halting,
+            message_tokens=message_tokens,
+            return_latents=return_latents,
+            tools=tools,
+            complete_answer=complete_answer,
+        ):
+            solutions.update(zip(batches[index], solved, strict=True))
             if on_progress:
-                on_progress(len(rows))
+                on_progress(len(solved))
         return [solutions[index] for index in range(len(questions))]
 
-    def _solve_batch(
+    @torch.no_grad()
+    def solve_batches(
         self,
-        run: Run,
+        batches: list[list[str]],
+        *,
         config: GenerationConfig,
         rest: dict,
         return_latents: bool,
         tools: Tools | None,
         complete_answer: bool,
+        **settings,
+    ) -> Iterator[tuple[int, list[Solution]]]:
+        """Solves batches one after another; yields each one's index and solutions. An executor does the same."""
+        for index, questions in enumerate(batches):
+            run = self.new_run(questions, config, **settings)
+            # What goes on after a first answer reads the whole prompt again.
+            prompt = run.decoder_prompt(reuse=not tools and not complete_answer and single_sequence(config))
+            yield index, self.answer(run, prompt, config, rest, return_latents, tools, complete_answer)
+
+    @torch.no_grad()
+    def answer(
+        self,
+        run: Run,
+        prompt: Prompt,
+        config: GenerationConfig,
+        rest: dict,
+        return_latents: bool = False,
+        tools: Tools | None = None,
+        complete_answer: bool = False,
     ) -> list[Solution]:
+        """The decoding agent's answers to a batch, from its last prompt."""
         role = self.config.decoding_role
         decoder = self.agents[role]
-        prompt = run.decoder_prompt(reuse=not tools and not complete_answer and _single_sequence(config))
         started = time.perf_counter()
         if tools:
             answers, read = generate_with_tools(decoder, self.renderers[role], prompt, tools, config, **rest)
@@ -630,6 +677,10 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 found=None if input_ids is None else tuple(input_ids.shape),
                 expected="ids of a text, (batch, length >= 1)",
             )
+        if self.executor is not None:
+            raise InputError(
+                "`generate` needs the agents in this process.", where="generate", hint="use `solve`, or no executor"
+            )
         own = {key: getattr(generation_config, key, None) for key in METHOD_KEYS}
         own |= {key: kwargs.pop(key) for key in (*METHOD_KEYS, "prompts") if kwargs.get(key) is not None}
         settings = {key: kwargs.pop(key, None) for key in ("latent_halting", "message_tokens")}
@@ -639,9 +690,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         config, rest = self._generation_config(generation_config, kwargs, input_ids.shape[1])
         decoder = self.agents[self.config.decoding_role]
         # With the question's ids beside the embeddings, what comes back (and every criterion on the way) sees
-        # question and answer, while the first forward pass reads the embeddings; the cache of the prompt's head
-        # does not go together with that.
-        prompt = self._run(questions, config, arguments, **settings).decoder_prompt(reuse=False)
+        # question and answer, while the first forward pass reads the embeddings.
+        prompt = self.new_run(questions, config, arguments, **settings).decoder_prompt(reuse=single_sequence(config))
         return generate_from(
             decoder,
             prompt,
@@ -714,11 +764,6 @@ def _progress(items: tuple, description: str) -> Iterator:
     finally:
         if enabled:
             logging.enable_progress_bar()
-
-
-def _single_sequence(config: GenerationConfig) -> bool:
-    """Whether a prompt's cache can be continued: one sequence per row, in transformers' default cache."""
-    return config.num_beams in (None, 1) and config.cache_implementation is None
 
 
 def _for_role(agent_kwargs: dict | None, role: str, roles: tuple[str, ...]) -> dict:

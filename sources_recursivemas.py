@@ -17,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -312,6 +313,15 @@ def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
             )
     for name in ("auto_map", "inner_link"):  # of an agent's own repository; the base model knows nothing of them
         vars(model.config).pop(name, None)
+    return model
+
+
+def build_empty_model(source: Source, config: PreTrainedConfig) -> PreTrainedModel:
+    """An agent's model without weights, which takes no memory and cannot run."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if (settings := source.json("generation_config.json", required=False)) is not None:
+        model.generation_config = GenerationConfig.from_dict(settings)
     return model
 
 

@@ -149,6 +149,8 @@ def load_mas_system(
     trust_remote_code: bool | None = None,
     task: str | None = None,
     revision: str | dict[str, str] | None = None,
+    executor: str | None = None,
+    executor_options: dict[str, dict] | None = None,
     **kwargs,
 ) -> RecursiveMASModel:
     """Loads a system: one of the public release by its name, or any other from its folder or Hub repository.
@@ -164,6 +166,8 @@ def load_mas_system(
         trust_remote_code: accepted for symmetry with `from_pretrained`; the code that runs is this clone's.
         task: chooses the prompts, and of a released system the links, in place of `dataset`.
         revision: of the repository; for a released system also role -> revision.
+        executor: "ray" lets every agent run as a Ray actor of its own; `solve` is used as ever (docs/performance.md).
+        executor_options: role -> what its actors get, see `RayExecutor`.
         kwargs: see `RecursiveMASModel.from_pretrained` (`clones`, `cache_dir`, `local_files_only`, `token`,
             `device_map`, `attn_implementation`, `quantization_config`, `prompts`, `offload`, ...).
 
@@ -172,6 +176,15 @@ def load_mas_system(
         ConfigError, CheckpointError, ArgumentError: see `RecursiveMASModel.from_pretrained`.
     """
     kwargs |= {"device": device, "dtype": dtype, "outer_dtype": outer_dtype}
+    if executor is not None:
+        if executor != "ray":
+            raise InputError("Unknown executor.", where="executor", found=repr(executor), expected='"ray", or none')
+        from recursivemas.distributed.ray_executor import RayExecutor  # an extra, installed with the package
+
+        arguments = {"style": style, "dataset": dataset, "task": task, "revision": revision, **kwargs}
+        mas = load_mas_system(**arguments, only=[])
+        mas.executor = RayExecutor(mas, arguments, executor_options)
+        return mas
     name = str(style)
     if "/" in name or os.path.isdir(name):
         return RecursiveMASModel.from_pretrained(style, task=task, revision=revision, **kwargs)

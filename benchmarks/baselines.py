@@ -1,5 +1,8 @@
 """The plain way, written out: every position recomputed at every step, every agent read from disk at every stage."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -7,6 +10,20 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..system_loader import RecursiveMASModel, Slot, remote_module
 
 template_for = remote_module("prompts_recursivemas").template_for
+
+
+@contextlib.contextmanager
+def plain_kernels(model: nn.Module) -> Iterator[None]:
+    """Gives a model the matrix products that torch chooses by itself, see kernels_recursivemas.py."""
+    fast = [module for module in model.modules() if isinstance(module, nn.Linear) and type(module) is not nn.Linear]
+    kinds = list(map(type, fast))
+    for module in fast:
+        module.__class__ = nn.Linear
+    try:
+        yield
+    finally:
+        for module, kind in zip(fast, kinds, strict=True):
+            module.__class__ = kind
 
 
 @torch.no_grad()

@@ -13,10 +13,12 @@ import argparse
 import importlib
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
 
+from ..system_loader import InputError
 from .harness import CLOCKS, report, save, table, use_clock
 from .systems import SHAPES
 
@@ -28,6 +30,8 @@ BENCHMARKS = {
     "batch": "batches against one question at a time",
     "loading": "load time and peak memory against plain from_pretrained",
     "growth": "growth with rounds, agents, latent steps and prompt length",
+    "handover": "thinking and handing over against the public avp package",
+    "pipeline": "agents as Ray actors against one process; what travels against key/value caches",
     "training": "the outer loop: batches, memory, resumption, two processes",
 }
 
@@ -67,7 +71,18 @@ def run(arguments: argparse.Namespace) -> int:
         module.configure(own)
         values = argparse.Namespace(**{**vars(own.parse_args([])), **vars(arguments)})
         load = os.getloadavg()[0]
-        settings, rows = module.measure(values)
+        try:
+            settings, rows = module.measure(values)
+        except ModuleNotFoundError as error:
+            if arguments.benchmark != "all":
+                raise InputError(
+                    "A benchmark needs a package that is not installed.",
+                    where=name,
+                    found=str(error),
+                    hint=f"pip install {error.name}",
+                ) from error
+            print(f"{name}: left out, {error}", file=sys.stderr)
+            continue
         shared = {
             "shape": values.shape,
             "dtype": str(values.dtype).removeprefix("torch."),

@@ -1,10 +1,10 @@
-"""A latent rollout against recomputing the whole sequence at every step."""
+"""A latent rollout against recomputing the whole sequence at every step, with torch's kernels and with ours."""
 
 import argparse
 
 import torch
 
-from .baselines import recompute_thoughts
+from .baselines import plain_kernels, recompute_thoughts
 from .harness import in_turn, ratio_row
 from .systems import random_agent
 
@@ -24,19 +24,22 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     for steps in arguments.latent_steps or ([4] if arguments.quick else [32, 48]):
         embeds = torch.randn(1, length, agent.hidden_size, dtype=arguments.dtype, device=arguments.device)
         mask = torch.ones(1, length, dtype=torch.long, device=arguments.device)
-        ways = {
-            "recompute": lambda embeds=embeds, steps=steps: _run(
-                recompute_thoughts, agent.model, agent.inner_link, embeds, steps
-            ),
-            "rollout": lambda embeds=embeds, mask=mask, steps=steps: _run(agent.rollout, embeds, mask, steps),
-        }
-        target = TARGETS.get((arguments.shape, length, steps))
-        name = f"{length} prompt tokens, {steps} steps"
+
+        def recompute(embeds=embeds, steps=steps) -> None:
+            recompute_thoughts(agent.model, agent.inner_link, embeds, steps)
+
+        def recompute_plainly(recompute=recompute) -> None:
+            with plain_kernels(agent.model):
+                recompute()
+
+        def rollout(embeds=embeds, mask=mask, steps=steps) -> None:
+            agent.rollout(embeds, mask, steps)
+
+        ways = {"recompute": recompute_plainly, "recompute, fast kernels": recompute, "rollout": rollout}
         # No warm-up run: a rollout is long enough for its first step not to count.
         seconds = in_turn(ways, arguments.repeats, warm_up=False)
-        rows.append(ratio_row(name, seconds, "recompute", "rollout", target))
+        target = TARGETS.get((arguments.shape, length, steps))
+        for way, goal in (("recompute", target), ("recompute, fast kernels", None)):
+            pair = {name: seconds[name] for name in (way, "rollout")}
+            rows.append(ratio_row(f"{length} prompt tokens, {steps} steps", pair, way, "rollout", goal))
     return {}, rows
-
-
-def _run(function, *arguments) -> None:
-    function(*arguments)

@@ -9,11 +9,14 @@ from recursivemas.benchmarks import baselines, harness
 from recursivemas.benchmarks.bench import BENCHMARKS
 from recursivemas.benchmarks.systems import random_agent, random_questions, random_system
 
-IN_PROCESS = [name for name in BENCHMARKS if name != "loading"]  # that one starts processes of its own
+SLOW = ("loading", "pipeline")  # they start processes of their own
+NEEDS = {"handover": "avp", "pipeline": "ray"}
 
 
-@pytest.mark.parametrize("name", [*IN_PROCESS, pytest.param("loading", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in BENCHMARKS])
 def test_every_benchmark_reports_in_one_form(name, tmp_path, capsys):
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     assert cli.main(["bench", name, "--quick", "--json", "--output", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / f"{name}.json").read_text())

@@ -1,5 +1,7 @@
 """The fast path against the slow oracle of reference.py, and the laws of batches, halting and text hand-over."""
 
+import threading
+
 import pytest
 import torch
 from recursivemas.system_loader import remote_module
@@ -70,6 +72,27 @@ def test_parallel_roles_and_several_slots_equal_the_slow_reference():
     mas = tiny_system(architectures, [experts, ["summarizer"]], links, "summarizer")
     # 3 links forward a round, 3 back between the rounds, for each question
     assert assert_equals_reference(mas, 2, 3) == 9 * len(QUESTIONS)
+
+
+def test_roles_of_a_stage_on_different_devices_run_at_the_same_time(monkeypatch):
+    """Each of the two waits inside its rollout until the other is there too; then the answers are the usual ones."""
+    links = [{"source": role, "target": "judge"} for role in ("left", "right")]
+    architectures = {"left": "llama", "right": "qwen3", "judge": "qwen2"}
+    mas = tiny_system(architectures, [["left", "right"], ["judge"]], links, "judge", num_rounds=1)
+    expected = [solution.text for solution in mas.solve(QUESTIONS, max_new_tokens=4)]
+    kind, meeting = type(mas.agents["left"]), threading.Barrier(2, timeout=30)
+    index = {"left": 0, "right": 1, "judge": 0}
+    monkeypatch.setattr(kind, "device", property(lambda agent: torch.device("cpu", index[agent.role])))
+    rollout = kind.rollout
+
+    def waiting(agent, *arguments):
+        meeting.wait()
+        return rollout(agent, *arguments)
+
+    monkeypatch.setattr(kind, "rollout", waiting)
+    solutions = mas.solve(QUESTIONS, max_new_tokens=4)
+    assert [solution.text for solution in solutions] == expected
+    assert [solution.usage["latent_positions"] for solution in solutions] == [8, 8, 8]
 
 
 def test_a_topology_that_nobody_foresaw_runs():

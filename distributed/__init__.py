@@ -1,0 +1,1 @@
+"""Systems that do not fit one machine, or should use several."""

@@ -1,0 +1,273 @@
+"""Agents as Ray actors: each on a device or machine of its own, all at work at once on different batches.
+
+The process that calls `solve` holds no weights. It hands every turn (one role in one round for one batch) to that
+role's actor as soon as what the role receives is there. Latents go from actor to actor through Ray's object store;
+besides them only texts, token ids and settings travel. A turn depends on nothing but what travels (what an actor
+keeps between the rounds of a batch is a cache), so that a batch whose actor dies is simply done again.
+
+    mas = load_mas_system("deliberation", executor="ray", executor_options={
+        "reflector": {"num_gpus": 1, "device": "cuda"},
+        "toolcaller": {"num_gpus": 1, "device": "cuda", "replicas": 2},
+    })
+    mas.solve(questions, batch_size=8)
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import ray
+import torch
+from ray.exceptions import ObjectLostError, RayActorError
+
+from ..system_loader import ConfigError, RecursiveMASModel, Solution, load_mas_system, remote_module
+
+single_sequence = remote_module("engine_recursivemas").single_sequence
+OPTIONS = ("num_cpus", "num_gpus", "resources", "device", "replicas")
+TURNS_AHEAD = (
+    2  # turns that an actor has at most: one that runs, and the next, so that it never waits for this process
+)
+MAX_RESTARTS = 3  # of an actor
+USAGE = ("prompt_tokens", "latent_positions", "new_tokens")
+
+
+@ray.remote(max_restarts=MAX_RESTARTS)
+class AgentActor:
+    """One agent of a system, with the links that lead away from it.
+
+    Args:
+        role: the agent's.
+        threads: processor threads to use; `None` leaves Ray's choice.
+        arguments: of `load_mas_system`.
+    """
+
+    def __init__(self, role: str, threads: int | None, arguments: dict) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.role, self.runs = role, {}
+        self.mas = load_mas_system(**arguments, only=[role])
+
+    @ray.method(max_task_retries=-1)
+    def ready(self) -> bool:
+        """Answers when the agent is loaded, also after a restart."""
+        return True
+
+    def turn(self, batch: str, questions: list[str], settings: dict, round_index: int, keys: list, *received):
+        """Takes the role's turn in a round.
+
+        Args:
+            batch: names the batch and the attempt at it.
+            questions: the batch.
+            settings: of `RecursiveMASModel.solve_batches`.
+            round_index: 1 is the first.
+            keys: what `received` is: keys of the run's `latents` or `texts`.
+            received: latents (see `pack`), or texts.
+
+        Returns:
+            The role's usage so far, then what it sends along each of its links (`mode="text"`: once, its texts); in
+            the last turn of a batch the solutions, as dicts.
+        """
+        run = self.runs.get(batch)
+        if run is None:
+            names = ("config", "arguments", "latent_halting", "message_tokens")
+            run = self.runs[batch] = self.mas.new_run(questions, **{name: settings[name] for name in names})
+        text = run.mode == "text"
+        for key, value in zip(keys, received, strict=True):
+            (run.texts if text else run.latents)[key] = value if text else unpack(value)
+        with torch.no_grad():
+            if (round_index, self.role) == run.schedule[-1]:
+                config, tools, complete = (settings[name] for name in ("config", "tools", "complete_answer"))
+                prompt = run.last_prompt(reuse=not tools and not complete and single_sequence(config))
+                solutions = self.mas.answer(
+                    run, prompt, config, settings["rest"], tools=tools, complete_answer=complete
+                )
+                return [dict(solution) for solution in solutions]
+            run.take_turn(False, round_index, self.role)
+        usage = {name: getattr(run.usage, name) for name in (*USAGE, "seconds")}
+        if text:
+            return usage, run.texts[round_index, self.role]
+        links = run.topology.receivers(self.role, round_index, run.num_rounds)
+        return usage, *(pack(run.latents.pop((round_index, self.role, link.target))) for link in links)
+
+    def forget(self, batch: str) -> None:
+        """Drops what is kept of a batch."""
+        self.runs.pop(batch, None)
+
+
+def pack(latents: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
+    """Latents of each row, (n, width), as one tensor (sum of n, width) on the processor, and their lengths."""
+    return torch.cat(latents).cpu(), list(map(len, latents))
+
+
+def unpack(packed: tuple[torch.Tensor, list[int]]) -> list[torch.Tensor]:
+    """The inverse of `pack`."""
+    return list(packed[0].split(packed[1]))
+
+
+@dataclass
+class Job:
+    """A batch under way."""
+
+    index: int
+    questions: list[str]
+    schedule: list[tuple[int, str]]
+    attempt: int = 1
+    actors: dict[str, ray.actor.ActorHandle] = field(default_factory=dict)  # role -> the replica that has its cache
+    waiting: list[tuple[int, str]] = field(default_factory=list)
+    done: set[tuple[int, str]] = field(default_factory=set)
+    sent: dict[tuple, ray.ObjectRef] = field(default_factory=dict)  # key -> latents or texts
+    usage: dict[str, dict] = field(default_factory=dict)  # role -> its last one
+
+    def __post_init__(self) -> None:
+        self.waiting = list(self.schedule)
+
+    def again(self) -> "Job":
+        """The same batch from the start."""
+        return Job(self.index, self.questions, self.schedule, self.attempt + 1)
+
+    @property
+    def name(self) -> str:
+        return f"{id(self.schedule)}-{self.index}-{self.attempt}"
+
+
+class RayExecutor:
+    """Solves batches by actors, see `RecursiveMASModel.solve_batches`; stands in its place.
+
+    Args:
+        mas: the system, whose agents need no weights.
+        arguments: of `load_mas_system`, from which each actor loads its agent.
+        options: role -> `num_cpus`, `num_gpus`, `resources` (of Ray), `device` (of the agent) and `replicas` (how many
+            actors share the role's batches; more where an agent is the bottleneck).
+
+    Raises:
+        ConfigError: an unknown role or option.
+    """
+
+    def __init__(self, mas: RecursiveMASModel, arguments: dict, options: dict[str, dict] | None = None) -> None:
+        options = options or {}
+        for role, own in options.items():
+            if role not in mas.topology.roles or set(own) - set(OPTIONS):
+                raise ConfigError(
+                    "`executor_options` cannot be used.",
+                    where=f"executor_options, {role}",
+                    found=", ".join(own),
+                    expected=f"role -> {', '.join(OPTIONS)}; roles {', '.join(mas.topology.roles)}",
+                )
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, include_dashboard=False)
+        self.mas, self.topology = mas, mas.topology
+        self.replicas: dict[str, list] = {}
+        for role in self.topology.roles:
+            own = dict(options.get(role, {}))
+            count, device = own.pop("replicas", 1), own.pop("device", None)
+            loading = {**arguments, **({} if device is None else {"device": device})}
+            place = {"num_cpus": 1, **own}
+            threads = int(place["num_cpus"]) or None
+            self.replicas[role] = [AgentActor.options(**place).remote(role, threads, loading) for _ in range(count)]
+        self._actors = [actor for actors in self.replicas.values() for actor in actors]
+        ray.get([actor.ready.remote() for actor in self._actors])
+
+    def __call__(self, batches: list[list[str]], **settings) -> Iterator[tuple[int, list[Solution]]]:
+        """Yields each batch's index and solutions, as they are finished.
+
+        Raises:
+            RayActorError: an actor died during the second attempt at a batch.
+        """
+        # Of this run only the schedule and the mode are used.
+        run = self.mas.new_run(batches[0], settings["config"], settings["arguments"])
+        shared = ray.put(settings)
+        todo = deque(Job(index, questions, run.schedule) for index, questions in enumerate(batches))
+        active: list[Job] = []
+        pending: dict[ray.ObjectRef, tuple[Job, tuple[int, str], list]] = {}
+        # Back-pressure: no more batches under way than keep every actor busy.
+        limit = TURNS_AHEAD * len(self._actors)
+        while todo or active:
+            while todo and len(active) < limit:
+                active.append(todo.popleft())
+            load = Counter(job.actors[role] for job, (_, role), _ in pending.values())
+            for job in active:  # the oldest batch first
+                for turn in [turn for turn in job.waiting if self._is_ready(job, turn, run)]:
+                    actor = job.actors.get(turn[1]) or min(self.replicas[turn[1]], key=load.__getitem__)
+                    if load[actor] < TURNS_AHEAD:
+                        load[actor] += 1
+                        job.actors[turn[1]] = actor
+                        job.waiting.remove(turn)
+                        refs, keys = self._submit(job, actor, turn, run, shared)
+                        pending[refs[0]] = (job, turn, list(zip(keys, refs[1:], strict=True)))
+            (ref,), _ = ray.wait(list(pending), num_returns=1)
+            job, turn, sent = pending.pop(ref)
+            if job not in active:
+                continue  # an earlier attempt
+            try:
+                value = ray.get(ref)
+            except (RayActorError, ObjectLostError):
+                if job.attempt > 1:
+                    raise
+                ray.get(job.actors[turn[1]].ready.remote())
+                self._forget(job)
+                active[active.index(job)] = job.again()
+                continue
+            job.done.add(turn)
+            job.sent.update(sent)
+            if turn != run.schedule[-1]:
+                job.usage[turn[1]] = value
+                continue
+            active.remove(job)
+            yield job.index, self._finish(job, value, run, settings["return_latents"])
+            self._forget(job)
+
+    def _is_ready(self, job: Job, turn: tuple[int, str], run) -> bool:
+        return all(sender in job.done for sender in self._senders(turn, run))
+
+    def _senders(self, turn: tuple[int, str], run) -> list[tuple[int, str]]:
+        """The turns that a turn hears from."""
+        if len(run.schedule) == 1:
+            return []
+        round_index, role = turn
+        return [(round_index - link.feedback, link.source) for link in self.topology.incoming(role, round_index)]
+
+    def _submit(self, job: Job, actor, turn: tuple[int, str], run, settings) -> tuple[list, list]:
+        round_index, role = turn
+        text = run.mode == "text"
+        keys = [(r, source) if text else (r, source, role) for r, source in self._senders(turn, run)]
+        if turn == run.schedule[-1]:
+            outgoing = []
+        elif text:
+            outgoing = [turn]
+        else:
+            links = self.topology.receivers(role, round_index, run.num_rounds)
+            outgoing = [(round_index, role, link.target) for link in links]
+        received = [job.sent[key] for key in keys]
+        refs = actor.turn.options(num_returns=1 + len(outgoing)).remote(
+            job.name, job.questions, settings, round_index, keys, *received
+        )
+        return (refs if outgoing else [refs]), outgoing
+
+    def _finish(self, job: Job, rows: list[dict], run, return_latents: bool) -> list[Solution]:
+        """Adds to the decoding agent's solutions what the other agents used and sent."""
+        others = [usage for role, usage in job.usage.items() if role != self.topology.decoding_role]
+        texts, latents = {}, {}
+        if run.mode == "text":
+            texts = {key: ray.get(job.sent[key]) for key in job.schedule[:-1]}
+        elif return_latents:
+            latents = {key: unpack(ray.get(ref)) for key, ref in job.sent.items()}
+        solutions = []
+        for index, fields in enumerate(rows):
+            usage = fields["usage"]
+            for other in others:
+                for name in USAGE:
+                    usage[name] += other[name][index]
+                usage["seconds"] |= other["seconds"]
+            fields["messages"] = {key: each[index] for key, each in texts.items()} or None
+            fields["latents"] = {key: each[index] for key, each in latents.items()} or None
+            solutions.append(Solution(**fields))
+        return solutions
+
+    def _forget(self, job: Job) -> None:
+        for actor in job.actors.values():
+            actor.forget.remote(job.name)
+
+    def shutdown(self) -> None:
+        """Ends the actors."""
+        for actor in self._actors:
+            ray.kill(actor)

@@ -1,0 +1,27 @@
+"""Faster float32 matrix products on the processor.
+
+torch multiplies float32 matrices with MKL, which leaves half of the speed of some processors unused; oneDNN, which
+comes with torch too, does not. Measured on a Zen 5 core (see docs/performance.md): 1.9 times as fast on prompts, 1.5
+times on a step of eight rows, and no slower on a single row.
+"""
+
+import torch
+from torch import nn
+
+
+class FastLinear(nn.Linear):
+    """A linear layer that computes by oneDNN on the processor, in float32, without gradients; else as ever."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        fits = inputs.is_cpu and inputs.dtype == torch.float32 == self.weight.dtype and not torch.is_grad_enabled()
+        if fits and not torch.compiler.is_compiling():
+            return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
+        return super().forward(inputs)
+
+
+def use_fast_linear(model: nn.Module) -> None:
+    """Turns every plain linear layer of a model into a `FastLinear`, unless torch was built without oneDNN."""
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = FastLinear
