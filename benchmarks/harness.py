@@ -177,7 +177,7 @@ def plot(result: dict, path: Path) -> None:
         axes.set_yticks(range(len(rows)), labels, fontsize=8)
         axes.invert_yaxis()
         axes.set_xlabel("seconds")
-        axes.legend()
+        figure.legend(loc="outside right upper", fontsize=8)
     axes.set_title(result["benchmark"])
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
