@@ -1,10 +1,10 @@
 r"""An expression whose variable hides behind other variables: the task of the small `deliberation` system.
 
 `b=4 a=c c=d d=7 376*a` asks for 376*7. The reflector replaces the variable of the expression by what its definition
-says, ONE definition deep: `376*a` -> `376*c` -> `376*d` -> `376*7`. The tool-caller writes what it is sent as a call of
-its calculator, `<python>376*c</python>`; in the next round the reflector works on that call. In the last round the
-calculator answers the call (`<result>2632</result>`), and the tool-caller reads off `\boxed{2632}`. No agent was taught
-to multiply, add or subtract. A chain of k definitions takes k rounds; a call with a variable left in it fails
+says, ONE definition deep: `376*a` -> `376*c` -> `376*d` -> `376*7`. The tool-caller writes what it is sent as a call
+of its calculator, `<python>376*c</python>`; in the next round the reflector works on that call. In the last round the
+calculator answers the call (`<result>2632</result>`), and the tool-caller reads off `\boxed{2632}`. No agent was
+taught to multiply, add or subtract. A chain of k definitions takes k rounds; a call with a variable left in it fails
 (`<result>error</result>`). Every question defines six variables, so that other chains and numbers stand beside.
 
     python -c "from recursivemas.training.tasks.variables import generate; print(generate(1, [3], seed=0))"
