@@ -40,6 +40,10 @@ class Recipe:
     max_new_tokens: int = 32
 
 
+INNER_LOOP = {
+    "inner_kind": "ln_res_adapter", "num_rounds": 4, "max_steps": 600, "batch_size": 32,
+    "learning_rate": 2e-3, "warmup_steps": 30, "logging_steps": 50,
+}  # fmt: skip
 RECIPES = {
     "sequential": Recipe(
         config={
@@ -56,12 +60,64 @@ RECIPES = {
             "latent_halting": True,
         },
         rows=4000,
-        training={
-            "inner_kind": "ln_res_adapter", "num_rounds": 4, "max_steps": 600, "batch_size": 32,
-            "learning_rate": 2e-3, "warmup_steps": 30, "logging_steps": 50,
-        },
+        training=INNER_LOOP,
     ),
-}  # fmt: skip
+    "mixture": Recipe(
+        config={
+            "style": "mixture",
+            "stages": [["adder", "subtracter", "multiplier"], ["summarizer"]],
+            "links": [
+                {"source": "adder", "target": "summarizer"},
+                {"source": "subtracter", "target": "summarizer"},
+                {"source": "multiplier", "target": "summarizer"},
+                {"source": "summarizer", "target": "adder", "feedback": True},
+                {"source": "summarizer", "target": "subtracter", "feedback": True},
+                {"source": "summarizer", "target": "multiplier", "feedback": True},
+            ],
+            "decoding_role": "summarizer",
+            "num_rounds": 4,
+            "latent_steps": 8,
+            "latent_halting": True,
+        },
+        rows=4000,
+        training=INNER_LOOP,
+        max_new_tokens=8,
+    ),
+    "distillation": Recipe(
+        config={
+            "style": "distillation",
+            "stages": [["expert"], ["learner"]],
+            "links": [
+                {"source": "expert", "target": "learner"},
+                {"source": "learner", "target": "expert", "feedback": True},
+            ],
+            "decoding_role": "learner",
+            "num_rounds": 4,
+            "latent_steps": 16,
+            "latent_halting": True,
+        },
+        rows=4000,
+        training=INNER_LOOP,
+        max_new_tokens=16,
+    ),
+    "deliberation": Recipe(
+        config={
+            "style": "deliberation",
+            "stages": [["reflector"], ["toolcaller"]],
+            "links": [
+                {"source": "reflector", "target": "toolcaller"},
+                {"source": "toolcaller", "target": "reflector", "feedback": True},
+            ],
+            "decoding_role": "toolcaller",
+            "num_rounds": 4,
+            "latent_steps": 16,
+            "latent_halting": True,
+        },
+        rows=4000,
+        training=INNER_LOOP,
+        max_new_tokens=48,
+    ),
+}
 
 
 def start_system(name: str, folder: Path) -> RecursiveMASModel:
