@@ -9,6 +9,7 @@ error); outer links are ridge regressions between the token embeddings that two 
 
 import argparse
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +81,7 @@ RECIPES = {
             "latent_halting": True,
         },
         rows=4000,
-        training=INNER_LOOP,
+        training={**INNER_LOOP, "max_steps": 1500},
         max_new_tokens=8,
     ),
     "distillation": Recipe(
@@ -97,7 +98,7 @@ RECIPES = {
             "latent_halting": True,
         },
         rows=4000,
-        training=INNER_LOOP,
+        training={**INNER_LOOP, "max_steps": 1500},
         max_new_tokens=16,
     ),
     "deliberation": Recipe(
@@ -114,7 +115,7 @@ RECIPES = {
             "latent_halting": True,
         },
         rows=4000,
-        training=INNER_LOOP,
+        training={**INNER_LOOP, "max_steps": 1500},
         max_new_tokens=48,
     ),
 }
@@ -164,9 +165,9 @@ def build(name: str, output: Path, seed: int = 0) -> dict[str, Any]:
             "seed": seed,
         }
         result = train("inner", TrainingConfig(**settings | recipe.training))
-        mas = RecursiveMASModel.from_pretrained(Path(scratch, "trained"))
-        mas.config.name_or_path = str(output)
-        mas.save_pretrained(output)
+        # Neither the agents, which lie there already, nor the remote code, of which the repository has one copy.
+        ignored = shutil.ignore_patterns("agents", "training", "*.py")
+        shutil.copytree(Path(scratch, "trained"), output, ignore=ignored, dirs_exist_ok=True)
     return result
 
 
