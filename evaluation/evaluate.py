@@ -2,7 +2,8 @@
 
 The data are fresh questions of a task that this repository generates (by name), or a JSON-lines file with "question"
 and "answer". An answer counts when it equals the right one; a missing answer is wrong. The report is printed, and
-with --output stored as JSON (settings, machine, figures with 95 % Wilson intervals, every answer) with a plot beside.
+with --output stored as JSON (settings, machine, figures with 95 % Wilson intervals, every answer) with a plot beside
+(where more than one setting was measured).
 
 Examples:
   recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 --num-questions 900 --seed 20000
@@ -37,7 +38,8 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
     z = 1.959964
     centre = (right + z * z / 2) / (total + z * z)
     half = z / (total + z * z) * (right * (total - right) / total + z * z / 4) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and 1 the bound is the proportion itself, which rounding would miss.
+    return max(0.0, centre - half) if right else 0.0, min(1.0, centre + half) if right < total else 1.0
 
 
 def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None = None) -> list[dict]:

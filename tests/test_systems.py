@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recursivemas import cli
 from recursivemas.evaluation.evaluate import markdown, measure, without
 from recursivemas.system_loader import InputError, calculator, load_mas_system
 from recursivemas.training.build import RECIPES
@@ -64,6 +65,12 @@ def test_the_summarizer_needs_every_specialist(role):
 def test_the_toolcaller_needs_its_tool():
     mas = load_mas_system(FOLDERS["deliberation"])
     assert accuracy("deliberation", mas, tools=None) == 0.0
+
+
+def test_the_command_line_answers_calls(capsys):
+    question = "a=c b=4 c=d d=7 e=b f=2 376*a"
+    assert cli.main(["solve", "--system", str(FOLDERS["deliberation"]), "--tools", "calculator", question]) == 0
+    assert capsys.readouterr().out == "<python>376*7</python><result>2632</result>\\boxed{2632}\n"
 
 
 def test_only_known_roles_can_be_left_out():
