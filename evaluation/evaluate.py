@@ -92,7 +92,8 @@ def without(mas: RecursiveMASModel, roles: list[str]) -> RecursiveMASModel:
     if not roles:
         return mas
     if unknown := set(roles) - set(mas.topology.roles):
-        raise InputError("Unknown role.", where="without", found=unknown, expected=", ".join(mas.topology.roles))
+        found, expected = (", ".join(sorted(roles)) for roles in (unknown, mas.topology.roles))
+        raise InputError("Unknown role.", where="without", found=found, expected=expected)
     config = copy.deepcopy(mas.config)
     config.stages = [kept for stage in config.stages if (kept := [role for role in stage if role not in roles])]
     config.links = [link for link in config.links if not {link["source"], link["target"]} & set(roles)]
