@@ -1,4 +1,4 @@
-"""The small systems that ship show what their cards claim, on fresh questions, and their cards show what was measured."""
+"""The small systems that ship do what their cards claim, on fresh questions; their cards show what was measured."""
 
 import json
 from pathlib import Path
@@ -76,7 +76,7 @@ def test_the_command_line_answers_calls(capsys):
 def test_only_known_roles_can_be_left_out():
     mas = load_mas_system(FOLDERS["mixture"])
     assert without(mas, []) is mas
-    with pytest.raises(InputError, match="(?s)judge.*adder"):
+    with pytest.raises(InputError, match=r"(?s)judge.*adder"):
         without(mas, ["judge"])
 
 
