@@ -2,15 +2,18 @@
 
 The data are fresh questions of a task that this repository generates (by name), or a JSON-lines file with "question"
 and "answer". An answer counts when it equals the right one; a missing answer is wrong. The report is printed, and
-with --output stored as JSON (settings, machine, figures with 95 % Wilson intervals, every answer) with a plot beside.
+with --output stored as JSON (settings, machine, figures with 95 % Wilson intervals, every answer) with a plot beside
+(where more than one setting was measured).
 
 Examples:
   recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 --num-questions 900 --seed 20000
   recursivemas evaluate --data questions.jsonl --rounds 1 3 --modes latent text --output results/mine.json
+  recursivemas evaluate --system systems/mixture --data registers --without adder
   recursivemas evaluate --data arithmetic --json | jq '.figures[] | [.mode, .num_rounds, .accuracy]'
 """
 
 import argparse
+import copy
 import json
 import os
 import platform
@@ -23,9 +26,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from ..system_loader import InputError, RecursiveMASModel
+from ..system_loader import InputError, RecursiveMASModel, slot_marker
 from ..training.tasks import TASKS
-from .solve import add_system_arguments, load_from_arguments, progress
+from .solve import TOOLS, add_system_arguments, load_from_arguments, progress
 
 MODES = ("latent", "text", "alone")
 
@@ -35,7 +38,8 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
     z = 1.959964
     centre = (right + z * z / 2) / (total + z * z)
     half = z / (total + z * z) * (right * (total - right) / total + z * z / 4) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # At 0 and 1 the bound is the proportion itself, which rounding would miss.
+    return max(0.0, centre - half) if right else 0.0, min(1.0, centre + half) if right < total else 1.0
 
 
 def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None = None) -> list[dict]:
@@ -76,6 +80,36 @@ def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None
             ) from error
         rows.append(row)
     return rows[:num_questions]
+
+
+def without(mas: RecursiveMASModel, roles: list[str]) -> RecursiveMASModel:
+    """The system without some of its roles (its parts are shared): their slots in the others' prompts stay empty.
+
+    Raises:
+        InputError: no such role.
+        ConfigError: what is left cannot run.
+    """
+    if not roles:
+        return mas
+    if unknown := set(roles) - set(mas.topology.roles):
+        found, expected = (", ".join(sorted(roles)) for roles in (unknown, mas.topology.roles))
+        raise InputError("Unknown role.", where="without", found=found, expected=expected)
+    config = copy.deepcopy(mas.config)
+    config.stages = [kept for stage in config.stages if (kept := [role for role in stage if role not in roles])]
+    config.links = [link for link in config.links if not {link["source"], link["target"]} & set(roles)]
+    config.agents = {role: entry for role, entry in config.agents.items() if role not in roles}
+    prompts = json.dumps({role: entry for role, entry in config.prompts.items() if role not in roles})
+    for role in roles:
+        prompts = prompts.replace(slot_marker(role), "")
+    config.prompts = json.loads(prompts)
+    topology = config.topology
+    rest = RecursiveMASModel(
+        config,
+        {role: mas.agents[role] for role in topology.roles},
+        {link.name: mas.outer_links[link.name] for link in topology.links},
+    )
+    rest.generation_config = copy.deepcopy(mas.generation_config)
+    return rest
 
 
 def measure(
@@ -228,6 +262,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--levels", type=int, nargs="+", help="of the generated questions (default: all of the task)")
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3, 4], help="numbers of rounds to measure")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="what to measure")
+    parser.add_argument(
+        "--without", nargs="+", default=[], metavar="ROLE", help="leave out roles: what they are worth"
+    )
     parser.add_argument("--group-by", help="field of the rows to break accuracy down by (default: the task's own)")
     parser.add_argument("--from", dest="stored", help="show stored results again (JSON), and draw their plot anew")
     parser.add_argument("--output", help="JSON file for the results; a plot goes beside it (.png)")
@@ -268,7 +305,7 @@ def _measure_all(arguments: argparse.Namespace) -> dict:
         raise InputError("There is nothing to measure.", where="--num-questions", found=arguments.num_questions)
     rows = load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels)
     group_by = arguments.group_by or getattr(TASKS.get(arguments.data), "GROUP_BY", None)
-    mas = load_from_arguments(arguments)
+    mas = without(load_from_arguments(arguments), arguments.without)
     figures = evaluate(
         mas,
         rows,
@@ -279,6 +316,7 @@ def _measure_all(arguments: argparse.Namespace) -> dict:
         task=arguments.task,
         batch_size=arguments.batch_size,
         max_new_tokens=arguments.max_new_tokens,
+        tools=TOOLS.get(arguments.tools),
     )
     settings = {
         "style": mas.config.style,
@@ -289,6 +327,8 @@ def _measure_all(arguments: argparse.Namespace) -> dict:
         "latent_steps": mas.config.latent_steps if arguments.latent_steps is None else arguments.latent_steps,
         "latent_halting": mas.config.latent_halting,
         "batch_size": arguments.batch_size,
+        "tools": arguments.tools,
+        "without": arguments.without,
         "group_by": group_by,
     }
     return {"date": date.today().isoformat(), "settings": settings, "machine": machine(), "figures": figures}

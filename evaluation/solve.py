@@ -7,6 +7,7 @@ Examples:
   recursivemas solve --rounds 1 "3+5*2-4+7" "8-2"
   cat questions.txt | recursivemas solve --json > answers.jsonl
   recursivemas solve --system path/to/system --mode text --file questions.jsonl
+  recursivemas solve --system systems/deliberation --tools calculator "a=c b=4 c=d d=7 e=b f=2 376*a"
 """
 
 import argparse
@@ -16,7 +17,10 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from ..system_loader import ROOT, InputError, RecursiveMASModel, load_mas_system
+from ..system_loader import ROOT, InputError, RecursiveMASModel, calculator, load_mas_system
+
+# What --tools knows: name -> tags and their functions, see `RecursiveMASModel.solve`.
+TOOLS = {"calculator": {"python": calculator}}
 
 
 def add_system_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +34,9 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="questions that run side by side (default: 32)")
     parser.add_argument("--latent-steps", type=int, help="latent steps of a rollout (default: the system's)")
     parser.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (default: the system's)")
+    parser.add_argument(
+        "--tools", choices=TOOLS, help="answer the calls in what the system writes (default: calls stay text)"
+    )
     parser.add_argument("--task", help="default, math, choice, code or reasoning (default: the system's)")
 
 
@@ -102,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
             mode=arguments.mode,
             batch_size=arguments.batch_size,
             max_new_tokens=arguments.max_new_tokens,
+            tools=TOOLS.get(arguments.tools),
             on_progress=bar.update,
         )
     for question, solution in zip(questions, solutions, strict=True):

@@ -9,6 +9,7 @@ error); outer links are ridge regressions between the token embeddings that two 
 
 import argparse
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,10 @@ class Recipe:
     max_new_tokens: int = 32
 
 
+INNER_LOOP = {
+    "inner_kind": "ln_res_adapter", "num_rounds": 4, "max_steps": 600, "batch_size": 32,
+    "learning_rate": 2e-3, "warmup_steps": 30, "logging_steps": 50,
+}  # fmt: skip
 RECIPES = {
     "sequential": Recipe(
         config={
@@ -56,12 +61,64 @@ RECIPES = {
             "latent_halting": True,
         },
         rows=4000,
-        training={
-            "inner_kind": "ln_res_adapter", "num_rounds": 4, "max_steps": 600, "batch_size": 32,
-            "learning_rate": 2e-3, "warmup_steps": 30, "logging_steps": 50,
-        },
+        training=INNER_LOOP,
     ),
-}  # fmt: skip
+    "mixture": Recipe(
+        config={
+            "style": "mixture",
+            "stages": [["adder", "subtracter", "multiplier"], ["summarizer"]],
+            "links": [
+                {"source": "adder", "target": "summarizer"},
+                {"source": "subtracter", "target": "summarizer"},
+                {"source": "multiplier", "target": "summarizer"},
+                {"source": "summarizer", "target": "adder", "feedback": True},
+                {"source": "summarizer", "target": "subtracter", "feedback": True},
+                {"source": "summarizer", "target": "multiplier", "feedback": True},
+            ],
+            "decoding_role": "summarizer",
+            "num_rounds": 4,
+            "latent_steps": 8,
+            "latent_halting": True,
+        },
+        rows=4000,
+        training={**INNER_LOOP, "max_steps": 1500},
+        max_new_tokens=8,
+    ),
+    "distillation": Recipe(
+        config={
+            "style": "distillation",
+            "stages": [["expert"], ["learner"]],
+            "links": [
+                {"source": "expert", "target": "learner"},
+                {"source": "learner", "target": "expert", "feedback": True},
+            ],
+            "decoding_role": "learner",
+            "num_rounds": 4,
+            "latent_steps": 16,
+            "latent_halting": True,
+        },
+        rows=4000,
+        training={**INNER_LOOP, "max_steps": 1500},
+        max_new_tokens=16,
+    ),
+    "deliberation": Recipe(
+        config={
+            "style": "deliberation",
+            "stages": [["reflector"], ["toolcaller"]],
+            "links": [
+                {"source": "reflector", "target": "toolcaller"},
+                {"source": "toolcaller", "target": "reflector", "feedback": True},
+            ],
+            "decoding_role": "toolcaller",
+            "num_rounds": 4,
+            "latent_steps": 16,
+            "latent_halting": True,
+        },
+        rows=4000,
+        training={**INNER_LOOP, "max_steps": 1500},
+        max_new_tokens=48,
+    ),
+}
 
 
 def start_system(name: str, folder: Path) -> RecursiveMASModel:
@@ -108,9 +165,9 @@ def build(name: str, output: Path, seed: int = 0) -> dict[str, Any]:
             "seed": seed,
         }
         result = train("inner", TrainingConfig(**settings | recipe.training))
-        mas = RecursiveMASModel.from_pretrained(Path(scratch, "trained"))
-        mas.config.name_or_path = str(output)
-        mas.save_pretrained(output)
+        # Neither the agents, which lie there already, nor the remote code, of which the repository has one copy.
+        ignored = shutil.ignore_patterns("agents", "training", "*.py")
+        shutil.copytree(Path(scratch, "trained"), output, ignore=ignored, dirs_exist_ok=True)
     return result
 
 

@@ -2,8 +2,8 @@
 
 Each module offers PROMPTS (the system's prompt set), `generate(num_examples, levels, seed)` (rows with "question",
 "answer" and per-role "targets"), GROUP_BY (the field of a row that says how hard it is), LEVELS (the values of that
-field), `pretraining_examples(role, num_examples, levels, seed)` for the pre-training of its agents, and where there
-are some, WORDS (wording of the targets, for the tokenizers) and TOOLS (see `RecursiveMASModel.solve`).
+field), `pretraining_examples(role, num_examples, levels, seed)` for the pre-training of its agents, and where needed
+WORDS (what its agents say besides single characters: the tokenizers merge it into few tokens).
 """
 
 from types import ModuleType

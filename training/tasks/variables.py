@@ -1,11 +1,11 @@
 r"""An expression whose variable hides behind other variables: the task of the small `deliberation` system.
 
-`b=4 a=c c=d d=7 376*a` asks for 376*7. The reflector replaces the variable of the expression by what its definition
-says, ONE definition deep: `376*a` -> `376*c` -> `376*d` -> `376*7`. The tool-caller writes what it is sent as a call of
-its calculator, `<python>376*c</python>`; in the next round the reflector works on that call. In the last round the
-calculator answers the call (`<result>2632</result>`), and the tool-caller reads off `\boxed{2632}`. No agent was taught
-to multiply, add or subtract. A chain of k definitions takes k rounds; a call with a variable left in it fails
-(`<result>error</result>`). Every question defines six variables, so that other chains and numbers stand beside.
+`a=c b=4 c=d d=7 e=b f=2 376*a` asks for 376*7. The reflector replaces the variable of the expression by what its
+definition says, ONE definition deep: `376*a` -> `376*c` -> `376*d` -> `376*7`. The tool-caller writes what it is sent
+as a call of its calculator, `<python>376*c</python>`; in the next round the reflector works on that call. In the last
+round the calculator answers the call (`<result>2632</result>`), and the tool-caller reads off `\boxed{2632}`. No agent
+was taught to multiply, add or subtract. A chain of k definitions takes k rounds; a call with a variable left in it
+fails (`<result>error</result>`). Every question defines six variables, so that other chains and numbers stand beside.
 
     python -c "from recursivemas.training.tasks.variables import generate; print(generate(1, [3], seed=0))"
 """
@@ -17,12 +17,10 @@ from typing import Any
 
 from ...system_loader import calculator
 
-NAMES = "abcdefgh"
+NAMES = "abcdef"
 NUMBERS = "23456789"
-NUM_DEFINITIONS = 6
 GROUP_BY = "depth"  # the field of a row that says how hard its question is
 LEVELS = range(1, 5)  # the values of that field: definitions between the expression and its number
-TOOLS = {"python": calculator}
 WORDS = ("<python>1</python>", "<python>1</python>", "<result>1</result>", "<result>error</result>", r"\boxed{1}")
 
 PROMPTS: dict[str, dict[str, Any]] = {
@@ -66,15 +64,14 @@ def chain(question: str) -> list[str]:
 
 def random_question(depth: int, rng: random.Random) -> str:
     """A question whose variable is `depth` definitions away from its number."""
-    names = rng.sample(NAMES, NUM_DEFINITIONS)
+    names = rng.sample(NAMES, len(NAMES))
     definitions = dict(zip(names[:depth], [*names[1:depth], rng.choice(NUMBERS)], strict=True))
-    for index in range(depth, NUM_DEFINITIONS):
+    for index in range(depth, len(names)):
         # The others lead to numbers too, by themselves or through one another.
         later = names[index + 1 :]
         definitions[names[index]] = rng.choice(later) if later and rng.random() < 0.5 else rng.choice(NUMBERS)
-    shuffled = rng.sample(names, NUM_DEFINITIONS)
     expression = f"{rng.randrange(100, 1000)}{rng.choice('+-*')}{names[0]}"
-    return " ".join([*(f"{name}={definitions[name]}" for name in shuffled), expression])
+    return " ".join([*(f"{name}={definitions[name]}" for name in NAMES), expression])
 
 
 def generate(
