@@ -55,8 +55,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "random linear start, every receiver in every round": {**LINEAR, **RANDOM, **RECEIVERS},
     "ridge start, last round only": NORM,
     "ridge start, every receiver in every round": {**NORM, **RECEIVERS},
+    "ridge start, last round only, learning rate 1e-4": {**NORM, "learning_rate": 1e-4},
+    "ridge start, every receiver in every round, learning rate 1e-4": {**NORM, **RECEIVERS, "learning_rate": 1e-4},
 }
-LOSSES = {"last round only": {}, "every receiver in every round": RECEIVERS}
+LOSSES = {
+    "last round only": {},
+    "every receiver in every round": RECEIVERS,
+    "every receiver in every round, learning rate 5e-4": {**RECEIVERS, "learning_rate": 5e-4},
+}
 SHARES = (0.5, 0.0)
 
 
@@ -128,7 +134,12 @@ def partial_system(folder: Path, share: float, seed: int = 0) -> str:
 def curve(system: str, folder: Path, data: dict[str, str], steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One run of the outer loop: losses, gradient norms and accuracy over the steps, and what came of it."""
     config = TrainingConfig(
-        system=system, output=str(folder), max_steps=steps, eval_steps=max(1, steps // 4), **data, **OUTER, **settings
+        system=system,
+        output=str(folder),
+        max_steps=steps,
+        eval_steps=max(1, steps // 4),
+        **data,
+        **{**OUTER, **settings},
     )
     train("outer", config)
     history = json.loads((folder / "training" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
