@@ -13,6 +13,7 @@ from recursivemas import cli
 from recursivemas.system_loader import OUTER_KINDS, ConfigError, InputError, OuterLink, load_mas_system, remote_module
 from recursivemas.training.config import TrainingConfig, load_config
 from recursivemas.training.data import DataError, Encoder, read_rows, refuse_bad_rows
+from recursivemas.training.inspection import UntiedOuterLoop, _closeness
 from recursivemas.training.loops import Example, InnerLoop, OuterLoop
 from recursivemas.training.run import build_loop, last_checkpoint, train
 from recursivemas.training.start import (
@@ -304,6 +305,27 @@ def test_links_train_in_float32_beside_bfloat16_agents():
     assert {agent.dtype for agent in mas.agents.values()} == {torch.bfloat16}
 
 
+def test_the_gradients_of_the_rounds_add_up_to_that_of_the_link():
+    mas = tiny_chain()
+    examples, settings = examples_of(mas, 3, 3 - 1), {"num_rounds": 2, "latent_steps": 4, "earlier_rounds_weight": 0.5}
+    tied = gradients_of(OuterLoop(mas, list(mas.outer_links), ROLES, **settings), examples)
+    untied = UntiedOuterLoop(mas, list(mas.outer_links), ROLES, **settings)
+    untied(examples)["loss"].backward()
+    for name, gradient in tied.items():
+        _, link, parameter = name.split(".", 2)
+        copies = [dict(untied.copies[link, r].named_parameters())[parameter].grad for r in (1, 2)]
+        total = sum(copy for copy in copies if copy is not None)
+        torch.testing.assert_close(total, gradient, atol=1e-5 * float(gradient.abs().max()), rtol=1e-4)
+
+
+def test_closeness_tells_direction_from_length():
+    agent = tiny_agent("gemma3_text", "a")
+    ids = torch.arange(5, 15)
+    found = _closeness(agent, 2 * agent.embed(ids), ids)
+    assert found["cosine"] == pytest.approx(1) and found["scale"] == pytest.approx(2)
+    assert _closeness(agent, agent.embed(ids), ids)["nearest_token"] == 1
+
+
 # Runs
 
 
@@ -336,6 +358,7 @@ def test_a_run_lowers_the_loss_saves_links_only_and_a_system_that_loads(workshop
     result = train(kind, config)
     losses = losses_of(tmp_path)
     assert result["step"] == 12 and losses[-1] < losses[0] and {"eval_loss", "eval_accuracy"} <= result.keys()
+    assert list((tmp_path / "training" / "runs").rglob("events.out.tfevents.*"))
     checkpoint = last_checkpoint(tmp_path / "training")
     saved = load_file(checkpoint / "model.safetensors")
     assert checkpoint.name == "checkpoint-12" and {key.split(".")[0] for key in saved} == {f"{kind}_links"}
@@ -405,6 +428,9 @@ def test_new_links_start_where_the_settings_say():
     assert mas.config.links[0]["kind"] == "outer_ln_res_adapter"
     with pytest.raises(InputError, match="Unknown links"):
         build_loop("outer", TrainingConfig(links=["planner_to_nobody"]), mas)
+    with pytest.raises(InputError, match="send nothing in 1 rounds"):
+        build_loop("outer", TrainingConfig(links=["solver_to_planner"], num_rounds=1), mas)
+    assert "solver_to_planner" not in build_loop("outer", TrainingConfig(num_rounds=1), mas).outer_links
 
 
 # Commands
@@ -436,6 +462,23 @@ def test_the_train_command_runs_both_loops(workshop, tmp_path, capsys):
     assert cli.main(["train", "inner", *base, f"--set=output={tmp_path / 'i'}", "--set=inner_kind=adapter"]) == 0
     assert cli.main(["train", "outer", *base, f"--set=output={tmp_path / 'o'}"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["step"] == 1
+
+
+@pytest.mark.parametrize("what", ["gradients", "fidelity", "thoughts"])
+def test_the_inspect_command_prints_json_and_draws(workshop, tmp_path, capsys, what):
+    command = ["inspect", what, "--system", str(workshop / "system"), "--data", str(workshop / "rows.jsonl"), "--json",
+               "--rounds", "2", "--num-rows", "3", "--plot", str(tmp_path / "plot.png"),
+               "--questions", "How many?"]  # fmt: skip
+    assert cli.main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    links = {*ROLES, "planner_to_critic", "critic_to_solver", "solver_to_planner"}
+    if what == "thoughts":
+        assert [said["round"] for said in found[0]["latents"]] == [1, 1, 1, 2, 2]
+    else:
+        assert set(found) == links
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    assert cli.main([*command[:6], "--num-rows", "3", "--questions", "How many?"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) > 5
 
 
 def launch(*arguments: str, processes: int = 1) -> subprocess.Popen:

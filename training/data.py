@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..system_loader import InputError, RecursiveMASModel, Slot, remote_module
+from ..system_loader import ConfigError, InputError, RecursiveMASModel, Slot, remote_module
 
 template_for = remote_module("prompts_recursivemas").template_for
 
@@ -216,10 +216,20 @@ class Encoder:
     Args:
         mas: the system.
         task: chooses the prompts.
+
+    Raises:
+        ConfigError: an agent has no end-of-sequence token, which every target ends with.
     """
 
     def __init__(self, mas: RecursiveMASModel, task: str) -> None:
         self.mas, self.task = mas, task
+        for role, agent in mas.agents.items():
+            if not agent.eos_token_ids:
+                raise ConfigError(
+                    "An agent has no end-of-sequence token.",
+                    where=f"agent {role}, generation_config.json and tokenizer",
+                    expected="`eos_token_id`, the token that ends the assistant's turn",
+                )
 
     def part(self, row: Row, role: str, round_index: int) -> Part:
         """The prompt of a role in a round, and its target."""

@@ -2,10 +2,12 @@
 
     python -m recursivemas.training.experiments starts --output evaluation/results/starts.json
     python -m recursivemas.training.experiments outer --output evaluation/results/outer_training.json
+    python -m recursivemas.training.experiments gradients --output evaluation/results/gradients.json
 
 `starts`: accuracy with no training at all, after the inner loop, and after both. `outer`: loss and accuracy over the
 steps of the outer loop, from a random and from the ridge start, for each form of the loss; and with ridge starts that
-know only some of the shared tokens.
+know only some of the shared tokens. `gradients`: norms by round, of the shipped links and of random ones, for each
+form of the loss.
 """
 
 import argparse
@@ -22,8 +24,9 @@ from ..evaluation.evaluate import machine, measure
 from ..system_loader import ROOT, RecursiveMASModel, load_mas_system
 from .config import TrainingConfig
 from .data import Encoder, read_rows
+from .inspection import gradients
 from .loops import target_states
-from .run import train
+from .run import build_loop, train
 from .start import (
     ExpectedEmbeddingLink,
     fit_inner_link,
@@ -34,6 +37,7 @@ from .start import (
     token_bytes,
 )
 from .tasks import TASKS
+from .trainer import Examples
 
 OPERATORS = range(7)  # of the questions of the outer loop: two rounds of three agents solve up to six
 OUTER = {
@@ -51,8 +55,14 @@ RUNS: dict[str, dict[str, Any]] = {
     "random linear start, every receiver in every round": {**LINEAR, **RANDOM, **RECEIVERS},
     "ridge start, last round only": NORM,
     "ridge start, every receiver in every round": {**NORM, **RECEIVERS},
+    "ridge start, last round only, learning rate 1e-4": {**NORM, "learning_rate": 1e-4},
+    "ridge start, every receiver in every round, learning rate 1e-4": {**NORM, **RECEIVERS, "learning_rate": 1e-4},
 }
-LOSSES = {"last round only": {}, "every receiver in every round": RECEIVERS}
+LOSSES = {
+    "last round only": {},
+    "every receiver in every round": RECEIVERS,
+    "every receiver in every round, learning rate 5e-4": {**RECEIVERS, "learning_rate": 5e-4},
+}
 SHARES = (0.5, 0.0)
 
 
@@ -124,7 +134,12 @@ def partial_system(folder: Path, share: float, seed: int = 0) -> str:
 def curve(system: str, folder: Path, data: dict[str, str], steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One run of the outer loop: losses, gradient norms and accuracy over the steps, and what came of it."""
     config = TrainingConfig(
-        system=system, output=str(folder), max_steps=steps, eval_steps=max(1, steps // 4), **data, **OUTER, **settings
+        system=system,
+        output=str(folder),
+        max_steps=steps,
+        eval_steps=max(1, steps // 4),
+        **data,
+        **{**OUTER, **settings},
     )
     train("outer", config)
     history = json.loads((folder / "training" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
@@ -164,13 +179,36 @@ def outer(steps: int, only: list[str] | None = None) -> Iterator[dict[str, Any]]
                     yield report
 
 
+def round_gradients(count: int = 32, num_rounds: int = 4) -> dict[str, Any]:
+    """Gradient norms of every link by round, see inspection.py."""
+    results: dict[str, Any] = {}
+    forms = {"last round only": {}, "earlier rounds at 0.1": {"earlier_rounds_weight": 0.1}}
+    for start, links in (("random links", {**NORM, **RANDOM}), ("shipped links", {})):
+        for loss, settings in {**forms, "every receiver in every round": RECEIVERS}.items():
+            torch.manual_seed(0)
+            mas = load_mas_system(ROOT)
+            build_loop("outer", TrainingConfig(**links), mas)
+            rows, _ = read_rows(TASKS["arithmetic"].generate(count, seed=50_000), mas.topology.roles, num_rounds)
+            schedule = mas.topology.schedule(num_rounds)
+            examples = list(Examples(rows, Encoder(mas, "default"), [schedule], text=False))
+            results[f"{start}, {loss}"] = gradients(
+                mas,
+                examples,
+                num_rounds=num_rounds,
+                latent_steps=mas.config.latent_steps,
+                halting=mas.config.latent_halting,
+                **settings,
+            )
+    return {"rows": count, "seed": 50_000, "rounds": num_rounds, "gradients": results}
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m recursivemas.training.experiments",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("experiment", choices=("starts", "outer"))
+    parser.add_argument("experiment", choices=("starts", "outer", "gradients"))
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--questions", type=int, default=520, help="of `starts` (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=200, help="of each run of `outer` (default: %(default)s)")
@@ -180,6 +218,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     if arguments.experiment == "starts":
         reports = iter([starts(arguments.questions)])
+    elif arguments.experiment == "gradients":
+        reports = iter([round_gradients()])
     else:
         reports = outer(arguments.steps, arguments.only)
     for report in reports:

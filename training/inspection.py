@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import nn
 from torch.nn import functional
@@ -101,6 +102,7 @@ def _means(by_round: dict[int, list[float]]) -> dict[int, float]:
     return {r: sum(values) / len(values) for r, values in sorted(by_round.items())}
 
 
+@torch.no_grad()
 def _closeness(agent: RecursiveMASAgent, vectors: torch.Tensor, token_ids: torch.Tensor) -> dict[str, float]:
     """How near vectors (n, d) are to the embeddings of tokens (n,)."""
     wanted = agent.embed(token_ids).float()
@@ -203,7 +205,7 @@ def plot(kind: str, results: Any, path: Path) -> None:
         lines = [(result["question"], said) for result in results for said in result["latents"]]
         width = max((len(said["tokens"]) for _, said in lines), default=1)
         figure, axes = pyplot.subplots(figsize=(3 + 0.4 * width, 1 + 0.3 * len(lines)))
-        shades = torch.full((len(lines), max(1, width)), torch.nan)
+        shades = numpy.full((len(lines), max(1, width)), numpy.nan)
         for row, (_, said) in enumerate(lines):
             for column, (token, cosine) in enumerate(zip(said["tokens"], said["cosines"], strict=True)):
                 shades[row, column] = cosine

@@ -46,7 +46,13 @@ def build_loop(kind: str, config: TrainingConfig, mas: RecursiveMASModel) -> Lin
                 hint="start trainable ones, e.g. with `inner_kind=ln_res_adapter`",
             )
         return InnerLoop(mas, roles, config.squared_error_weight)
-    names = _known("links", config.links, list(mas.outer_links))
+    num_rounds = config.num_rounds or mas.config.num_rounds
+    used = [
+        link.name
+        for link in mas.topology.links
+        if any(link in mas.topology.receivers(role, r, num_rounds) for r, role in mas.topology.schedule(num_rounds))
+    ]
+    names = _known(f"links, or links that send nothing in {num_rounds} rounds", config.links, used)
     if config.outer_kind is not None:
         for link in mas.topology.links:
             if link.name in names:
@@ -56,11 +62,12 @@ def build_loop(kind: str, config: TrainingConfig, mas: RecursiveMASModel) -> Lin
                 else:
                     new = OuterLink(config.outer_kind, source.hidden_size, target.hidden_size)
                 set_outer_link(mas, link.name, new)
+    senders = dict.fromkeys(link.source for link in mas.topology.links if link.name in used)
     return OuterLoop(
         mas,
         names,
-        [role for role in mas.agents if _trainable(mas, role)] if config.train_inner_links else (),
-        num_rounds=config.num_rounds or mas.config.num_rounds,
+        [role for role in senders if _trainable(mas, role)] if config.train_inner_links else (),
+        num_rounds=num_rounds,
         latent_steps=config.latent_steps or mas.config.latent_steps,
         supervise=config.supervise,
         earlier_rounds_weight=config.earlier_rounds_weight,
@@ -74,10 +81,10 @@ def _trainable(mas: RecursiveMASModel, role: str) -> bool:
     return any(True for _ in mas.agents[role].inner_link.parameters())
 
 
-def _known(setting: str, chosen: list[str] | None, names: list[str]) -> list[str]:
+def _known(what: str, chosen: list[str] | None, names: list[str]) -> list[str]:
     unknown = sorted(set(chosen or ()) - set(names))
     if unknown:
-        raise InputError(f"Unknown {setting}.", where=setting, found=", ".join(unknown), expected=", ".join(names))
+        raise InputError(f"Unknown {what}.", found=", ".join(unknown), expected=", ".join(names))
     return names if chosen is None else chosen
 
 

@@ -70,11 +70,14 @@ def shared_tokens(source: RecursiveMASAgent, target: RecursiveMASAgent) -> tuple
     """
     ours, theirs = token_bytes(source.tokenizer), token_bytes(target.tokenizer)
     pairs = [(ours[text], theirs[text]) for text in sorted(ours.keys() & theirs.keys())]
-    functions = [(source.eos_token_ids[:1], target.eos_token_ids[:1])]
-    functions += [([source.tokenizer.bos_token_id], [target.tokenizer.bos_token_id])]
-    for (a,), (b,) in functions:
-        if a is not None and b is not None and (a, b) not in pairs:
-            pairs.append((a, b))
+    functions = [
+        (source.eos_token_ids[:1], target.eos_token_ids[:1]),
+        ([source.tokenizer.bos_token_id], [target.tokenizer.bos_token_id]),
+    ]
+    for ids in functions:
+        pair = tuple(i for side in ids for i in side if i is not None)
+        if len(pair) == 2 and pair not in pairs:
+            pairs.append(pair)
     sizes = [agent.get_input_embeddings().num_embeddings for agent in (source, target)]
     pairs = [(a, b) for a, b in pairs if a < sizes[0] and b < sizes[1]]
     return [a for a, _ in pairs], [b for _, b in pairs]
