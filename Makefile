@@ -24,7 +24,7 @@ demo: $(VENV)/installed  ## install into .venv, then watch the shipped system so
 	$(BIN)/recursivemas demo
 
 test: $(VENV)/installed-test  ## the test suite (minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/installed-test  ## the tests that take longer
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[serve]"

@@ -280,7 +280,7 @@ def run(arguments: argparse.Namespace) -> int:
         if output:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
-    if output:
+    if output and len(results["figures"]) > 1:
         try:
             plot(results["figures"], results["settings"]["group_by"], output.with_suffix(".png"))
         except ModuleNotFoundError as error:

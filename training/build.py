@@ -115,7 +115,7 @@ RECIPES = {
             "latent_halting": True,
         },
         rows=4000,
-        training={**INNER_LOOP, "max_steps": 1500},
+        training={**INNER_LOOP, "max_steps": 3000},
         max_new_tokens=48,
     ),
 }

@@ -56,8 +56,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "ridge start, last round only": NORM,
     "ridge start, every receiver in every round": {**NORM, **RECEIVERS},
     "ridge start, last round only, learning rate 1e-4": {**NORM, "learning_rate": 1e-4},
-    "ridge start, every receiver in every round, learning rate 1e-4": {**NORM, **RECEIVERS, "learning_rate": 1e-4},
-}
+    "ridge start, every receiver in every round, epsilon 1e-4": {
+        **NORM, **RECEIVERS, "learning_rate": 5e-4, "trainer": {"adam_epsilon": 1e-4},
+    },
+}  # fmt: skip
 LOSSES = {
     "last round only": {},
     "every receiver in every round": RECEIVERS,
