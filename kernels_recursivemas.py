@@ -8,6 +8,9 @@ times on a step of eight rows, and no slower on a single row.
 import torch
 from torch import nn
 
+# Smaller layers are as fast without, and oneDNN's threads wait for each other longer where cores are busy.
+LEAST_WEIGHTS = 2**20
+
 
 class FastLinear(nn.Linear):
     """A linear layer that computes by oneDNN on the processor, in float32, without gradients; else as ever."""
@@ -19,9 +22,9 @@ class FastLinear(nn.Linear):
         return super().forward(inputs)
 
 
-def use_fast_linear(model: nn.Module) -> None:
-    """Turns every plain linear layer of a model into a `FastLinear`, unless torch was built without oneDNN."""
+def use_fast_linear(model: nn.Module, least_weights: int = LEAST_WEIGHTS) -> None:
+    """Turns the large plain linear layers of a model into `FastLinear`s, unless torch was built without oneDNN."""
     if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         for module in model.modules():
-            if type(module) is nn.Linear:
+            if type(module) is nn.Linear and module.weight.numel() >= least_weights:
                 module.__class__ = FastLinear

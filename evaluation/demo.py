@@ -9,10 +9,9 @@ import argparse
 import time
 from statistics import mean
 
-import torch
-
 from ..system_loader import RecursiveMASModel, load_mas_system
 from ..training.tasks import arithmetic
+from .solve import limit_threads
 
 ROUNDS = (1, 2, 3)
 REPEATS = 5
@@ -32,8 +31,8 @@ def read_latents(mas: RecursiveMASModel, latents: dict, role: str, round_index: 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    torch.set_num_threads(1)  # models this small only lose by more
     mas = load_mas_system()
+    limit_threads(mas)
     questions = arguments.questions or [row["question"] for row in arithmetic.generate(3, levels=[2, 5, 8], seed=7)]
     sizes = ", ".join(f"{role} {agent.model.num_parameters() / 1e6:.1f} M" for role, agent in mas.agents.items())
     print(f"Agents ({sizes} parameters) of three architectures; each was trained to do ONE step of a calculation:")

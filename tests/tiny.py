@@ -120,7 +120,8 @@ def tiny_system(
         stages=stages,
         links=[dict(link) for link in links],
         decoding_role=decoding_role,
-        **{"prompts": chain_prompts(stages, links), "num_rounds": 2, "latent_steps": 4, "message_tokens": 8, **settings},
+        **{"prompts": chain_prompts(stages, links), "num_rounds": 2, "latent_steps": 4, "message_tokens": 8}
+        | settings,
     )
     return RecursiveMASModel(config, agents, outer_links)
 
