@@ -27,7 +27,7 @@ test: $(VENV)/installed-test  ## the test suite (minutes)
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/installed-test  ## the tests that take longer
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[serve]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[serve,ray]"
 	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/installed-test  ## lint and format
