@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from transformers import GenerationConfig
 from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent
 from .caches_recursivemas import Prefix, can_crop
@@ -367,10 +368,14 @@ class Run:
         texts += map(agent.decode, rows)
 
 
-def trim(sequences: torch.Tensor, eos_token_ids: list[int]) -> list[list[int]]:
-    """Generated ids (batch, new) -> each row's ids up to and including its first end-of-sequence token."""
+def trim(output: torch.Tensor | ModelOutput, eos_token_ids: list[int]) -> list[list[int]]:
+    """What `generate` returned, (batch, new) ids or an output that holds them as `sequences`.
+
+    Returns:
+        Each row's ids up to and including its first end-of-sequence token.
+    """
     rows = []
-    for row in sequences.tolist():
+    for row in (output if isinstance(output, torch.Tensor) else output.sequences).tolist():
         stop = next((i + 1 for i, token in enumerate(row) if token in eos_token_ids), len(row))
         rows.append(row[:stop])
     return rows

@@ -597,7 +597,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             answers, read = generate_with_tools(decoder, self.renderers[role], prompt, tools, config, **rest)
         else:
             ids = generate_from(decoder, prompt, generation_config=config, **rest)
-            answers = trim(ids if isinstance(ids, torch.Tensor) else ids.sequences, decoder.eos_token_ids)
+            answers = trim(ids, decoder.eos_token_ids)
             read = [0] * len(answers)
         if complete_answer and run.task in OPENINGS:
             opened = self._complete(prompt, answers, run.task, config, rest)
@@ -642,7 +642,6 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         config = copy.deepcopy(config)
         config.max_new_tokens, config.min_new_tokens = new_tokens, None
         ids = generate_from(decoder, Prompt(*embed_rows(decoder, pieces)), generation_config=config, **rest)
-        ids = ids if isinstance(ids, torch.Tensor) else ids.sequences
         for row, new_ids in zip(rows, trim(ids, decoder.eos_token_ids), strict=True):
             answers[row] += new_ids
         return [len(opening) * (row in rows) for row in range(len(answers))]

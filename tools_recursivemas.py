@@ -10,7 +10,6 @@ import operator
 import re
 from collections.abc import Callable, Iterable
 
-import torch
 from transformers import GenerationConfig
 
 from .agent_recursivemas import RecursiveMASAgent
@@ -113,10 +112,9 @@ def generate_with_tools(
             prompt = Prompt(*embed_rows(agent, [[heads[row], written[row]] for row in rows]))
         left = [limit - len(written[row]) + results[row] for row in rows]
         config.max_new_tokens = max(left)
-        sequences = generate_from(agent, prompt, generation_config=config, **kwargs)
-        sequences = sequences if isinstance(sequences, torch.Tensor) else sequences.sequences
+        output = generate_from(agent, prompt, generation_config=config, **kwargs)
         calling = []
-        for row, room, ids in zip(rows, left, trim(sequences, agent.eos_token_ids), strict=True):
+        for row, room, ids in zip(rows, left, trim(output, agent.eos_token_ids), strict=True):
             call = find_call(agent.decode(ids), tools)
             # A row that stopped at a closing tag is padded up to the longest one.
             fill = {agent.pad_token_id} if call is None else {agent.pad_token_id, *agent.eos_token_ids}
