@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
-from .caches_recursivemas import can_crop, new_cache
+from .caches_recursivemas import cache_argument, can_crop, new_cache
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
 from .kernels_recursivemas import use_fast_linear
 from .links_recursivemas import ExpectedEmbeddingLink, InnerLink, build_link, vocabulary_logits
@@ -265,8 +265,8 @@ class RecursiveMASAgent(PreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             use_cache=past_key_values is not None,
+            **cache_argument(self.decoder.forward, past_key_values),
         ).last_hidden_state
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:

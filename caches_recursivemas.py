@@ -1,6 +1,9 @@
 """Key/value caches that grow without copying, and heads of prompts that are read once."""
 
 import copy
+import inspect
+from collections.abc import Callable
+from functools import cache as memoize
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
@@ -51,6 +54,19 @@ class GrowingLayer(DynamicLayer):
         )
 
 
+@memoize
+def _cache_name(function: Callable) -> str:
+    return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"
+
+
+def cache_argument(function: Callable, cache: Cache | None) -> dict[str, Cache | None]:
+    """The argument that hands a cache to a model's `forward` or `generate`, by the name that it has there.
+
+    transformers calls it `past_key_values`, and from 5.24 on `cache`.
+    """
+    return {_cache_name(getattr(function, "__func__", function)): cache}
+
+
 def new_cache(config: PreTrainedConfig) -> DynamicCache:
     """An empty cache that knows the layer types (sliding window, linear attention) of a text model's configuration."""
     cache = DynamicCache(config=config)
@@ -66,8 +82,8 @@ def can_crop(cache: Cache) -> bool:
 class Prefix:
     """Keys and values of the head of a prompt that does not change between rounds; every use continues from them.
 
-    Full-attention layers are cropped back after a use. Sliding-window and linear-attention layers cannot be, so that
-    each use but the last works on copies of them.
+    Full-attention layers are set back to them, also where gradients flow through what follows. Sliding-window and
+    linear-attention layers cannot be, so that each use but the last works on copies of them.
 
     Args:
         cache: holds exactly the head.
@@ -75,7 +91,11 @@ class Prefix:
     """
 
     def __init__(self, cache: Cache, attention_mask: torch.Tensor) -> None:
-        self.attention_mask, self._cache, self._layers = attention_mask, cache, list(cache.layers)
+        self.attention_mask, self._cache = attention_mask, cache
+        # Linear-attention layers have no keys and values.
+        self._layers = [
+            (layer, (getattr(layer, "keys", None), getattr(layer, "values", None))) for layer in cache.layers
+        ]
 
     @property
     def length(self) -> int:
@@ -83,9 +103,9 @@ class Prefix:
 
     def open(self, last_use: bool) -> Cache:
         """A cache that holds exactly the prefix; what came out before must not be used any more."""
-        for index, layer in enumerate(self._layers):
+        for index, (layer, head) in enumerate(self._layers):
             if type(layer) is GrowingLayer:
-                layer.crop(min(0, self.length - layer.get_seq_length()))
+                layer.keys, layer.values = head
             else:
                 self._cache.layers[index] = layer if last_use else copy.deepcopy(layer)
         return self._cache

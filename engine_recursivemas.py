@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent
-from .caches_recursivemas import Prefix, can_crop
+from .caches_recursivemas import Prefix, cache_argument, can_crop
 from .prompts_recursivemas import PromptRenderer, Slot, template_for
 from .topology_recursivemas import Topology
 
@@ -91,7 +91,11 @@ class PromptBuilder:
         self._heads = heads if any(heads) else None
 
     def build(
-        self, phase: str, messages: dict[str, list[torch.Tensor | list[int]]], reuse: bool = True
+        self,
+        phase: str,
+        messages: dict[str, list[torch.Tensor | list[int]]],
+        reuse: bool = True,
+        continuations: list[list[int]] | None = None,
     ) -> tuple[Prompt, list[int]]:
         """Fills the slots.
 
@@ -99,6 +103,7 @@ class PromptBuilder:
             phase: "first", "feedback" or "alone".
             messages: source role -> what it sent to each row: latents (n, hidden_size) or token ids.
             reuse: whether the prompt may come with a cache.
+            continuations: token ids that stand behind each row's prompt (in training, what is to be said).
 
         Returns:
             The batch of prompts, and the number of text tokens in each row's prompt.
@@ -108,6 +113,8 @@ class PromptBuilder:
         for index, pieces in enumerate(self.rows[phase]):
             rows.append([messages[piece.role][index] if isinstance(piece, Slot) else piece for piece in pieces])
         tokens = [sum(len(part) for part in row if not isinstance(part, torch.Tensor)) for row in rows]
+        if continuations is not None:
+            rows = [[*row, ids] for row, ids in zip(rows, continuations, strict=True)]
         if not reuse:
             return Prompt(*embed_rows(self.agent, rows)), tokens
         opened = self._open_prefix(rows)
@@ -131,6 +138,7 @@ class PromptBuilder:
         tails = {sum(map(len, row)) - len(head) for row, head in zip(rows, self._heads, strict=True)}
         return None if len(tails) > 1 and not can_crop(cache) else (self._prefix, cache)
 
+    @torch.no_grad()
     def _read_heads(self) -> Prefix:
         cache, length, mask = self.agent.new_cache(), self._shared_length, None
         if length:
@@ -393,5 +401,5 @@ def generate_from(agent: RecursiveMASAgent, prompt: Prompt, **kwargs):
     Where the prompt's head is cached, transformers skips that part of the embeddings (they must have full length).
     """
     if prompt.past_key_values is not None:
-        kwargs["past_key_values"] = prompt.past_key_values
+        kwargs |= cache_argument(agent.model.forward, prompt.past_key_values)
     return agent.model.generate(inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **kwargs)

@@ -5,6 +5,8 @@ from torch import nn
 from transformers import PreTrainedModel, StaticCache
 from transformers.cache_utils import Cache
 
+from .caches_recursivemas import cache_argument
+
 CAPACITY_STEP = 256  # capacities are multiples of it, so that prompts of other lengths find a graph that is there
 
 
@@ -22,13 +24,15 @@ class CompiledSteps:
         device = next(decoder.parameters()).device
         mode = "reduce-overhead" if device.type == "cuda" else "default"
 
+        (cache_name,) = cache_argument(decoder.forward, None)
+
         def step(inputs_embeds, attention_mask, position_ids, cache):
             hidden_states = decoder(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
-                past_key_values=cache,
                 use_cache=True,
+                **{cache_name: cache},
             ).last_hidden_state[:, -1]
             return hidden_states, inner_link(hidden_states)
 

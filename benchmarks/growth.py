@@ -11,7 +11,7 @@ from .systems import random_questions, random_system
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--latent-steps", type=int, help="steps where they do not grow (default: 48, what the release recommends)")
+    parser.add_argument("--latent-steps", type=int, help="steps where they do not grow (default: 48)")
     parser.add_argument("--only", nargs="+", choices=("rounds", "agents", "latent steps", "prompt tokens"))
 
 

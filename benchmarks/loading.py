@@ -1,5 +1,8 @@
 """Time and peak memory of loading a system, against plain `from_pretrained` of the same agents.
 
+A plain load only maps the files: the weights come from the disk when they are first used. A system reads each of them
+once while it loads, to refuse what is not finite. So it is also compared with plain agents whose weights were read.
+
 Each load runs in a process of its own, so that its peak memory is its own; the clock starts after the imports.
 """
 
@@ -26,10 +29,18 @@ def load(folder, roles):
     return [(AutoModelForCausalLM.from_pretrained(f"{folder}/agents/{role}"),
              AutoTokenizer.from_pretrained(f"{folder}/agents/{role}")) for role in roles]
 """
+READ = """
+def read(system):
+    for model, _ in system:
+        for parameter in model.parameters():
+            parameter.sum()
+"""
 SCRIPT = """
 import json, resource, sys, time
 started = time.perf_counter()
 system = load(sys.argv[1], sys.argv[2:])
+if "read" in globals():
+    read(system)
 seconds = time.perf_counter() - started
 print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]))
 """
@@ -46,7 +57,8 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
         mas.save_pretrained(folder, copy_agents=True)
         roles = list(mas.agents)
         del mas
-        peaks: dict[str, list[float]] = {"system": [], "agents alone": []}
+        scripts = {"system": COMPOSITE, "agents alone": PLAIN, "agents alone, weights read": PLAIN + READ}
+        peaks: dict[str, list[float]] = {way: [] for way in scripts}
 
         def load(script: str, way: str) -> float:
             environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), "HF_HUB_OFFLINE": "1"}
@@ -56,11 +68,13 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
             peaks[way].append(peak)
             return seconds
 
-        scripts = {"system": COMPOSITE, "agents alone": PLAIN}
         ways = {way: (lambda way=way, script=script: load(script, way)) for way, script in scripts.items()}
         seconds = in_turn(ways, arguments.repeats, warm_up=not arguments.quick)
-    peaks = {way: values[-arguments.repeats :] for way, values in peaks.items()}
-    values = [a / b for a, b in zip(peaks["system"], peaks["agents alone"], strict=True)]
-    memory = row("peak memory", "system / agents alone (GiB)", values, {})
-    memory["extra"] = {way: f"{max(values):.2f} GiB" for way, values in peaks.items()}
-    return {"agents": " ".join(shapes)}, [ratio_row("load time", seconds, "system", "agents alone"), memory]
+    rows = []
+    for way in ("agents alone", "agents alone, weights read"):
+        rows.append(ratio_row("load time", {key: seconds[key] for key in ("system", way)}, "system", way))
+        values = [a / b for a, b in zip(peaks["system"], peaks[way], strict=True)][-arguments.repeats :]
+        memory = row("peak memory", f"system / {way}", values, {})
+        memory["extra"] = {key: f"{max(peaks[key]):.2f} GiB" for key in ("system", way)}
+        rows.append(memory)
+    return {"agents": " ".join(shapes)}, rows

@@ -11,6 +11,7 @@ import pytest
 import torch
 from recursivemas import cli
 from recursivemas.system_loader import OUTER_KINDS, ConfigError, InputError, OuterLink, load_mas_system, remote_module
+from recursivemas.training import loops
 from recursivemas.training.config import TrainingConfig, load_config
 from recursivemas.training.data import DataError, Encoder, read_rows, refuse_bad_rows
 from recursivemas.training.inspection import UntiedOuterLoop, _closeness
@@ -24,7 +25,7 @@ from recursivemas.training.start import (
     start_inner_link,
     token_bytes,
 )
-from recursivemas.training.trainer import NonFiniteError
+from recursivemas.training.trainer import LikeLengths, NonFiniteError
 from safetensors.torch import load_file
 from tiny import ARCHITECTURES, tiny_agent, tiny_chain
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -215,8 +216,9 @@ def test_the_first_teacher_forced_latent_is_the_first_of_a_rollout(chain):
     mas = tiny_chain()
     for latents in ("teacher", "rollout"):
         loop = outer_loop(mas, latents=latents, latent_steps=1)
-        part = examples_of(mas, 1)[0].parts[1, "planner"]
-        _, going = loop._stage((1, "planner"), [part], {})
+        examples = examples_of(mas, 1)
+        builder, part = loop._prompt_builders(examples)["planner"], examples[0].parts[1, "planner"]
+        _, going = loop._stage((1, "planner"), [part], builder, {})
         sent = going["critic"][0] if latents == "teacher" else sent - going["critic"][0]  # noqa: F821
     assert sent.shape == (1, mas.agents["critic"].hidden_size) and float(sent.detach().abs().max()) < 1e-5
 
@@ -235,6 +237,18 @@ def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_rows(latents, supe
         inner_whole, inner_alone = float(inner(texts)["loss"]), [float(inner([text])["loss"]) for text in texts]
     assert whole == pytest.approx(sum(alone) / 4, abs=1e-4)
     assert inner_whole == pytest.approx(sum(inner_alone) / 4, abs=1e-4)
+
+
+@pytest.mark.parametrize("latents", ["teacher", "rollout"])
+def test_heads_that_are_read_once_change_no_loss_and_no_gradient(latents, monkeypatch):
+    mas = tiny_chain()
+    examples, results = examples_of(mas, 3), []
+    for reuse in (True, False):
+        loop = outer_loop(mas, latents=latents, supervise="receivers", earlier_rounds_weight=1.0)
+        monkeypatch.setattr(loops, "can_crop", lambda cache, reuse=reuse: reuse)
+        results.append(gradients_of(loop, examples))
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(gradient, results[1][name], atol=1e-5, rtol=1e-4)
 
 
 def test_loss_weights_add_the_mean_of_the_earlier_rounds():
@@ -372,7 +386,9 @@ def test_a_run_lowers_the_loss_saves_links_only_and_a_system_that_loads(workshop
 
 @pytest.mark.parametrize("kind", ["inner", "outer"])
 def test_a_resumed_run_ends_with_the_same_bits(workshop, tmp_path, kind):
-    changes = {"outer_kind": "outer_ln_res_adapter", "outer_start": "random"} if kind == "outer" else {}
+    changes = {"group_by_length": True}
+    if kind == "outer":
+        changes = {"outer_kind": "outer_ln_res_adapter", "outer_start": "random"}
     train(kind, settings(workshop, tmp_path / "whole", **changes))
     config = settings(workshop, tmp_path / "again", keep_checkpoints=3, **changes)
     train(kind, config)
@@ -383,6 +399,18 @@ def test_a_resumed_run_ends_with_the_same_bits(workshop, tmp_path, kind):
     for path in (tmp_path / "whole" / "links").iterdir():
         a, b = load_file(path), load_file(tmp_path / "again" / "links" / path.name)
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_batches_of_like_lengths_hold_every_row_once_in_a_new_order_each_epoch():
+    lengths = [(7 * index) % 50 for index in range(403)]
+    sampler, epochs = LikeLengths(lengths, 4, seed=0), []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        epochs.append(list(sampler))
+        assert len(set(epochs[-1])) == len(epochs[-1]) == 400
+        batches = [[lengths[index] for index in epochs[-1][at : at + 4]] for at in range(0, 400, 4)]
+        assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 10
+    assert epochs[0] != epochs[1] and epochs[1] == list(sampler)
 
 
 def test_a_run_with_other_settings_is_not_gone_on_with(workshop, tmp_path):
@@ -499,6 +527,7 @@ def assignments(config: TrainingConfig) -> list[str]:
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(workshop, tmp_path):
     evaluation = {"eval_data": str(workshop / "rows.jsonl"), "eval_rows": 7, "threads": 1}
+    evaluation["group_by_length"] = True
     one = settings(workshop, tmp_path / "one", batch_size=8, **evaluation)
     two = settings(workshop, tmp_path / "two", batch_size=4, **evaluation)
     train("outer", one)

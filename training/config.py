@@ -51,6 +51,7 @@ class TrainingConfig:
         max_grad_norm: gradients are clipped at this norm.
         max_steps: optimizer steps.
         batch_size: rows of one process in one forward pass.
+        group_by_length: make batches of rows of like length, which need less padding.
         gradient_accumulation_steps: forward passes for one optimizer step.
         seed: of new links and of the order of the rows.
         logging_steps: steps between two lines of the log.
@@ -97,6 +98,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     max_steps: int = 1000
     batch_size: int = 16
+    group_by_length: bool = False
     gradient_accumulation_steps: int = 1
     seed: int = 0
     logging_steps: int = 10

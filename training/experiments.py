@@ -25,7 +25,7 @@ from ..system_loader import ROOT, RecursiveMASModel, load_mas_system
 from .config import TrainingConfig
 from .data import Encoder, read_rows
 from .inspection import gradients
-from .loops import target_states
+from .loops import text_states
 from .run import build_loop, train
 from .start import (
     ExpectedEmbeddingLink,
@@ -91,7 +91,7 @@ def linear_inner_links(mas: RecursiveMASModel, count: int = 256) -> None:
     encoder = Encoder(mas, "default")
     for role, agent in mas.agents.items():
         parts = [encoder.text_part(row, role, 1 + index % 4) for index, row in enumerate(rows)]
-        states = target_states(agent, [part.pieces for part in parts], [part.target_ids for part in parts])
+        states = text_states(agent, parts)
         valid = states.labels >= 0
         embeddings = agent.embed(states.labels[valid])
         set_inner_link(mas, role, fit_inner_link(states.hidden_states[valid], embeddings))

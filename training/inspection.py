@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from ..system_loader import InputError, RecursiveMASAgent, RecursiveMASModel, load_mas_system
 from .data import Encoder, Row, check_lengths, read_rows, refuse_bad_rows
-from .loops import IGNORED, Example, OuterLoop, target_states
+from .loops import IGNORED, Example, OuterLoop, text_states
 from .start import shared_tokens
 from .tasks import TASKS
 
@@ -125,7 +125,7 @@ def fidelity(mas: RecursiveMASModel, rows: list[Row], num_rounds: int, task: str
     encoder, results = Encoder(mas, task), {}
     for role, agent in mas.agents.items():
         parts = [encoder.text_part(row, role, 1 + index % num_rounds) for index, row in enumerate(rows)]
-        states = target_states(agent, [part.pieces for part in parts], [part.target_ids for part in parts])
+        states = text_states(agent, parts)
         valid = states.labels != IGNORED
         labels, thoughts = states.labels[valid], agent.inner_link(states.hidden_states[valid])
         results[role] = _closeness(agent, thoughts, labels)

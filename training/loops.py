@@ -7,17 +7,20 @@ over batches, accumulation steps and processes.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ..system_loader import RecursiveMASAgent, RecursiveMASModel, Slot, remote_module
+from ..system_loader import RecursiveMASAgent, RecursiveMASModel, remote_module
 from .caches import differentiable_cache
 from .data import Part
 
-embed_rows = remote_module("engine_recursivemas").embed_rows
+engine = remote_module("engine_recursivemas")
+can_crop = remote_module("caches_recursivemas").can_crop
 IGNORED = -100
 
 
@@ -49,25 +52,29 @@ class TargetStates:
     lengths: list[int]
 
 
-def target_states(
-    agent: RecursiveMASAgent, rows: list[list[torch.Tensor | list[int]]], targets: list[list[int]]
-) -> TargetStates:
-    """Runs an agent over prompts and their targets (teacher forcing), without a cache.
+def target_states(agent: RecursiveMASAgent, prompt: Any, targets: list[list[int]]) -> TargetStates:
+    """Runs an agent over prompts and their targets (teacher forcing).
 
     Args:
         agent: the frozen agent.
-        rows: prompts, as for `embed_rows`.
+        prompt: an engine's `Prompt` of a batch, with each row's target but for its last token behind it.
         targets: token ids of each row's target text.
     """
-    embeds, mask = embed_rows(agent, [[*row, target[:-1]] for row, target in zip(rows, targets, strict=True)])
     lengths = [len(target) for target in targets]
     tokens = max(lengths)
     labels = [[IGNORED] * (tokens - len(target)) + target for target in targets]
-    hidden_states = agent.encode(embeds, mask)[:, -tokens:]
+    new = prompt.inputs_embeds[:, prompt.past :]
+    hidden_states = agent.encode(new, prompt.attention_mask, prompt.past_key_values)[:, -tokens:]
     short = tokens - hidden_states.shape[1]
     if short:  # an empty prompt in front of the longest target cannot be; a longer target than any prompt can
         hidden_states = functional.pad(hidden_states, (0, 0, short, 0))
     return TargetStates(hidden_states, torch.tensor(labels, device=hidden_states.device), lengths)
+
+
+def text_states(agent: RecursiveMASAgent, parts: list[Part]) -> TargetStates:
+    """`target_states` of parts whose slots hold texts."""
+    rows = [[*part.pieces, part.target_ids[:-1]] for part in parts]
+    return target_states(agent, engine.Prompt(*engine.embed_rows(agent, rows)), [part.target_ids for part in parts])
 
 
 def row_means(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -147,7 +154,7 @@ class InnerLoop(LinkLoop):
             agent = self.mas.agents[role]
             parts = [part for example in examples for (_, name), part in example.parts.items() if name == role]
             with torch.no_grad():
-                states = target_states(agent, [part.pieces for part in parts], [part.target_ids for part in parts])
+                states = text_states(agent, parts)
                 wanted = agent.embed(states.labels.clamp_min(0)).float()
                 scale = row_means(wanted.pow(2).sum(-1), states.labels)[:, None]
             thoughts = link(states.hidden_states).float()
@@ -157,6 +164,10 @@ class InnerLoop(LinkLoop):
             records |= {f"{role}_cosine_loss": cosine, f"{role}_squared_error": error}
         self.record(records)
         return {"loss": total}
+
+
+def _phase(round_index: int) -> str:
+    return "first" if round_index == 1 else "feedback"
 
 
 class OuterLoop(LinkLoop):
@@ -219,6 +230,7 @@ class OuterLoop(LinkLoop):
     def forward(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         """The loss of a batch; each example holds every part of the schedule, with open slots."""
         sent: dict[tuple[int, str, str], list[torch.Tensor]] = {}
+        builders = self._prompt_builders(examples)
         total, records = 0, {}
         for stage in self.schedule:
             round_index, role = stage
@@ -228,9 +240,9 @@ class OuterLoop(LinkLoop):
             }
             parts = [example.parts[stage] for example in examples]
             if self.activation_checkpointing and self.training:
-                losses, going = checkpoint(self._stage, stage, parts, messages, use_reentrant=False)
+                losses, going = checkpoint(self._stage, stage, parts, builders[role], messages, use_reentrant=False)
             else:
-                losses, going = self._stage(stage, parts, messages)
+                losses, going = self._stage(stage, parts, builders[role], messages)
             for target, latents in going.items():
                 sent[round_index, role, target] = latents
             if losses is not None:
@@ -248,20 +260,38 @@ class OuterLoop(LinkLoop):
         """The outer link that sends in a round: the same in every round, unless a subclass says otherwise."""
         return self.mas.outer_links[name]
 
+    def _prompt_builders(self, examples: list[Example]) -> dict[str, Any]:
+        """Role -> what builds its prompts: the head of a prompt, which no link reaches, is read once.
+
+        It is read without gradients, for all rounds. Not where a cache cannot be set back (sliding windows, recurrent
+        states): there every stage reads all of its prompt.
+        """
+        builders = {}
+        for role in dict.fromkeys(role for _, role in self.schedule):
+            rounds = [r for r, other in self.schedule if other == role]
+            rows = {
+                _phase(r): [example.parts[r, role].pieces for example in examples] for r in (rounds[0], rounds[-1])
+            }
+            # A head that is read by itself is spared the backward pass, which counts like a use.
+            builders[role] = engine.PromptBuilder(self.mas.agents[role], rows, uses=2 * len(rounds))
+        return builders
+
     def _stage(
-        self, stage: tuple[int, str], parts: list[Part], messages: dict[str, list[torch.Tensor]]
+        self,
+        stage: tuple[int, str],
+        parts: list[Part],
+        builder: Any,
+        messages: dict[str, list[torch.Tensor]],
     ) -> tuple[torch.Tensor | None, dict[str, list[torch.Tensor]]]:
         """One role in one round: the cross-entropy of each row where it counts, and what goes out on each link."""
         round_index, role = stage
-        agent = self.mas.agents[role]
-        rows = [
-            [messages[piece.role][row] if isinstance(piece, Slot) else piece for piece in part.pieces]
-            for row, part in enumerate(parts)
-        ]
+        agent, targets = self.mas.agents[role], [part.target_ids for part in parts]
+        build = partial(builder.build, _phase(round_index), messages, can_crop(agent.new_cache()))
         receivers = self.mas.topology.receivers(role, round_index, self.num_rounds)
         losses, states = None, None
         if stage in self.weights or self.latents == "teacher":
-            states = target_states(agent, rows, [part.target_ids for part in parts])
+            prompt, _ = build([target[:-1] for target in targets])
+            states = target_states(agent, prompt, targets)
             if stage in self.weights:
                 losses = cross_entropy(agent, states)
         if not receivers:
@@ -271,8 +301,10 @@ class OuterLoop(LinkLoop):
             tokens = states.labels.shape[1]
             spans = [(tokens - n, tokens - n + min(n - 1, self.latent_steps)) for n in states.lengths]
         else:
-            embeds, mask = embed_rows(agent, rows)
-            rollout = agent.rollout(embeds, mask, self.latent_steps, differentiable_cache(agent), self.halting)
+            prompt, _ = build()
+            cache = prompt.past_key_values or differentiable_cache(agent)
+            new = prompt.inputs_embeds[:, prompt.past :]
+            rollout = agent.rollout(new, prompt.attention_mask, self.latent_steps, cache, self.halting)
             thoughts, spans = rollout.thoughts, [(0, n) for n in rollout.lengths.tolist()]
         going = {}
         for link in receivers:

@@ -1,10 +1,12 @@
 """transformers' Trainer around the two loops: checkpoints of links only, evaluation of the whole system."""
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 
@@ -34,9 +36,51 @@ class Examples(Dataset):
     def __len__(self) -> int:
         return len(self.rows) * len(self.groups)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Of each example, in characters of its row."""
+        rows = [len(row.question) + sum(map(len, itertools.chain(*row.targets.values()))) for row in self.rows]
+        return [length for length in rows for _ in self.groups]
+
     def __getitem__(self, index: int) -> Example:
         row, group = self.rows[index // len(self.groups)], self.groups[index % len(self.groups)]
         return Example(row.line, {(r, role): self._encode(row, role, r) for r, role in group})
+
+
+class LikeLengths(Sampler):
+    """A new order in each epoch in which the rows of a batch are of like length, and batches in random order.
+
+    Rows are shuffled, cut into pools, sorted by length inside a pool and cut into batches; the batches are shuffled.
+    The order depends on nothing but the arguments and the epoch, so that a resumed run sees the same batches.
+
+    Args:
+        lengths: of each row, in any unit.
+        batch_size: rows of a global batch (of all processes).
+        seed: of the order.
+    """
+
+    POOL = 16  # batches
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        whole = len(self.lengths) // self.batch_size * self.batch_size
+        order = torch.randperm(len(self.lengths), generator=generator)[:whole].tolist()
+        batches = []
+        for start in range(0, whole, self.batch_size * self.POOL):
+            pool = order[start : start + self.batch_size * self.POOL]
+            pool.sort(key=self.lengths.__getitem__)
+            batches += [pool[at : at + self.batch_size] for at in range(0, len(pool), self.batch_size)]
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            yield from batches[index]
 
 
 def collate(examples: list[Example]) -> dict[str, list[Example]]:
@@ -74,12 +118,15 @@ class LinkTrainer(Trainer):
     Args:
         loop: the loss and the links.
         solve_arguments: for `mas.solve` in the evaluation.
+        like_lengths: whether the rows of a batch are of like length, see `LikeLengths`.
         kwargs: see `Trainer`; the data sets are `Examples`.
     """
 
-    def __init__(self, loop: LinkLoop, solve_arguments: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(
+        self, loop: LinkLoop, solve_arguments: dict[str, Any], like_lengths: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(model=loop, data_collator=collate, **kwargs)
-        self.loop, self.solve_arguments = loop, solve_arguments
+        self.loop, self.solve_arguments, self.like_lengths = loop, solve_arguments, like_lengths
         self._lines: list[int] = []
         self._watch = WatchGradients(self)
         self.add_callback(self._watch)
@@ -92,6 +139,12 @@ class LinkTrainer(Trainer):
             found=found,
             hint="lower the learning rate, look at these rows, or go on from the last checkpoint",
         )
+
+    def _get_train_sampler(self, train_dataset: Examples | None = None) -> Sampler:
+        data = train_dataset or self.train_dataset
+        if not self.like_lengths:
+            return super()._get_train_sampler(data)
+        return LikeLengths(data.lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self._lines = [example.line for example in inputs["examples"]]
