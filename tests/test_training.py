@@ -19,7 +19,9 @@ from recursivemas.training.loops import Example, InnerLoop, OuterLoop
 from recursivemas.training.run import build_loop, last_checkpoint, train
 from recursivemas.training.start import (
     embedding_rms,
+    embedding_scale,
     fit_outer_link,
+    random_outer_link,
     ridge,
     shared_tokens,
     start_inner_link,
@@ -194,6 +196,15 @@ def test_a_new_inner_link_speaks_at_the_scale_of_the_embeddings():
     said = link(torch.randn(50, agent.hidden_size) * 30)
     embeddings = agent.embed(torch.arange(len(agent.tokenizer)))
     assert float(said.detach().pow(2).mean().sqrt()) == pytest.approx(embedding_rms(embeddings), rel=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", OUTER_KINDS)
+def test_a_random_outer_link_speaks_at_the_scale_of_the_receivers_embeddings(kind):
+    source, target = tiny_agent("qwen3", "a"), tiny_agent("gemma3_text", "b")
+    link = random_outer_link(source, target, kind)
+    everything = source.embed(torch.arange(source.get_input_embeddings().num_embeddings))
+    assert 0.5 < embedding_rms(link(everything)) / embedding_scale(target) < 2
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -26,6 +26,7 @@ class TrainingConfig:
         allowed_bad_rows: leave out so many bad rows; more are an error. All of them are reported.
         max_rows: use only the first rows.
         eval_rows: use only the first rows of `eval_data`.
+        tools: answers the decoding agent's calls in the evaluation, a name as in `recursivemas evaluate --tools`.
         max_length: most positions of prompt and target; longer rows are bad rows. Default: the agents' own limits.
         task: chooses the prompts; default the system's.
         num_rounds: rounds to unroll (outer), or whose prompts are trained on (inner); default the system's.
@@ -33,7 +34,7 @@ class TrainingConfig:
         inner_kind: inner loop: start new inner links of this kind; default the present ones go on.
         links: outer loop: names of the outer links that are trained; default all.
         outer_kind: outer loop: start new outer links of this kind; default the present ones go on.
-        outer_start: how new outer links start: "closed_form" (see training/start.py) or "random".
+        outer_start: how new outer links start: "closed_form" or "random", see training/start.py.
         train_inner_links: outer loop: train the inner links along.
         squared_error_weight: inner loop: weight of the relative squared error; 0 is the paper's pure cosine.
         supervise: outer loop: whose texts count: "decoder", or "receivers" for every agent that receives latents.
@@ -73,6 +74,7 @@ class TrainingConfig:
     allowed_bad_rows: int = 0
     max_rows: int | None = None
     eval_rows: int = 200
+    tools: Literal["calculator"] | None = None
     max_length: int | None = None
     task: str | None = None
     num_rounds: int | None = None

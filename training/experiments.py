@@ -2,11 +2,13 @@
 
     python -m recursivemas.training.experiments starts --output evaluation/results/starts.json
     python -m recursivemas.training.experiments outer --output evaluation/results/outer_training.json
+    python -m recursivemas.training.experiments lifts --output evaluation/results/outer_lifts.json
     python -m recursivemas.training.experiments gradients --output evaluation/results/gradients.json
 
 `starts`: accuracy with no training at all, after the inner loop, and after both. `outer`: loss and accuracy over the
 steps of the outer loop, from a random and from the ridge start, for each form of the loss; and with ridge starts that
-know only some of the shared tokens. `gradients`: norms by round, of the shipped links and of random ones, for each
+know only some of the shared tokens. `lifts`: the same where the start is not good enough (training/situations.py).
+`gradients`: norms by round, of the shipped links and of random ones, for each
 form of the loss.
 """
 
@@ -27,6 +29,7 @@ from .data import Encoder, read_rows
 from .inspection import gradients
 from .loops import text_states
 from .run import build_loop, train
+from .situations import SITUATIONS, lift, plot_curves, read_curve
 from .start import (
     ExpectedEmbeddingLink,
     fit_inner_link,
@@ -60,6 +63,7 @@ RUNS: dict[str, dict[str, Any]] = {
         **NORM, **RECEIVERS, "learning_rate": 5e-4, "trainer": {"adam_epsilon": 1e-4},
     },
 }  # fmt: skip
+BOTH = "ridge start, every receiver in every round, epsilon 1e-4"  # the run that `starts` takes for "after both"
 LOSSES = {
     "last round only": {},
     "every receiver in every round": RECEIVERS,
@@ -110,6 +114,17 @@ def starts(count: int) -> dict[str, Any]:
         },
         "inner links trained, outer links ridge (as shipped)": accuracies(mas, rounds, levels, count),
     }
+    with tempfile.TemporaryDirectory() as scratch:
+        config = TrainingConfig(
+            system=str(ROOT),
+            output=str(Path(scratch, "trained")),
+            data=write_rows(Path(scratch, "train.jsonl"), 6000, 1),
+            max_steps=200,
+            **{**OUTER, **RUNS[BOTH]},
+        )
+        train("outer", config)
+        trained = load_mas_system(config.output)
+        results["inner links trained, then outer links from ridge"] = accuracies(trained, rounds, levels, count)
     for role, agent in mas.agents.items():
         set_inner_link(mas, role, ExpectedEmbeddingLink(agent.hidden_size))
     results["nothing trained: expected embedding, ridge"] = accuracies(mas, rounds, levels, count)
@@ -144,16 +159,8 @@ def curve(system: str, folder: Path, data: dict[str, str], steps: int, settings:
         **{**OUTER, **settings},
     )
     train("outer", config)
-    history = json.loads((folder / "training" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    logs = [entry for entry in history if "loss" in entry]
-    return {
-        "settings": settings,
-        "steps": [entry["step"] for entry in logs],
-        "loss": [entry["loss"] for entry in logs],
-        "gradient_norm": [entry["grad_norm"] for entry in logs],
-        "accuracy_during": {entry["step"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry},
-        "accuracy_after": accuracies(load_mas_system(folder), [1, 2], OPERATORS, 560),
-    }
+    after = accuracies(load_mas_system(folder), [1, 2], OPERATORS, 560)
+    return {"settings": settings, **read_curve(folder), "accuracy_after": after}
 
 
 def outer(steps: int, only: list[str] | None = None) -> Iterator[dict[str, Any]]:
@@ -179,6 +186,16 @@ def outer(steps: int, only: list[str] | None = None) -> Iterator[dict[str, Any]]
                     run = curve(system, place / f"partial{share}{loss}", data, steps, settings)
                     results[f"{name}, {loss}"] = {"accuracy_before": before, **run}
                     yield report
+
+
+def lifts(steps: int | None = None, only: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    """What the outer loop makes of each situation; gives what there is after each."""
+    results: dict[str, Any] = {}
+    for name, situation in SITUATIONS.items():
+        if only is None or name in only:
+            with tempfile.TemporaryDirectory() as scratch:
+                results[name] = lift(situation, Path(scratch), steps)
+            yield {"seed": 30_000, "runs": results}
 
 
 def round_gradients(count: int = 32, num_rounds: int = 4) -> dict[str, Any]:
@@ -210,11 +227,11 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("experiment", choices=("starts", "outer", "gradients"))
+    parser.add_argument("experiment", choices=("starts", "outer", "lifts", "gradients"))
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--questions", type=int, default=520, help="of `starts` (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=200, help="of each run of `outer` (default: %(default)s)")
-    parser.add_argument("--only", action="append", help="a run of `outer`; repeatable (default: all)")
+    parser.add_argument("--steps", type=int, help="of each run (default: 200 in `outer`; its own in `lifts`)")
+    parser.add_argument("--only", action="append", help="a run of `outer` or `lifts`; repeatable (default: all)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -222,9 +239,13 @@ def main(argv: list[str] | None = None) -> None:
         reports = iter([starts(arguments.questions)])
     elif arguments.experiment == "gradients":
         reports = iter([round_gradients()])
+    elif arguments.experiment == "lifts":
+        reports = lifts(arguments.steps, arguments.only)
     else:
-        reports = outer(arguments.steps, arguments.only)
+        reports = outer(arguments.steps or 200, arguments.only)
     for report in reports:
+        if "runs" in report:
+            plot_curves(report["runs"], arguments.output.with_suffix(".png"))
         report = {"machine": machine(), "experiment": arguments.experiment, **report}
         arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

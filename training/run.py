@@ -9,16 +9,19 @@ import torch
 from safetensors import safe_open
 from transformers import TrainingArguments
 
-from ..system_loader import CheckpointError, ConfigError, InputError, OuterLink, RecursiveMASModel, load_mas_system
+from ..evaluation.solve import TOOLS
+from ..system_loader import CheckpointError, ConfigError, InputError, RecursiveMASModel, load_mas_system
 from .config import TrainingConfig
 from .data import Encoder, Report, check_lengths, read_rows, refuse_bad_rows
 from .loops import InnerLoop, LinkLoop, OuterLoop
-from .start import fit_outer_link, set_inner_link, set_outer_link, start_inner_link
+from .start import fit_outer_link, random_outer_link, set_inner_link, set_outer_link, start_inner_link
 from .trainer import Examples, LinkTrainer
 
 SETTINGS = "training_config.json"
 # Settings that may change between a run and its continuation: they do not change the weights.
-FREE_SETTINGS = {"output", "eval_data", "eval_rows", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints"}
+FREE_SETTINGS = {
+    "output", "eval_data", "eval_rows", "tools", "logging_steps", "eval_steps", "save_steps", "keep_checkpoints",
+}  # fmt: skip
 
 
 def build_loop(kind: str, config: TrainingConfig, mas: RecursiveMASModel) -> LinkLoop:
@@ -57,11 +60,8 @@ def build_loop(kind: str, config: TrainingConfig, mas: RecursiveMASModel) -> Lin
         for link in mas.topology.links:
             if link.name in names:
                 source, target = mas.agents[link.source], mas.agents[link.target]
-                if config.outer_start == "closed_form":
-                    new = fit_outer_link(source, target, config.outer_kind)
-                else:
-                    new = OuterLink(config.outer_kind, source.hidden_size, target.hidden_size)
-                set_outer_link(mas, link.name, new)
+                start = fit_outer_link if config.outer_start == "closed_form" else random_outer_link
+                set_outer_link(mas, link.name, start(source, target, config.outer_kind))
     senders = dict.fromkeys(link.source for link in mas.topology.links if link.name in used)
     return OuterLoop(
         mas,
@@ -256,6 +256,7 @@ def train(kind: str, config: TrainingConfig, resume: bool = False) -> dict[str, 
             "latent_steps": config.latent_steps,
             "task": config.task,
             "batch_size": config.batch_size,
+            "tools": TOOLS.get(config.tools),
         },
         config.group_by_length,
         args=arguments,

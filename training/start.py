@@ -114,6 +114,12 @@ def embedding_rms(embeddings: torch.Tensor) -> float:
     return float((energy.pow(2).sum() / energy.sum()).sqrt())
 
 
+def embedding_scale(agent: RecursiveMASAgent) -> float:
+    """`embedding_rms` over an agent's vocabulary, as its layers see the embeddings."""
+    embeddings = agent.get_input_embeddings()
+    return embedding_rms(embeddings.weight) * float(getattr(embeddings, "embed_scale", 1.0))
+
+
 @torch.no_grad()
 def start_inner_link(agent: RecursiveMASAgent, kind: str, rms: float | None = None) -> InnerLink:
     """A trainable inner link at its starting point: a last LayerNorm at the scale of the embeddings.
@@ -132,10 +138,7 @@ def start_inner_link(agent: RecursiveMASAgent, kind: str, rms: float | None = No
         last.weight.zero_()
         last.bias.zero_()
     if link.post_ln is not None:
-        if rms is None:
-            embeddings = agent.get_input_embeddings()
-            rms = embedding_rms(embeddings.weight) * float(getattr(embeddings, "embed_scale", 1.0))
-        link.post_ln.weight.fill_(rms)
+        link.post_ln.weight.fill_(embedding_scale(agent) if rms is None else rms)
     return link
 
 
@@ -214,6 +217,28 @@ def fit_outer_link(
         gain = covariance / (weights * (normalised - mean_in).pow(2)).sum(0).clamp_min(1e-12)
         link.ln_target.weight.copy_(gain)
         link.ln_target.bias.copy_(mean_out - gain * mean_in)
+    return link
+
+
+@torch.no_grad()
+def random_outer_link(source: RecursiveMASAgent, target: RecursiveMASAgent, kind: str) -> OuterLink:
+    """An outer link of random weights whose output has the scale of the target's embeddings.
+
+    torch's own initialisation gives outputs of scale 1 behind a LayerNorm; the embeddings of a model are often ten to
+    fifty times smaller, and what is so much larger than them drowns everything else that the target reads.
+    """
+    link = OuterLink(kind, source.hidden_size, target.hidden_size)
+    scale = embedding_scale(target)
+    if link.ln_target is not None:
+        link.ln_target.weight.fill_(scale)
+        return link
+    embeddings = source.get_input_embeddings()
+    inputs = embeddings.weight.detach().float().cpu() * float(getattr(embeddings, "embed_scale", 1.0))
+    factor = scale / embedding_rms(link(inputs))
+    for layer in (link.proj1 if link.proj2 is None else link.proj2, link.residual_proj):
+        if layer is not None:
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor)
     return link
 
 

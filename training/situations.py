@@ -1,0 +1,190 @@
+"""Situations in which links are not good enough as they start, for the outer loop to mend.
+
+Each is a shipped system with one thing changed:
+
+- `fixed number of latents`: nothing ends a rollout, as in the release, so that agents go on after they have finished.
+- `fewer latents than tokens`: the same with fewer steps than the tokens of what a tool-caller says.
+- `another alphabet`: one agent's vocabulary writes digits and operators as capital letters, so that it understands the
+  others neither over text nor through closed-form links, which map a symbol to the same symbol.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.evaluate import measure
+from ..evaluation.solve import TOOLS
+from ..system_loader import ROOT, RecursiveMASModel, load_mas_system
+from .config import TrainingConfig
+from .run import train
+from .start import fit_outer_link, set_outer_link
+from .tasks import TASKS
+
+ROUNDS = (1, 2)
+SYMBOLS, LETTERS = "0123456789+-*", "ABCDEFGHIJPMT"
+STRANGER = "critic"
+SETTINGS = {
+    "num_rounds": 2, "batch_size": 32, "warmup_steps": 20, "logging_steps": 20, "eval_rows": 140, "threads": 1,
+    "outer_kind": "outer_ln_res_adapter", "supervise": "receivers", "earlier_rounds_weight": 1.0,
+}  # fmt: skip
+ROLLOUT = {"latents": "rollout", "train_inner_links": True}
+
+
+def without_halting(shipped: Path, latent_steps: int) -> Callable[[Path], None]:
+    """Writes a shipped system whose rollouts all have the same number of steps."""
+
+    def make(folder: Path) -> None:
+        mas = load_mas_system(shipped)
+        mas.config.latent_halting, mas.config.latent_steps = False, latent_steps
+        mas.save_pretrained(folder)
+
+    return make
+
+
+def with_stranger(folder: Path) -> None:
+    """Writes the sequential system with a critic whose vocabulary spells the task's symbols as `LETTERS`."""
+    load_mas_system(ROOT).save_pretrained(folder, copy_agents=True)
+    path = folder / "agents" / STRANGER / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    for symbol, letter in zip(SYMBOLS, LETTERS, strict=True):
+        vocabulary[symbol], vocabulary[letter] = vocabulary[letter], vocabulary[symbol]
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    mas = load_mas_system(folder)
+    for link in mas.topology.links:
+        set_outer_link(mas, link.name, fit_outer_link(mas.agents[link.source], mas.agents[link.target]))
+    mas.save_pretrained(folder)
+
+
+def as_stranger_writes(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the arithmetic task in which the critic's texts are in its own alphabet."""
+    texts = [text.translate(str.maketrans(SYMBOLS, LETTERS)) for text in row["targets"][STRANGER]]
+    return {**row, "targets": {**row["targets"], STRANGER: texts}}
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A system that needs the outer loop, and how it is trained.
+
+    Attributes:
+        make: writes the system, with the links it starts from, into a folder.
+        task: of `TASKS`.
+        levels: of its questions.
+        steps: of the outer loop.
+        training: settings beside `SETTINGS`.
+        rewrite: changes a row of training data.
+    """
+
+    make: Callable[[Path], None]
+    task: str
+    levels: Sequence[int]
+    steps: int
+    training: dict[str, Any] = field(default_factory=dict)
+    rewrite: Callable[[dict], dict] = lambda row: row
+
+    def write_rows(self, path: Path, count: int, seed: int) -> str:
+        """Fresh training rows, as JSON lines."""
+        rows = map(self.rewrite, TASKS[self.task].generate(count, self.levels, seed=seed, num_rounds=max(ROUNDS)))
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(path)
+
+    def measure(self, mas: RecursiveMASModel, mode: str, count: int, seed: int = 30_000) -> dict[int, dict[str, Any]]:
+        """Rounds -> accuracy with its interval, and what was sent and written, over fresh questions."""
+        rows = TASKS[self.task].generate(count, self.levels, seed=seed)
+        tools = TOOLS.get(self.training.get("tools"))
+        keys = ("accuracy", "interval", "latent_positions", "new_tokens")
+        results = {}
+        for num_rounds in ROUNDS:
+            figures = measure(mas, rows, mode, num_rounds, batch_size=140, tools=tools)
+            results[num_rounds] = {key: figures[key] for key in keys}
+        return results
+
+
+SITUATIONS = {
+    "fixed number of latents": Situation(
+        without_halting(ROOT, 12), "arithmetic", range(7), 1200, {**ROLLOUT, "learning_rate": 2e-3}
+    ),
+    "fewer latents than tokens": Situation(
+        without_halting(ROOT / "systems" / "deliberation", 6),
+        "variables",
+        (1, 2),
+        1200,
+        {**ROLLOUT, "learning_rate": 2e-3, "tools": "calculator"},
+    ),
+    "another alphabet": Situation(
+        with_stranger,
+        "arithmetic",
+        range(7),
+        4000,
+        {"outer_start": "random", "learning_rate": 2e-3},
+        as_stranger_writes,
+    ),
+}
+
+
+def read_curve(output: Path) -> dict[str, Any]:
+    """Losses, gradient norms and accuracies over the steps of a run."""
+    history = json.loads((output / "training" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    logs = [entry for entry in history if "loss" in entry]
+    return {
+        "steps": [entry["step"] for entry in logs],
+        "loss": [entry["loss"] for entry in logs],
+        "gradient_norm": [entry["grad_norm"] for entry in logs],
+        "accuracy_during": {entry["step"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry},
+    }
+
+
+def lift(situation: Situation, folder: Path, steps: int | None = None, questions: int = 560) -> dict[str, Any]:
+    """Accuracy over text, as the links start, and after the outer loop; and the run's curve.
+
+    Args:
+        situation: what to train.
+        folder: for the systems and data.
+        steps: of the outer loop (default: the situation's).
+        questions: fresh ones, of each measurement.
+    """
+    steps = steps or situation.steps
+    situation.make(folder / "start")
+    start = load_mas_system(folder / "start")
+    config = TrainingConfig(
+        system=str(folder / "start"),
+        output=str(folder / "trained"),
+        data=situation.write_rows(folder / "train.jsonl", 12_000, seed=1),
+        eval_data=situation.write_rows(folder / "eval.jsonl", 140, seed=2),
+        max_steps=steps,
+        eval_steps=max(1, steps // 8),
+        **SETTINGS | situation.training,
+    )
+    results = {
+        "settings": {**SETTINGS, **situation.training, "max_steps": steps},
+        "questions": questions,
+        "text": situation.measure(start, "text", questions),
+        "before": situation.measure(start, "latent", questions),
+    }
+    train("outer", config)
+    results["after"] = situation.measure(load_mas_system(folder / "trained"), "latent", questions)
+    return results | read_curve(folder / "trained")
+
+
+def plot_curves(runs: dict[str, dict[str, Any]], path: Path) -> None:
+    """Loss and accuracy over the steps of several runs; dashed: text hand-over, where it was measured."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for index, (name, run) in enumerate(runs.items()):
+        colour = f"C{index % 10}"
+        left.plot(run["steps"], run["loss"], color=colour, label=name)
+        during = {int(step): accuracy for step, accuracy in run["accuracy_during"].items()}
+        right.plot(list(during), list(during.values()), "o-", color=colour, markersize=3, label=name)
+        if "text" in run:
+            right.axhline(run["text"][max(run["text"])]["accuracy"], color=colour, linestyle="--", linewidth=0.8)
+    left.set(xlabel="step", ylabel="loss", yscale="log", title="Loss of the outer loop")
+    right.set(xlabel="step", ylabel="accuracy at r = 2", ylim=(0, 1.03), title="Accuracy of the whole system")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
