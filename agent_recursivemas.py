@@ -31,6 +31,7 @@ from .sources_recursivemas import (
 from .steps_recursivemas import CompiledSteps
 
 logger = logging.get_logger(__name__)
+HALTING_CHECK = 8  # latent steps between two looks at whether all rows have ended, on an accelerator
 # An agent's repository is its base model's, and `AutoModel` gives the agent; `AutoModelForCausalLM` the base model.
 AUTO_MAP = {"AutoModel": "agent_recursivemas.RecursiveMASAgent"}
 
@@ -84,6 +85,10 @@ class RecursiveMASAgent(PreTrainedModel):
             )
         self._half_norms: torch.Tensor | None = None
         self._compiled_steps: CompiledSteps | None = None
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return True  # as with attention above: the base model knows, and has decided already
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Nothing is ever re-initialised: all weights come from checkpoints."""
@@ -200,7 +205,8 @@ class RecursiveMASAgent(PreTrainedModel):
     @property
     def decoder(self) -> PreTrainedModel:
         """The text model under the vocabulary projection (inside a multimodal model, its language part)."""
-        return self.model.get_decoder()
+        decoder = self.model.get_decoder()
+        return self.model.model if decoder is self.model else decoder  # transformers does not find Llama 4's
 
     @property
     def inner_adapter(self) -> InnerLink:
@@ -323,7 +329,8 @@ class RecursiveMASAgent(PreTrainedModel):
             thoughts.append(taken[1])
             if halting:
                 finished = finished | self._nearest_is_eos(thoughts[-1])
-                if bool(finished.all()):
+                # An accelerator must finish all its work to answer, so it is asked now and then only.
+                if (finished.is_cpu or step % HALTING_CHECK == 0) and bool(finished.all()):
                     break
             lengths = lengths + ~finished
             inputs_embeds, new = thoughts[-1][:, None].to(inputs_embeds.dtype), 1
@@ -388,7 +395,10 @@ class RecursiveMASAgent(PreTrainedModel):
     def _nearest_is_eos(self, thoughts: torch.Tensor) -> torch.Tensor:
         """(batch, hidden_size) -> (batch,): is an end-of-sequence token the nearest one?"""
         nearest = self.nearest_token_ids(thoughts)
-        return torch.isin(nearest, torch.tensor(self.eos_token_ids, device=nearest.device))
+        is_eos = torch.zeros_like(nearest, dtype=torch.bool)
+        for token_id in self.eos_token_ids:
+            is_eos = is_eos | (nearest == token_id)
+        return is_eos
 
     def nearest_token_ids(self, vectors: torch.Tensor) -> torch.Tensor:
         """Vectors in this agent's embedding space (…, hidden_size) -> ids of the nearest (L2) embeddings (…).

@@ -6,7 +6,7 @@ import pytest
 import torch
 from recursivemas.system_loader import remote_module
 from reference import reference_prompt, reference_solve, reference_think
-from tiny import ARCHITECTURES, chain_links, chain_prompts, tiny_agent, tiny_chain, tiny_system
+from tiny import ARCHITECTURES, BEYOND, chain_links, chain_prompts, tiny_agent, tiny_chain, tiny_system
 
 QUESTIONS = ["Why?", "How many apples are 12 + 3 apples?", "A longer question, about nothing at all, or nearly so."]
 NEW_TOKENS = 8
@@ -47,7 +47,7 @@ def test_the_fast_path_equals_the_slow_reference(pair, num_rounds, latent_steps)
     assert compared == (2 * num_rounds - 1) * len(QUESTIONS) * (latent_steps > 0)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES | BEYOND)
 def test_latent_thoughts_are_the_last_hidden_states(architecture):
     """`think` against the model's own `output_hidden_states`, recomputing everything, for a left-padded batch."""
     agent = tiny_agent(architecture, "solo")

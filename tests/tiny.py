@@ -20,6 +20,17 @@ ARCHITECTURES = {
         "linear_key_head_dim": 8, "linear_value_head_dim": 8,
         "layer_types": ["linear_attention", "full_attention"]}),
 }  # fmt: skip
+# Architectures that the release does not use: mixtures of experts, state spaces, other names of everything
+BEYOND = {
+    "gpt2": ("qwen2", 32, {}),
+    "gpt_neox": ("llama3", 48, {}),
+    "phi3": ("llama3", 32, {}),
+    "gemma2": ("gemma3", 32, {"head_dim": 16, "sliding_window": 8}),
+    "qwen3_moe": ("qwen3", 32, {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16}),
+    "falcon_h1": ("qwen2", 32, {"head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8,
+        "mamba_d_state": 8}),
+}  # fmt: skip
 # The multimodal checkpoints of the release: model type -> configuration of the vision part
 VISION = {
     "gemma3": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -36,7 +47,7 @@ def tiny_base(architecture: str, seed: int = 0, width: int | None = None) -> tup
     `gemma3` and `qwen3_5` are the multimodal classes, as they are published.
     """
     text = f"{architecture}_text" if architecture in VISION else architecture
-    family, usual_width, extra = ARCHITECTURES[text]
+    family, usual_width, extra = (ARCHITECTURES | BEYOND)[text]
     width = width or usual_width
     tokenizer = build_tokenizer(family, CORPUS, seed=seed)
     fields = {
@@ -59,7 +70,7 @@ def tiny_base(architecture: str, seed: int = 0, width: int | None = None) -> tup
         config = AutoConfig.for_model(architecture, **fields)
     torch.manual_seed(seed)
     auto_class = AutoModelForImageTextToText if architecture in VISION else AutoModelForCausalLM
-    model = auto_class.from_config(config, attn_implementation="sdpa").eval()
+    model = auto_class.from_config(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:

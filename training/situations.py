@@ -107,17 +107,17 @@ SITUATIONS = {
         without_halting(ROOT, 12), "arithmetic", range(7), 1200, {**ROLLOUT, "learning_rate": 2e-3}
     ),
     "fewer latents than tokens": Situation(
-        without_halting(ROOT / "systems" / "deliberation", 6),
+        without_halting(ROOT / "systems" / "deliberation", 7),
         "variables",
         (1, 2),
-        1200,
+        1000,
         {**ROLLOUT, "learning_rate": 2e-3, "tools": "calculator"},
     ),
     "another alphabet": Situation(
         with_stranger,
         "arithmetic",
         range(7),
-        4000,
+        3000,
         {"outer_start": "random", "learning_rate": 2e-3},
         as_stranger_writes,
     ),
