@@ -141,18 +141,20 @@ def table(result: dict) -> str:
         seconds = ", ".join(f"{way} {s['median']:.3g} s" for way, s in line["seconds"].items())
         verdict = f"  [{'met' if line['met'] else 'NOT MET'}: {line['target']}]" if "target" in line else ""
         details = "; ".join(filter(None, [seconds, *(f"{k} {v}" for k, v in line.get("extra", {}).items())]))
-        lines.append(f"  {line['name']}: {line['what']} = {value}{verdict}  ({details})")
+        details = f"  ({details})" if details else ""
+        lines.append(f"  {line['name']}: {line['what']} = {value}{verdict}{details}")
     return "\n".join(lines)
 
 
 def plot(result: dict, path: Path) -> None:
-    """Bars of seconds with the ratios as labels; growth as lines on logarithmic axes."""
+    """Bars of seconds labelled with the ratios (of the values, where nothing was timed); growth on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    rows = [line for line in result["rows"] if line["seconds"]]
+    timed_rows = [line for line in result["rows"] if line["seconds"]]
+    rows = timed_rows or [{**line, "seconds": {"value": line["value"]}} for line in result["rows"]]
     figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.7 * len(rows)), layout="constrained")
     if all("sizes" in line for line in rows):
         figure.set_size_inches(6, 4)
@@ -176,8 +178,9 @@ def plot(result: dict, path: Path) -> None:
             labels.append(f"{line['name']}\n{line['what']} = {line['value']['median']:.3g}")
         axes.set_yticks(range(len(rows)), labels, fontsize=8)
         axes.invert_yaxis()
-        axes.set_xlabel("seconds")
-        figure.legend(loc="outside right upper", fontsize=8)
+        if timed_rows:
+            axes.set_xlabel("seconds")
+            figure.legend(loc="outside right upper", fontsize=8)
     axes.set_title(result["benchmark"])
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
