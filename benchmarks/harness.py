@@ -147,7 +147,7 @@ def table(result: dict) -> str:
 
 
 def plot(result: dict, path: Path) -> None:
-    """Bars of seconds labelled with the ratios (of the values, where nothing was timed); growth on logarithmic axes."""
+    """Bars of seconds labelled with the ratios (or values, where nothing was timed); growth on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("agg")

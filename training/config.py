@@ -48,6 +48,8 @@ class TrainingConfig:
         schedule: transformers' name of the learning-rate schedule.
         warmup_steps: steps from 0 to the peak.
         betas: of AdamW.
+        adam_epsilon: of AdamW; larger than torch's 1e-8, with which links that are good already take full steps along
+            gradients that are nothing but noise.
         weight_decay: of AdamW.
         max_grad_norm: gradients are clipped at this norm.
         max_steps: optimizer steps.
@@ -96,6 +98,7 @@ class TrainingConfig:
     schedule: str = "cosine"
     warmup_steps: int = 10
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    adam_epsilon: float = 1e-6
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     max_steps: int = 1000
@@ -120,7 +123,7 @@ class TrainingConfig:
             self._require(name, getattr(self, name) >= 0, "at least 0")
         for name in ("squared_error_weight", "earlier_rounds_weight", "weight_decay"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("learning_rate", "max_grad_norm"):
+        for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
             self._require(name, getattr(self, name) > 0, "more than 0")
         for name in ("num_rounds", "latent_steps", "max_rows", "max_length"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")

@@ -60,7 +60,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "ridge start, every receiver in every round": {**NORM, **RECEIVERS},
     "ridge start, last round only, learning rate 1e-4": {**NORM, "learning_rate": 1e-4},
     "ridge start, every receiver in every round, epsilon 1e-4": {
-        **NORM, **RECEIVERS, "learning_rate": 5e-4, "trainer": {"adam_epsilon": 1e-4},
+        **NORM, **RECEIVERS, "learning_rate": 5e-4, "adam_epsilon": 1e-4,
     },
 }  # fmt: skip
 BOTH = "ridge start, every receiver in every round, epsilon 1e-4"  # the run that `starts` takes for "after both"

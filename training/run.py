@@ -129,6 +129,7 @@ def training_arguments(config: TrainingConfig, folder: Path) -> TrainingArgument
         "warmup_steps": config.warmup_steps,
         "adam_beta1": config.betas[0],
         "adam_beta2": config.betas[1],
+        "adam_epsilon": config.adam_epsilon,
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
@@ -194,6 +195,22 @@ def check_continuation(config: TrainingConfig, folder: Path, checkpoint: Path, l
         )
 
 
+def start_of(log_history: list[dict[str, Any]]) -> dict[str, float]:
+    """The evaluation before the first step, with "start" in place of "eval" in the names."""
+    first = next((entry for entry in log_history if entry["step"] == 0 and "eval_loss" in entry), {})
+    return {f"start_{key.removeprefix('eval_')}": value for key, value in first.items() if key.startswith("eval_")}
+
+
+def verdict(summary: dict[str, Any]) -> str:
+    """Whether training made the evaluation better, in words; the accuracy counts where it is known."""
+    key = "accuracy" if "eval_accuracy" in summary else "loss"
+    before, after = summary[f"start_{key}"], summary[f"eval_{key}"]
+    text = f"evaluation: {key} {before:.4g} before, {after:.4g} after"
+    if after < before if key == "accuracy" else after > before:
+        text += "; training made the system worse: keep the start, or lower the learning rate (docs/training.md)"
+    return text
+
+
 def train(kind: str, config: TrainingConfig, resume: bool = False) -> dict[str, Any]:
     """Trains links and writes the system, checkpoints and logs.
 
@@ -226,6 +243,7 @@ def train(kind: str, config: TrainingConfig, resume: bool = False) -> dict[str, 
     if resume and not checkpoint:
         raise InputError("There is no complete checkpoint to go on from.", where=folder, hint="start without --resume")
     arguments = training_arguments(config, folder)
+    arguments.eval_on_start = bool(config.eval_data) and not resume
     torch.manual_seed(config.seed)  # for new links
     mas = load_mas_system(config.system, dtype=config.dtype, task=config.task)
     examples, report = read_examples(kind, config, mas, config.data, config.max_rows)
@@ -266,11 +284,13 @@ def train(kind: str, config: TrainingConfig, resume: bool = False) -> dict[str, 
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     summary = {"step": trainer.state.global_step, "loss": result.training_loss}
     if evaluation is not None:
-        summary |= trainer.evaluate()
+        summary |= trainer.evaluate() | start_of(trainer.state.log_history)
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         mas.requires_grad_(False)
         mas.save_pretrained(config.output)
         (folder / "result.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        if evaluation is not None:
+            print(verdict(summary), flush=True)
     trainer.accelerator.wait_for_everyone()
     return summary
