@@ -10,13 +10,22 @@ from pathlib import Path
 import pytest
 import torch
 from recursivemas import cli
-from recursivemas.system_loader import OUTER_KINDS, ConfigError, InputError, OuterLink, load_mas_system, remote_module
+from recursivemas.system_loader import (
+    OUTER_KINDS,
+    ROOT,
+    ConfigError,
+    InputError,
+    OuterLink,
+    load_mas_system,
+    remote_module,
+)
 from recursivemas.training import loops
 from recursivemas.training.config import TrainingConfig, load_config
 from recursivemas.training.data import DataError, Encoder, read_rows, refuse_bad_rows
 from recursivemas.training.inspection import UntiedOuterLoop, _closeness
 from recursivemas.training.loops import Example, InnerLoop, OuterLoop
 from recursivemas.training.run import build_loop, last_checkpoint, train
+from recursivemas.training.situations import SITUATIONS, as_stranger_writes, lift, with_stranger
 from recursivemas.training.start import (
     embedding_rms,
     embedding_scale,
@@ -473,6 +482,27 @@ def test_new_links_start_where_the_settings_say():
 
 
 # Commands
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_a_situation_is_measured_over_text_before_and_after_the_outer_loop(tmp_path, name):
+    result = lift(SITUATIONS[name], tmp_path, steps=2, questions=8, rows=64)
+    assert result["steps"] == [1, 2] and all(
+        0 <= result[key][2]["accuracy"] <= 1 for key in ("text", "before", "after")
+    )
+    sent = [figures["latent_positions"] for figures in result["before"].values()]
+    if name != "another alphabet":  # rounds times senders times steps, whatever the question
+        steps = load_mas_system(tmp_path / "start").config.latent_steps
+        senders = len(load_mas_system(tmp_path / "start").topology.roles)
+        assert sent == [(senders - 1) * steps, (2 * senders - 1) * steps]
+
+
+def test_a_stranger_writes_the_same_tokens_with_other_characters(tmp_path):
+    with_stranger(tmp_path)
+    ours, theirs = (load_mas_system(folder).agents["critic"].tokenizer for folder in (ROOT, tmp_path))
+    row = as_stranger_writes({"question": "3+5*2", "targets": {"planner": ["8*2"], "critic": ["6"], "solver": ["6"]}})
+    assert row["targets"] == {"planner": ["8*2"], "critic": ["G"], "solver": ["6"]}
+    assert ours("6", add_special_tokens=False) == theirs("G", add_special_tokens=False)
 
 
 def test_init_links_makes_a_system_that_answers_and_swaps_an_agent(workshop, tmp_path, capsys):

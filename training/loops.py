@@ -302,7 +302,7 @@ class OuterLoop(LinkLoop):
             spans = [(tokens - n, tokens - n + min(n - 1, self.latent_steps)) for n in states.lengths]
         else:
             prompt, _ = build()
-            cache = prompt.past_key_values or differentiable_cache(agent)
+            cache = differentiable_cache(agent) if prompt.past_key_values is None else prompt.past_key_values
             new = prompt.inputs_embeds[:, prompt.past :]
             rollout = agent.rollout(new, prompt.attention_mask, self.latent_steps, cache, self.halting)
             thoughts, spans = rollout.thoughts, [(0, n) for n in rollout.lengths.tolist()]

@@ -136,7 +136,9 @@ def read_curve(output: Path) -> dict[str, Any]:
     }
 
 
-def lift(situation: Situation, folder: Path, steps: int | None = None, questions: int = 560) -> dict[str, Any]:
+def lift(
+    situation: Situation, folder: Path, steps: int | None = None, questions: int = 560, rows: int = 12_000
+) -> dict[str, Any]:
     """Accuracy over text, as the links start, and after the outer loop; and the run's curve.
 
     Args:
@@ -144,6 +146,7 @@ def lift(situation: Situation, folder: Path, steps: int | None = None, questions
         folder: for the systems and data.
         steps: of the outer loop (default: the situation's).
         questions: fresh ones, of each measurement.
+        rows: of the training data.
     """
     steps = steps or situation.steps
     situation.make(folder / "start")
@@ -151,7 +154,7 @@ def lift(situation: Situation, folder: Path, steps: int | None = None, questions
     config = TrainingConfig(
         system=str(folder / "start"),
         output=str(folder / "trained"),
-        data=situation.write_rows(folder / "train.jsonl", 12_000, seed=1),
+        data=situation.write_rows(folder / "train.jsonl", rows, seed=1),
         eval_data=situation.write_rows(folder / "eval.jsonl", 140, seed=2),
         max_steps=steps,
         eval_steps=max(1, steps // 8),
@@ -169,7 +172,7 @@ def lift(situation: Situation, folder: Path, steps: int | None = None, questions
 
 
 def plot_curves(runs: dict[str, dict[str, Any]], path: Path) -> None:
-    """Loss and accuracy over the steps of several runs; dashed: text hand-over, where it was measured."""
+    """Loss and accuracy of the whole system over the steps of several runs."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -184,7 +187,7 @@ def plot_curves(runs: dict[str, dict[str, Any]], path: Path) -> None:
         if "text" in run:
             right.axhline(run["text"][max(run["text"])]["accuracy"], color=colour, linestyle="--", linewidth=0.8)
     left.set(xlabel="step", ylabel="loss", yscale="log", title="Loss of the outer loop")
-    right.set(xlabel="step", ylabel="accuracy at r = 2", ylim=(0, 1.03), title="Accuracy of the whole system")
+    right.set(xlabel="step", ylabel="accuracy at r = 2", ylim=(0, 1.03), title="Accuracy (dashed: over text)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
