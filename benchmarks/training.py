@@ -56,6 +56,12 @@ def _examples(loop: OuterLoop, count: int) -> list[Example]:
     return [Example(row.line, {(r, role): encoder.part(row, role, r) for r, role in loop.schedule}) for row in rows]
 
 
+def _length(example: Example) -> int:
+    """Tokens of all prompts and targets."""
+    pieces = [*(piece for part in example.parts.values() for piece in (*part.pieces, part.target_ids))]
+    return sum(len(piece) for piece in pieces if isinstance(piece, list))
+
+
 def _step(loop: OuterLoop, examples: list[Example], batch_size: int) -> None:
     """Gradients of the mean loss of all examples, `batch_size` of them at a time."""
     loop.zero_grad()
@@ -136,20 +142,22 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     batch_size = arguments.batch_size or (4 if arguments.quick else 16)
     rounds = arguments.rounds or ([1] if arguments.quick else [2, 1, 4])
     rows = []
-    for latents in ("teacher", "rollout"):
+    for latents, batches in (("teacher", 4), ("rollout", 1)):
         loop = _loop(rounds[0], latents)
-        examples = _examples(loop, batch_size)
-        seconds = in_turn(
-            {
-                "one sample at a time": lambda loop=loop, examples=examples: _step(loop, examples, 1),
-                "one batch": lambda loop=loop, examples=examples: _step(loop, examples, batch_size),
-            },
-            arguments.repeats,
-        )
-        values = [one / many for one, many in zip(*seconds.values(), strict=True)]
-        target = None if arguments.quick else ">= 5"
-        name = f"{latents} latents, batch of {batch_size}"
-        rows.append(row(name, "samples per second / one by one", values, seconds, target))
+        examples = _examples(loop, batches * batch_size)
+        orders = {f"{latents} latents, batches of {batch_size}": examples}
+        if batches > 1:
+            orders[f"{latents} latents, batches of {batch_size} rows of like length"] = sorted(examples, key=_length)
+        ways = {"one sample at a time": lambda loop=loop, examples=examples: _step(loop, examples, 1)}
+        for name, order in orders.items():
+            ways[name] = lambda loop=loop, order=order: _step(loop, order, batch_size)
+        alone, *many = in_turn(ways, arguments.repeats).items()
+        for name, seconds in many:
+            values = [one / batched for one, batched in zip(alone[1], seconds, strict=True)]
+            target = ">= 5" if name == list(orders)[-1] and not arguments.quick else None
+            rows.append(
+                row(name, "samples per second / one by one", values, dict([alone, ("batches", seconds)]), target)
+            )
     context = multiprocessing.get_context("spawn")
     for num_rounds in sorted(rounds):
         found = {}
