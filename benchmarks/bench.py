@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         module, own = _module(name), argparse.ArgumentParser()
         module.configure(own)
         values = argparse.Namespace(**{**vars(own.parse_args([])), **vars(arguments)})
-        load = os.getloadavg()[0]
+        load, threads = os.getloadavg()[0], torch.get_num_threads()
         try:
             settings, rows = module.measure(values)
         except ModuleNotFoundError as error:
@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
                 ) from error
             print(f"{name}: left out, {error}", file=sys.stderr)
             continue
+        torch.set_num_threads(threads)  # a training run sets its own
         shared = {
             "shape": values.shape,
             "dtype": str(values.dtype).removeprefix("torch."),

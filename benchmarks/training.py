@@ -142,12 +142,13 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     batch_size = arguments.batch_size or (4 if arguments.quick else 16)
     rounds = arguments.rounds or ([1] if arguments.quick else [2, 1, 4])
     rows = []
-    for latents, batches in (("teacher", 4), ("rollout", 1)):
+    for latents in ("teacher", "rollout"):
         loop = _loop(rounds[0], latents)
-        examples = _examples(loop, batches * batch_size)
-        orders = {f"{latents} latents, batches of {batch_size}": examples}
-        if batches > 1:
-            orders[f"{latents} latents, batches of {batch_size} rows of like length"] = sorted(examples, key=_length)
+        examples = _examples(loop, (1 if arguments.quick else 4) * batch_size)
+        orders = {
+            f"{latents} latents, batches of {batch_size}": examples,
+            f"{latents} latents, batches of {batch_size} rows of like length": sorted(examples, key=_length),
+        }
         ways = {"one sample at a time": lambda loop=loop, examples=examples: _step(loop, examples, 1)}
         for name, order in orders.items():
             ways[name] = lambda loop=loop, order=order: _step(loop, order, batch_size)

@@ -155,7 +155,7 @@ def lift(
         system=str(folder / "start"),
         output=str(folder / "trained"),
         data=situation.write_rows(folder / "train.jsonl", rows, seed=1),
-        eval_data=situation.write_rows(folder / "eval.jsonl", 140, seed=2),
+        eval_data=situation.write_rows(folder / "eval.jsonl", min(140, questions), seed=2),
         max_steps=steps,
         eval_steps=max(1, steps // 8),
         **SETTINGS | situation.training,
