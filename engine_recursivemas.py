@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent
 from .caches_recursivemas import Prefix, cache_argument, can_crop
-from .prompts_recursivemas import PromptRenderer, Slot, template_for
+from .prompts_recursivemas import PromptRenderer, Slot, phase_of, template_for
 from .topology_recursivemas import Topology
 
 MODES = ("latent", "text", "alone")
@@ -269,9 +269,7 @@ class Run:
 
     def phase(self, round_index: int) -> str:
         """Which template a round uses."""
-        if self.mode == "alone":
-            return "alone"
-        return "first" if round_index == 1 else "feedback"
+        return "alone" if self.mode == "alone" else phase_of(round_index)
 
     def decoder_prompt(self, reuse: bool = True) -> Prompt:
         """Runs everything before the answer and returns the decoding agent's prompt.

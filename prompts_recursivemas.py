@@ -41,6 +41,11 @@ def check_task(task: str) -> str:
     return task
 
 
+def phase_of(round_index: int) -> str:
+    """Which template a round uses: "first", or "feedback" from the second one on."""
+    return "first" if round_index == 1 else "feedback"
+
+
 def template_for(prompts: dict, role: str, task: str, phase: str) -> tuple[str | None, str]:
     """The (system text, template) of a role for a task, with the fall-backs that the module's docstring states."""
     entry = prompts[role]

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ..system_loader import RecursiveMASModel, Slot, remote_module
 
-template_for = remote_module("prompts_recursivemas").template_for
+prompts = remote_module("prompts_recursivemas")
 
 
 @contextlib.contextmanager
@@ -68,8 +68,8 @@ def recompute_and_reload(
             link.source: latents[round_index - link.feedback, link.source, role]
             for link in mas.topology.incoming(role, round_index)
         }
-        phase = "first" if round_index == 1 else "feedback"
-        system, template = template_for(mas.config.prompts, role, mas.config.task, phase)
+        phase = prompts.phase_of(round_index)
+        system, template = prompts.template_for(mas.config.prompts, role, mas.config.task, phase)
         parts = []
         for piece in mas.renderers[role].pieces(system, template, question):
             if isinstance(piece, Slot):

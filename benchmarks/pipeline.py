@@ -27,6 +27,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     import ray
 
+    if ray.is_initialized():
+        return _measure(arguments)
+    with ray.init(num_cpus=3, log_to_driver=False, include_dashboard=False):
+        return _measure(arguments)
+
+
+def _measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
+    import ray
+
     quick = arguments.quick
     steps = arguments.latent_steps or (4 if quick else 48)
     new_tokens = arguments.new_tokens or (4 if quick else 32)
@@ -37,8 +46,6 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     with tempfile.TemporaryDirectory() as folder:
         local = random_system([arguments.shape] * 3, arguments.dtype, "cpu")
         local.save_pretrained(folder, copy_agents=True)
-        if not ray.is_initialized():
-            ray.init(num_cpus=3, log_to_driver=False, include_dashboard=False)
         remote = load_mas_system(folder, device=arguments.device, executor="ray")
 
         def solve(mas) -> None:

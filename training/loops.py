@@ -21,6 +21,7 @@ from .data import Part
 
 engine = remote_module("engine_recursivemas")
 can_crop = remote_module("caches_recursivemas").can_crop
+phase_of = remote_module("prompts_recursivemas").phase_of
 IGNORED = -100
 
 
@@ -166,10 +167,6 @@ class InnerLoop(LinkLoop):
         return {"loss": total}
 
 
-def _phase(round_index: int) -> str:
-    return "first" if round_index == 1 else "feedback"
-
-
 class OuterLoop(LinkLoop):
     """Cross-entropy of a system's texts over unrolled rounds, with gradients through every link of every round.
 
@@ -270,7 +267,7 @@ class OuterLoop(LinkLoop):
         for role in dict.fromkeys(role for _, role in self.schedule):
             rounds = [r for r, other in self.schedule if other == role]
             rows = {
-                _phase(r): [example.parts[r, role].pieces for example in examples] for r in (rounds[0], rounds[-1])
+                phase_of(r): [example.parts[r, role].pieces for example in examples] for r in (rounds[0], rounds[-1])
             }
             # A head that is read by itself is spared the backward pass, which counts like a use.
             builders[role] = engine.PromptBuilder(self.mas.agents[role], rows, uses=2 * len(rounds))
@@ -286,7 +283,7 @@ class OuterLoop(LinkLoop):
         """One role in one round: the cross-entropy of each row where it counts, and what goes out on each link."""
         round_index, role = stage
         agent, targets = self.mas.agents[role], [part.target_ids for part in parts]
-        build = partial(builder.build, _phase(round_index), messages, can_crop(agent.new_cache()))
+        build = partial(builder.build, phase_of(round_index), messages, can_crop(agent.new_cache()))
         receivers = self.mas.topology.receivers(role, round_index, self.num_rounds)
         losses, states = None, None
         if stage in self.weights or self.latents == "teacher":
