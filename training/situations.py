@@ -180,10 +180,10 @@ def plot_curves(runs: dict[str, dict[str, Any]], path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     for index, (name, run) in enumerate(runs.items()):
-        colour = f"C{index % 10}"
-        left.plot(run["steps"], run["loss"], color=colour, label=name)
+        colour, line = f"C{index % 10}", "-" if index < 10 else ":"
+        left.plot(run["steps"], run["loss"], line, color=colour, label=name)
         during = {int(step): accuracy for step, accuracy in run["accuracy_during"].items()}
-        right.plot(list(during), list(during.values()), "o-", color=colour, markersize=3, label=name)
+        right.plot(list(during), list(during.values()), "o" + line, color=colour, markersize=3)
         if "text" in run:
             right.axhline(run["text"][max(run["text"])]["accuracy"], color=colour, linestyle="--", linewidth=0.8)
     left.set(xlabel="step", ylabel="loss", yscale="log", title="Loss of the outer loop")
