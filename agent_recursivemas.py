@@ -267,12 +267,13 @@ class RecursiveMASAgent(PreTrainedModel):
             position_ids = torch.arange(past, past + new, device=inputs_embeds.device)[None]
         else:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new:]
-        return self.decoder(
+        decoder = self.decoder
+        return decoder(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=past_key_values is not None,
-            **cache_argument(self.decoder.forward, past_key_values),
+            **cache_argument(decoder.forward, past_key_values),
         ).last_hidden_state
 
     def logits(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ Runs on the system that ships, whatever `--shape` says: the data must be such th
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import resource
@@ -20,10 +19,11 @@ from safetensors.torch import load_file
 
 from ..system_loader import ROOT, load_mas_system
 from ..training.config import TrainingConfig
-from ..training.data import Encoder, read_rows
+from ..training.data import Encoder, read_rows, write_rows
 from ..training.loops import Example, OuterLoop
-from ..training.run import train
+from ..training.run import read_curve, train
 from ..training.tasks import TASKS
+from ..training.trainer import Examples, LikeLengths
 from .harness import in_turn, row, timed
 
 
@@ -50,16 +50,9 @@ def _loop(num_rounds: int, latents: str, checkpointing: bool = False) -> OuterLo
     return loop.train()
 
 
-def _examples(loop: OuterLoop, count: int) -> list[Example]:
+def _examples(loop: OuterLoop, count: int) -> Examples:
     rows, _ = read_rows(TASKS["arithmetic"].generate(count, seed=1), loop.mas.topology.roles, loop.num_rounds)
-    encoder = Encoder(loop.mas, "default")
-    return [Example(row.line, {(r, role): encoder.part(row, role, r) for r, role in loop.schedule}) for row in rows]
-
-
-def _length(example: Example) -> int:
-    """Tokens of all prompts and targets."""
-    pieces = [*(piece for part in example.parts.values() for piece in (*part.pieces, part.target_ids))]
-    return sum(len(piece) for piece in pieces if isinstance(piece, list))
+    return Examples(rows, Encoder(loop.mas, "default"), [loop.schedule], text=False)
 
 
 def _step(loop: OuterLoop, examples: list[Example], batch_size: int) -> None:
@@ -73,7 +66,7 @@ def _peak(num_rounds: int, checkpointing: bool, batch_size: int, threads: int) -
     """MiB that a step needs above what was held before it, and its seconds; in a process of its own."""
     torch.set_num_threads(threads)
     loop = _loop(num_rounds, "teacher", checkpointing)
-    examples = _examples(loop, batch_size)
+    examples = list(_examples(loop, batch_size))
     _step(loop, examples[:1], 1)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
     seconds = timed(lambda: _step(loop, examples, batch_size))
@@ -83,18 +76,12 @@ def _peak(num_rounds: int, checkpointing: bool, batch_size: int, threads: int) -
 def _run_settings(folder: Path, name: str, batch_size: int, steps: int) -> TrainingConfig:
     data = folder / "rows.jsonl"
     if not data.exists():
-        rows = TASKS["arithmetic"].generate(4 * batch_size, seed=2)
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_rows(data, TASKS["arithmetic"].generate(4 * batch_size, seed=2))
     return TrainingConfig(
         system=str(ROOT), data=str(data), output=str(folder / name), outer_kind="outer_ln_res_adapter", num_rounds=2,
         max_steps=steps, save_steps=1, keep_checkpoints=steps, logging_steps=1, warmup_steps=1, batch_size=batch_size,
         threads=1,
     )  # fmt: skip
-
-
-def _losses(folder: Path) -> list[float]:
-    state = json.loads((folder / "training" / "trainer_state.json").read_text(encoding="utf-8"))
-    return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
 
 def _quietly(call):
@@ -130,7 +117,7 @@ def two_processes(folder: Path, batch_size: int, steps: int) -> dict:
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += ["-m", "recursivemas.cli", "train", "outer", "--config", str(folder / "two.json")]
     seconds["two processes"] = [timed(lambda: subprocess.run(command, check=True, capture_output=True))]
-    pairs = list(zip(_losses(folder / "one"), _losses(folder / "two"), strict=True))
+    pairs = list(zip(*(read_curve(folder / name)["loss"] for name in ("one", "two")), strict=True))
     equal = sum(abs(a - b) <= 1e-5 for a, b in pairs) / len(pairs)
     line = row(
         "two processes, same global batch", "share of steps with losses equal to 1e-5", [equal], seconds, ">= 1"
@@ -144,10 +131,13 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     rows = []
     for latents in ("teacher", "rollout"):
         loop = _loop(rounds[0], latents)
-        examples = _examples(loop, (1 if arguments.quick else 4) * batch_size)
+        data = _examples(loop, (1 if arguments.quick else 4) * batch_size)
+        examples = list(data)
         orders = {
             f"{latents} latents, batches of {batch_size}": examples,
-            f"{latents} latents, batches of {batch_size} rows of like length": sorted(examples, key=_length),
+            f"{latents} latents, batches of {batch_size} rows of like length": [
+                data[index] for index in LikeLengths(data.lengths, batch_size, seed=0)
+            ],
         }
         ways = {"one sample at a time": lambda loop=loop, examples=examples: _step(loop, examples, 1)}
         for name, order in orders.items():

@@ -24,7 +24,7 @@ from recursivemas.training.config import TrainingConfig, load_config
 from recursivemas.training.data import DataError, Encoder, read_rows, refuse_bad_rows
 from recursivemas.training.inspection import UntiedOuterLoop, _closeness
 from recursivemas.training.loops import Example, InnerLoop, OuterLoop
-from recursivemas.training.run import build_loop, last_checkpoint, train
+from recursivemas.training.run import build_loop, last_checkpoint, train, verdict
 from recursivemas.training.situations import SITUATIONS, as_stranger_writes, lift, with_stranger
 from recursivemas.training.start import (
     embedding_rms,
@@ -419,6 +419,22 @@ def test_a_resumed_run_ends_with_the_same_bits(workshop, tmp_path, kind):
     for path in (tmp_path / "whole" / "links").iterdir():
         a, b = load_file(path), load_file(tmp_path / "again" / "links" / path.name)
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_an_evaluation_that_a_run_did_not_begin_with_may_come_with_its_continuation(workshop, tmp_path):
+    train("outer", settings(workshop, tmp_path, max_steps=4))
+    shutil.rmtree(tmp_path / "training" / "checkpoint-4")
+    result = train(
+        "outer", settings(workshop, tmp_path, max_steps=4, eval_data=str(workshop / "rows.jsonl")), resume=True
+    )
+    assert "eval_accuracy" in result and "start_accuracy" not in result
+
+
+def test_a_run_says_whether_it_made_the_system_worse():
+    assert "worse" in verdict({"start_accuracy": 0.9, "eval_accuracy": 0.5, "start_loss": 2.0, "eval_loss": 1.0})
+    assert "worse" not in verdict({"start_accuracy": 0.5, "eval_accuracy": 0.9, "start_loss": 1.0, "eval_loss": 2.0})
+    assert "worse" in verdict({"start_loss": 1.0, "eval_loss": 2.0})
+    assert verdict({"eval_loss": 2.0}) is None and verdict({}) is None
 
 
 def test_batches_of_like_lengths_hold_every_row_once_in_a_new_order_each_epoch():

@@ -19,6 +19,7 @@ from transformers import GenerationConfig
 
 from ..system_loader import RecursiveMASConfig, RecursiveMASModel
 from .config import TrainingConfig
+from .data import write_rows
 from .init_links import init_system
 from .pretrain import SYSTEMS
 from .run import train
@@ -142,20 +143,13 @@ def start_system(name: str, folder: Path) -> RecursiveMASModel:
     return mas
 
 
-def write_rows(name: str, path: Path, num_rows: int, seed: int) -> None:
-    """Fresh rows of a system's task, as JSON lines."""
-    task = SYSTEMS[name].task_module()
-    rows = task.generate(num_rows, seed=seed)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def build(name: str, output: Path, seed: int = 0) -> dict[str, Any]:
     """Trains the inner links and writes the system; returns the result of the training."""
-    recipe = RECIPES[name]
+    recipe, task = RECIPES[name], SYSTEMS[name].task_module()
     with tempfile.TemporaryDirectory() as scratch:
         start_system(name, output).save_pretrained(Path(scratch, "start"))
-        write_rows(name, Path(scratch, "train.jsonl"), recipe.rows, seed=seed + 10)
-        write_rows(name, Path(scratch, "eval.jsonl"), 260, seed=seed + 20)
+        write_rows(Path(scratch, "train.jsonl"), task.generate(recipe.rows, seed=seed + 10))
+        write_rows(Path(scratch, "eval.jsonl"), task.generate(260, seed=seed + 20))
         settings = {
             "system": str(Path(scratch, "start")),
             "output": str(Path(scratch, "trained")),

@@ -187,6 +187,12 @@ def read_rows(
     return rows, report
 
 
+def write_rows(path: Path, rows: Iterable[Mapping]) -> str:
+    """Writes rows as JSON lines; returns the path as settings want it."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
 def refuse_bad_rows(report: Report, rows: list[Row], allowed: int = 0) -> None:
     """Raises DataError with the report, if there are more bad rows than allowed or no good one."""
     if report.bad_rows > allowed or not rows:

@@ -25,11 +25,11 @@ import torch
 from ..evaluation.evaluate import machine, measure
 from ..system_loader import ROOT, RecursiveMASModel, load_mas_system
 from .config import TrainingConfig
-from .data import Encoder, read_rows
+from .data import Encoder, read_rows, write_rows
 from .inspection import gradients
 from .loops import text_states
-from .run import build_loop, train
-from .situations import SITUATIONS, lift, plot_curves, read_curve
+from .run import build_loop, read_curve, train
+from .situations import SITUATIONS, lift, plot_curves
 from .start import (
     ExpectedEmbeddingLink,
     fit_inner_link,
@@ -72,10 +72,8 @@ LOSSES = {
 SHARES = (0.5, 0.0)
 
 
-def write_rows(path: Path, count: int, seed: int) -> str:
-    rows = TASKS["arithmetic"].generate(count, OPERATORS, seed=seed, num_rounds=2)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+def write_questions(path: Path, count: int, seed: int) -> str:
+    return write_rows(path, TASKS["arithmetic"].generate(count, OPERATORS, seed=seed, num_rounds=2))
 
 
 def accuracies(mas: RecursiveMASModel, rounds: list[int], levels: range, count: int, seed: int = 30_000) -> dict:
@@ -118,7 +116,7 @@ def starts(count: int) -> dict[str, Any]:
         config = TrainingConfig(
             system=str(ROOT),
             output=str(Path(scratch, "trained")),
-            data=write_rows(Path(scratch, "train.jsonl"), 6000, 1),
+            data=write_questions(Path(scratch, "train.jsonl"), 6000, 1),
             max_steps=200,
             **{**OUTER, **RUNS[BOTH]},
         )
@@ -170,8 +168,8 @@ def outer(steps: int, only: list[str] | None = None) -> Iterator[dict[str, Any]]
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         data = {
-            "data": write_rows(place / "train.jsonl", 6000, 1),
-            "eval_data": write_rows(place / "eval.jsonl", 140, 2),
+            "data": write_questions(place / "train.jsonl", 6000, 1),
+            "eval_data": write_questions(place / "eval.jsonl", 140, 2),
         }
         for index, (name, settings) in enumerate(RUNS.items()):
             if only is None or name in only:

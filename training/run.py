@@ -195,15 +195,32 @@ def check_continuation(config: TrainingConfig, folder: Path, checkpoint: Path, l
         )
 
 
+def read_curve(output: Path) -> dict[str, Any]:
+    """Losses, gradient norms and accuracies over the steps of a finished run."""
+    history = json.loads((output / "training" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    logs = [entry for entry in history if "loss" in entry]
+    return {
+        "steps": [entry["step"] for entry in logs],
+        "loss": [entry["loss"] for entry in logs],
+        "gradient_norm": [entry["grad_norm"] for entry in logs],
+        "accuracy_during": {entry["step"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry},
+    }
+
+
 def start_of(log_history: list[dict[str, Any]]) -> dict[str, float]:
     """The evaluation before the first step, with "start" in place of "eval" in the names."""
     first = next((entry for entry in log_history if entry["step"] == 0 and "eval_loss" in entry), {})
     return {f"start_{key.removeprefix('eval_')}": value for key, value in first.items() if key.startswith("eval_")}
 
 
-def verdict(summary: dict[str, Any]) -> str:
-    """Whether training made the evaluation better, in words; the accuracy counts where it is known."""
+def verdict(summary: dict[str, Any]) -> str | None:
+    """Whether training made the evaluation better, in words; the accuracy counts where it is known.
+
+    `None` where there is nothing to compare: no evaluation, or one that a resumed run did not begin with.
+    """
     key = "accuracy" if "eval_accuracy" in summary else "loss"
+    if f"start_{key}" not in summary:
+        return None
     before, after = summary[f"start_{key}"], summary[f"eval_{key}"]
     text = f"evaluation: {key} {before:.4g} before, {after:.4g} after"
     if after < before if key == "accuracy" else after > before:
@@ -276,7 +293,7 @@ def train(kind: str, config: TrainingConfig, resume: bool = False) -> dict[str, 
             "batch_size": config.batch_size,
             "tools": TOOLS.get(config.tools),
         },
-        config.group_by_length,
+        group_by_length=config.group_by_length,
         args=arguments,
         train_dataset=examples,
         eval_dataset=evaluation,
@@ -290,7 +307,7 @@ def train(kind: str, config: TrainingConfig, resume: bool = False) -> dict[str, 
         mas.requires_grad_(False)
         mas.save_pretrained(config.output)
         (folder / "result.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        if evaluation is not None:
-            print(verdict(summary), flush=True)
+        if (text := verdict(summary)) is not None:
+            print(text, flush=True)
     trainer.accelerator.wait_for_everyone()
     return summary

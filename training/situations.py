@@ -18,7 +18,8 @@ from ..evaluation.evaluate import measure
 from ..evaluation.solve import TOOLS
 from ..system_loader import ROOT, RecursiveMASModel, load_mas_system
 from .config import TrainingConfig
-from .run import train
+from .data import write_rows
+from .run import read_curve, train
 from .start import fit_outer_link, set_outer_link
 from .tasks import TASKS
 
@@ -87,8 +88,7 @@ class Situation:
     def write_rows(self, path: Path, count: int, seed: int) -> str:
         """Fresh training rows, as JSON lines."""
         rows = map(self.rewrite, TASKS[self.task].generate(count, self.levels, seed=seed, num_rounds=max(ROUNDS)))
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return str(path)
+        return write_rows(path, rows)
 
     def measure(self, mas: RecursiveMASModel, mode: str, count: int, seed: int = 30_000) -> dict[int, dict[str, Any]]:
         """Rounds -> accuracy with its interval, and what was sent and written, over fresh questions."""
@@ -122,18 +122,6 @@ SITUATIONS = {
         as_stranger_writes,
     ),
 }
-
-
-def read_curve(output: Path) -> dict[str, Any]:
-    """Losses, gradient norms and accuracies over the steps of a run."""
-    history = json.loads((output / "training" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-    logs = [entry for entry in history if "loss" in entry]
-    return {
-        "steps": [entry["step"] for entry in logs],
-        "loss": [entry["loss"] for entry in logs],
-        "gradient_norm": [entry["grad_norm"] for entry in logs],
-        "accuracy_during": {entry["step"]: entry["eval_accuracy"] for entry in history if "eval_accuracy" in entry},
-    }
 
 
 def lift(

@@ -118,15 +118,15 @@ class LinkTrainer(Trainer):
     Args:
         loop: the loss and the links.
         solve_arguments: for `mas.solve` in the evaluation.
-        like_lengths: whether the rows of a batch are of like length, see `LikeLengths`.
+        group_by_length: whether the rows of a batch are of like length, see `LikeLengths`.
         kwargs: see `Trainer`; the data sets are `Examples`.
     """
 
     def __init__(
-        self, loop: LinkLoop, solve_arguments: dict[str, Any], like_lengths: bool = False, **kwargs: Any
+        self, loop: LinkLoop, solve_arguments: dict[str, Any], group_by_length: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(model=loop, data_collator=collate, **kwargs)
-        self.loop, self.solve_arguments, self.like_lengths = loop, solve_arguments, like_lengths
+        self.loop, self.solve_arguments, self.group_by_length = loop, solve_arguments, group_by_length
         self._lines: list[int] = []
         self._watch = WatchGradients(self)
         self.add_callback(self._watch)
@@ -142,7 +142,7 @@ class LinkTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Examples | None = None) -> Sampler:
         data = train_dataset or self.train_dataset
-        if not self.like_lengths:
+        if not self.group_by_length:
             return super()._get_train_sampler(data)
         return LikeLengths(data.lengths, self.args.train_batch_size * self.args.world_size, self.args.seed)
 
