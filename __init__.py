@@ -1,1 +1,50 @@
 """RecursiveMAS: frozen language models that collaborate in latent space."""
+
+import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .system_loader import load_mas_system
+
+__version__ = "0.2.0"
+__all__ = ["__version__", "load_mas_system"]
+
+
+class _OneIdentity(MetaPathFinder, Loader):
+    """Gives `recursivemas.links_recursivemas` and its like as the modules that transformers' Auto classes load.
+
+    transformers runs a repository's code from a copy of its own. Without this, an ordinary import would make a second
+    copy of every class, and nothing of one would be an instance of the other.
+    """
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        return ModuleSpec(fullname, self) if package == __name__ and name.endswith("_recursivemas") else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+        root = str(Path(__file__).resolve().parent)
+        entry = get_class_from_dynamic_module("modeling_recursivemas.RecursiveMASModel", root)
+        copies = entry.__module__.rpartition(".")[0]
+        module = importlib.import_module(f"{copies}.{spec.name.rpartition('.')[2]}")
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec = module.__spec__  # the import system has put this finder's there
+        module.__spec__ = spec and spec.loader_state
+
+
+sys.meta_path.insert(0, _OneIdentity())
+
+
+def __getattr__(name: str) -> object:
+    if name == "load_mas_system":  # late, because it brings torch and transformers along
+        return importlib.import_module(f"{__name__}.system_loader").load_mas_system
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

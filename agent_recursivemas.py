@@ -1,33 +1,22 @@
 """One agent: a frozen causal language model, its tokenizer and its inner link, and the latent rollout."""
 
-import contextlib
 import copy
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
-from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import logging
 
+from .bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer
 from .caches_recursivemas import cache_argument, can_crop, new_cache
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
 from .kernels_recursivemas import use_fast_linear
+from .link_files_recursivemas import link_filename, read_link
 from .links_recursivemas import ExpectedEmbeddingLink, InnerLink, build_link, vocabulary_logits
-from .sources_recursivemas import (
-    SMALL_FILES,
-    WEIGHT_FILES,
-    Source,
-    link_filename,
-    load_base_model,
-    load_tokenizer,
-    read_link,
-    split_arguments,
-    write_tensors,
-)
+from .sources_recursivemas import Source, split_arguments, write_code, write_tensors
 from .steps_recursivemas import CompiledSteps
 
 logger = logging.get_logger(__name__)
@@ -42,12 +31,12 @@ class Rollout:
 
     Attributes:
         hidden_states: last-layer hidden states h_1 … h_m after the final norm, (batch, steps, hidden_size).
-        thoughts: inner(h_1) … inner(h_m), (batch, steps, hidden_size), in the inner link's dtype.
+        latents: inner(h_1) … inner(h_m), (batch, steps, hidden_size), in the inner link's dtype.
         lengths: how many leading steps of each row count, (batch,); less than `steps` only with halting.
     """
 
     hidden_states: torch.Tensor
-    thoughts: torch.Tensor
+    latents: torch.Tensor
     lengths: torch.Tensor
 
 
@@ -71,20 +60,31 @@ class RecursiveMASAgent(PreTrainedModel):
         role: str = "agent",
     ) -> None:
         super().__init__(copy.deepcopy(model.config))
-        self.model, self.inner_link, self.tokenizer, self.role = model, inner_link, tokenizer, role
+        self.model, self.tokenizer, self.role = model, tokenizer, role
+        self._half_norms: torch.Tensor | None = None
+        self._compiled_steps: CompiledSteps | None = None
+        self.set_inner_link(inner_link)
         self.post_init()
         use_fast_linear(self)
-        if isinstance(inner_link, ExpectedEmbeddingLink):
-            inner_link.bind(model)
+
+    def set_inner_link(self, inner_link: InnerLink | ExpectedEmbeddingLink) -> None:
+        """Puts an inner link in the place of the present one.
+
+        Raises:
+            ConfigError: it has another width than the agent.
+        """
         if inner_link.in_features != self.hidden_size:
             raise ConfigError(
                 "An inner link does not fit its agent.",
-                where=f"agent {role}",
+                where=f"agent {self.role}",
                 found=f"width {inner_link.in_features}",
                 expected=f"width {self.hidden_size}, the agent's",
             )
-        self._half_norms: torch.Tensor | None = None
-        self._compiled_steps: CompiledSteps | None = None
+        if isinstance(inner_link, ExpectedEmbeddingLink):
+            inner_link.bind(self.model)
+        self.inner_link = inner_link
+        if self._compiled_steps is not None:
+            self.compile_steps()  # the graphs hold the link that was there
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
@@ -176,8 +176,7 @@ class RecursiveMASAgent(PreTrainedModel):
             files = {name: self._save_link(folder, link, name) for name, link in inner_links.items()}
             config.inner_link = {"kind": self.inner_link.kind, "weights": {"tasks": files}, "task": task}
         config.save_pretrained(folder)
-        with contextlib.suppress(shutil.SameFileError):  # saved into the repository that the code came from
-            custom_object_save(self, folder)
+        write_code(folder, "agent_recursivemas.py")
 
     def _save_link(self, folder: Path, link: InnerLink, task: str | None = None) -> str | None:
         """Writes an inner link; returns the file's name, or `None` for a kind without parameters."""
@@ -297,11 +296,11 @@ class RecursiveMASAgent(PreTrainedModel):
             attention_mask: over the whole prompt, (batch, length); zeros on padding, which stands on the left.
             latent_steps: number of steps m >= 0.
             past_key_values: cache that holds the head of the prompt; extended in place (not by compiled steps).
-            halting: a row ends before the first step whose thought is nearest to an end-of-sequence embedding.
+            halting: a row ends before the first step whose latent is nearest to an end-of-sequence embedding.
         """
         cache = self.new_cache() if past_key_values is None else past_key_values
         batch, length = attention_mask.shape
-        hidden_states, thoughts = [], []
+        hidden_states, latents = [], []
         lengths = torch.zeros(batch, dtype=torch.long, device=inputs_embeds.device)
         finished = torch.zeros(batch, dtype=torch.bool, device=inputs_embeds.device)
         # All masks and positions are slices of these; nothing is rebuilt, and nothing waits for the device, in a step.
@@ -327,18 +326,18 @@ class RecursiveMASAgent(PreTrainedModel):
                 state = self.encode(inputs_embeds, seen, cache, positions)[:, -1]
                 taken = state, self.inner_link(state)
             hidden_states.append(taken[0])
-            thoughts.append(taken[1])
+            latents.append(taken[1])
             if halting:
-                finished = finished | self._nearest_is_eos(thoughts[-1])
+                finished = finished | self._nearest_is_eos(latents[-1])
                 # An accelerator must finish all its work to answer, so it is asked now and then only.
                 if (finished.is_cpu or step % HALTING_CHECK == 0) and bool(finished.all()):
                     break
             lengths = lengths + ~finished
-            inputs_embeds, new = thoughts[-1][:, None].to(inputs_embeds.dtype), 1
+            inputs_embeds, new = latents[-1][:, None].to(inputs_embeds.dtype), 1
         if not hidden_states:
             empty = inputs_embeds.new_zeros(batch, 0, self.hidden_size)
             return Rollout(empty, empty, lengths)
-        return Rollout(torch.stack(hidden_states, dim=1), torch.stack(thoughts, dim=1), lengths)
+        return Rollout(torch.stack(hidden_states, dim=1), torch.stack(latents, dim=1), lengths)
 
     def compile_steps(self, enabled: bool = True) -> None:
         """Lets latent steps run as compiled graphs (or no more): slow at first for each batch size, then faster.
@@ -363,7 +362,7 @@ class RecursiveMASAgent(PreTrainedModel):
             return None
 
     def think(self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, latent_steps: int) -> torch.Tensor:
-        """Latent thoughts over a prompt.
+        """Hidden states of latent steps over a prompt.
 
         Args:
             inputs_embeds: (batch, length, hidden_size).
@@ -393,9 +392,9 @@ class RecursiveMASAgent(PreTrainedModel):
             )
         return self.rollout(inputs_embeds, attention_mask, latent_steps).hidden_states
 
-    def _nearest_is_eos(self, thoughts: torch.Tensor) -> torch.Tensor:
+    def _nearest_is_eos(self, latents: torch.Tensor) -> torch.Tensor:
         """(batch, hidden_size) -> (batch,): is an end-of-sequence token the nearest one?"""
-        nearest = self.nearest_token_ids(thoughts)
+        nearest = self.nearest_token_ids(latents)
         is_eos = torch.zeros_like(nearest, dtype=torch.bool)
         for token_id in self.eos_token_ids:
             is_eos = is_eos | (nearest == token_id)

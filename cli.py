@@ -18,12 +18,12 @@ COMMANDS = {
         "measure accuracy and cost against rounds, text hand-over and one agent alone",
     ),
     "bench": (".benchmarks.bench", "measure speed and memory, side by side"),
-    "check": (".checkpoints.check", "say whether a system is ready to run here"),
-    "convert": (".checkpoints.convert", "turn a released system into one repository"),
-    "import-prompts": (".checkpoints.import_prompts", "make a prompt set out of the public code's prompts"),
+    "check": (".release.check", "say whether a system is ready to run here"),
+    "convert": (".release.convert", "turn a released system into one repository"),
+    "import-prompts": (".release.import_prompts", "make a prompt set out of the public code's prompts"),
     "init-links": (".training.init_links", "make a working system of any agents, without training"),
     "train": (".training.train", "train the links of a system"),
-    "inspect": (".training.inspection", "see gradients, fidelity of links, and what agents say in latents"),
+    "inspect": (".inspection.inspect", "see gradients, fidelity of links, and what agents say in latents"),
     "publish": (".upload.publish", "stage, check and push a system to the Hugging Face Hub"),
 }
 
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     module.configure(parser)
     arguments = parser.parse_args(rest)
 
-    from .system_loader import RecursiveMASError
+    from .errors_recursivemas import RecursiveMASError
 
     try:
         return module.run(arguments) or 0

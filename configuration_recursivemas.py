@@ -1,19 +1,51 @@
 """Configuration of a composite system: agents, topology, prompts and defaults. All of it is plain JSON."""
 
+import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
-from .errors_recursivemas import ConfigError
+from .errors_recursivemas import ConfigError, InputError
 from .links_recursivemas import ABLATION_KINDS, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS
-from .prompts_recursivemas import TASKS, check_prompts
+from .prompts_recursivemas import TASKS, read_prompts, template_for, validate_prompts, validate_task
 from .topology_recursivemas import Link, Topology
+
+AUTO_MAP = {
+    "AutoConfig": "modeling_recursivemas.RecursiveMASConfig",
+    "AutoModel": "modeling_recursivemas.RecursiveMASModel",
+    "AutoModelForCausalLM": "modeling_recursivemas.RecursiveMASModel",
+}
+MODES = ("latent", "text", "alone")
 
 FORMAT_VERSION = 1
 AGENT_KEYS = {"source", "revision", "model_type", "hidden_size", "inner_link"}
 INNER_LINK_KEYS = {"kind", "weights"}
 LINK_KEYS = {"source", "target", "feedback", "kind", "weights", "legacy_key"}
 WEIGHTS_KEYS = {"source", "revision", "filename"}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How questions are answered. Every door resolves its arguments into this, once (`config.run_settings`).
+
+    Attributes:
+        num_rounds: recursion rounds (>= 1).
+        latent_steps: latent steps of each rollout (>= 0; 0 sends nothing).
+        mode: "latent"; "text" (agents hand over generated text); "alone" (the decoding role answers by itself).
+        task: chooses the templates.
+        prompts: prompt set, checked.
+        latent_halting: end each row's latent steps where its agent has finished.
+        message_tokens: most new tokens of a message in `mode="text"`.
+    """
+
+    num_rounds: int
+    latent_steps: int
+    mode: str
+    task: str
+    prompts: dict
+    latent_halting: bool
+    message_tokens: int
 
 
 class RecursiveMASConfig(PreTrainedConfig):
@@ -115,6 +147,47 @@ class RecursiveMASConfig(PreTrainedConfig):
         links = tuple(Link(link["source"], link["target"], bool(link.get("feedback", False))) for link in self.links)
         return Topology(tuple(tuple(stage) for stage in self.stages), links, self.decoding_role)
 
+    def run_settings(
+        self,
+        *,
+        num_rounds: int | None = None,
+        latent_steps: int | None = None,
+        mode: str | None = None,
+        task: str | None = None,
+        prompts: dict | str | os.PathLike | None = None,
+        latent_halting: bool | None = None,
+        message_tokens: int | None = None,
+    ) -> RunSettings:
+        """The arguments of a call, with this configuration's defaults for what is `None`.
+
+        Args: see `RunSettings`; `prompts` may be a JSON file with a prompt set.
+
+        Raises:
+            InputError: an argument cannot be used.
+            ConfigError: the prompt set does not fit the topology.
+        """
+        if prompts is None:
+            prompt_set = self.prompts
+        else:
+            prompt_set = prompts if isinstance(prompts, dict) else read_prompts(prompts)
+            validate_prompts(prompt_set, self.topology)
+        settings = RunSettings(
+            num_rounds=self.num_rounds if num_rounds is None else num_rounds,
+            latent_steps=self.latent_steps if latent_steps is None else latent_steps,
+            mode="latent" if mode is None else mode,
+            task=self.task if task is None else task,
+            prompts=prompt_set,
+            latent_halting=self.latent_halting if latent_halting is None else latent_halting,
+            message_tokens=self.message_tokens if message_tokens is None else message_tokens,
+        )
+        _validate_numbers(settings, InputError)
+        if settings.mode not in MODES:
+            raise InputError("Unknown mode.", where="mode", found=repr(mode), expected=", ".join(MODES))
+        validate_task(settings.task)
+        for role in [self.decoding_role] if settings.mode == "alone" else prompt_set:
+            template_for(prompt_set, role, settings.task, "first")  # a role without one is an error now, not later
+        return settings
+
     def validate_system(self) -> Topology:
         """The one check of the configuration.
 
@@ -134,21 +207,13 @@ class RecursiveMASConfig(PreTrainedConfig):
             )
         if not self.agents:
             raise ConfigError("The configuration names no agent.", where=self.name_or_path or "config.json")
-        check_numbers(self.num_rounds, self.latent_steps, ConfigError)
-        for field, value, allowed in (
-            ("task", self.task, TASKS),
-            ("latent_halting", self.latent_halting, (True, False)),
-        ):
-            if value not in allowed:
-                raise ConfigError("A field has an unknown value.", where=field, found=value, expected=allowed)
-        if not isinstance(self.message_tokens, int) or self.message_tokens < 1:
-            raise ConfigError(
-                "A message needs room.", where="message_tokens", found=self.message_tokens, expected=">= 1"
-            )
+        _validate_numbers(self, ConfigError)
+        if self.task not in TASKS:
+            raise ConfigError("Unknown task.", where="task", found=repr(self.task), expected=", ".join(TASKS))
         for link in self.links:
-            _check_keys(link, LINK_KEYS, {"source", "target"}, "links")
-            _check_kind(link.get("kind"), OUTER_KINDS, f"links, {link['source']} -> {link['target']}")
-            _check_weights(link.get("weights"), f"links, {link['source']} -> {link['target']}")
+            _validate_keys(link, LINK_KEYS, {"source", "target"}, "links")
+            _validate_kind(link.get("kind"), OUTER_KINDS, f"links, {link['source']} -> {link['target']}")
+            _validate_weights(link.get("weights"), f"links, {link['source']} -> {link['target']}")
         topology = self.topology
         if set(self.agents) != set(topology.roles):
             raise ConfigError(
@@ -158,25 +223,35 @@ class RecursiveMASConfig(PreTrainedConfig):
                 expected=", ".join(topology.roles),
             )
         for role, agent in self.agents.items():
-            _check_keys(agent, AGENT_KEYS, {"source"}, f"agents, {role}")
+            _validate_keys(agent, AGENT_KEYS, {"source"}, f"agents, {role}")
             inner_link = agent.get("inner_link") or {}
-            _check_keys(inner_link, INNER_LINK_KEYS, set(), f"agents, {role}, inner_link")
-            _check_kind(inner_link.get("kind"), (*INNER_KINDS, EXPECTED_EMBEDDING), f"agents, {role}, inner_link")
-            _check_weights(inner_link.get("weights"), f"agents, {role}, inner_link")
-        check_prompts(self.prompts, topology)
+            _validate_keys(inner_link, INNER_LINK_KEYS, set(), f"agents, {role}, inner_link")
+            _validate_kind(inner_link.get("kind"), (*INNER_KINDS, EXPECTED_EMBEDDING), f"agents, {role}, inner_link")
+            _validate_weights(inner_link.get("weights"), f"agents, {role}, inner_link")
+        validate_prompts(self.prompts, topology)
         return topology
 
 
-def check_numbers(num_rounds: object, latent_steps: object, error: type[Exception]) -> None:
-    """One check for the configuration and for a call."""
-    for name, value, least in (("num_rounds", num_rounds, 1), ("latent_steps", latent_steps, 0)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise error(
-                f"`{name}` cannot be used.", where=name, found=repr(value), expected=f"a whole number >= {least}"
-            )
+def _validate_numbers(
+    settings: "RecursiveMASConfig | RunSettings", error: type[ConfigError] | type[InputError]
+) -> None:
+    """One judgement of what a configuration and a call have in common."""
+    for name, least in (("num_rounds", 1), ("latent_steps", 0), ("message_tokens", 1)):
+        validate_count(name, getattr(settings, name), least, error)
+    if not isinstance(settings.latent_halting, bool):
+        found = repr(settings.latent_halting)
+        raise error("`latent_halting` cannot be used.", where="latent_halting", found=found, expected="true or false")
 
 
-def _check_keys(entry: object, allowed: set[str], required: set[str], where: str) -> None:
+def validate_count(
+    name: str, value: object, least: int, error: type[ConfigError] | type[InputError] = InputError
+) -> None:
+    """Raises an error unless a value is a whole number >= `least` (`True` is none)."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise error(f"`{name}` cannot be used.", where=name, found=repr(value), expected=f"a whole number >= {least}")
+
+
+def _validate_keys(entry: object, allowed: set[str], required: set[str], where: str) -> None:
     if not isinstance(entry, dict) or not required <= entry.keys() <= allowed:
         raise ConfigError(
             "An entry of the configuration has unknown or missing keys.",
@@ -186,16 +261,16 @@ def _check_keys(entry: object, allowed: set[str], required: set[str], where: str
         )
 
 
-def _check_kind(kind: str | None, kinds: Iterable[str], where: str) -> None:
+def _validate_kind(kind: str | None, kinds: Iterable[str], where: str) -> None:
     if kind is not None and kind not in kinds and kind not in ABLATION_KINDS:
         raise ConfigError("Unknown kind of link.", where=f"{where}, kind", found=kind, expected=", ".join(kinds))
 
 
-def _check_weights(weights: object, where: str) -> None:
+def _validate_weights(weights: object, where: str) -> None:
     if weights is None or isinstance(weights, str):
         return
     if isinstance(weights, dict) and set(weights) == {"tasks"}:
         for task, entry in weights["tasks"].items():
-            _check_weights(entry, f"{where}, weights, tasks, {task}")
+            _validate_weights(entry, f"{where}, weights, tasks, {task}")
     else:
-        _check_keys(weights, WEIGHTS_KEYS, {"source"}, f"{where}, weights")
+        _validate_keys(weights, WEIGHTS_KEYS, {"source"}, f"{where}, weights")

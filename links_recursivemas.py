@@ -5,7 +5,8 @@ Parameter names and arithmetic are those of the public release, so that its file
 release adds LayerNorms before and after, and biases everywhere. GELU is the exact (erf) form, LayerNorm eps is 1e-5.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, overload
 
 import torch
 from torch import nn
@@ -165,7 +166,7 @@ class OuterLink(nn.Module):
         return output if self.ln_target is None else self.ln_target(output)
 
 
-def fitting_kinds(state_dict: dict[str, torch.Tensor], outer: bool) -> list[str]:
+def fitting_kinds(state_dict: Mapping[str, torch.Tensor], outer: bool) -> list[str]:
     """The kinds of link that have exactly the modules of a state dict."""
     modules = sorted({key.rpartition(".")[0] for key in state_dict})
     fitting = []
@@ -177,7 +178,7 @@ def fitting_kinds(state_dict: dict[str, torch.Tensor], outer: bool) -> list[str]
     return fitting
 
 
-def infer_kind(state_dict: dict[str, torch.Tensor], outer: bool, where: str) -> str:
+def infer_kind(state_dict: Mapping[str, torch.Tensor], outer: bool, where: str) -> str:
     """The kind of link that a state dict belongs to.
 
     An inner `proj1` alone, or `proj1` and `proj2` alone, fit two kinds each; such a file needs the kind stated.
@@ -198,15 +199,42 @@ def infer_kind(state_dict: dict[str, torch.Tensor], outer: bool, where: str) -> 
     return fitting[0]
 
 
+AnyInnerLink = InnerLink | ExpectedEmbeddingLink
+
+
+@overload
 def build_link(
-    state_dict: dict[str, torch.Tensor],
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    where: str,
+    in_features: int,
+    out_features: None = None,
+    kind: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> AnyInnerLink: ...
+
+
+@overload
+def build_link(
+    state_dict: Mapping[str, torch.Tensor],
+    *,
+    where: str,
+    in_features: int,
+    out_features: int,
+    kind: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> OuterLink: ...
+
+
+def build_link(
+    state_dict: Mapping[str, torch.Tensor],
     *,
     where: str,
     in_features: int,
     out_features: int | None = None,
     kind: str | None = None,
     dtype: torch.dtype | None = None,
-) -> InnerLink | ExpectedEmbeddingLink | OuterLink:
+) -> AnyInnerLink | OuterLink:
     """Builds a link around its weights; everything that does not fit is an error that names the key.
 
     Args:
@@ -220,12 +248,12 @@ def build_link(
     Raises:
         CheckpointError: keys, shapes, dtypes or values do not fit.
     """
-    outer = out_features is not None
-    kind = kind or infer_kind(state_dict, outer, where)
-    if kind == EXPECTED_EMBEDDING and not outer and not state_dict:
+    kind = kind or infer_kind(state_dict, out_features is not None, where)
+    if kind == EXPECTED_EMBEDDING and out_features is None and not state_dict:
         return ExpectedEmbeddingLink(in_features)
+    link: InnerLink | OuterLink
     with torch.device("meta"):
-        link = OuterLink(kind, in_features, out_features) if outer else InnerLink(kind, in_features)
+        link = InnerLink(kind, in_features) if out_features is None else OuterLink(kind, in_features, out_features)
     expected = link.state_dict()
     for problem, keys in (
         ("is missing", expected.keys() - state_dict),

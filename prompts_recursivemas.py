@@ -7,10 +7,14 @@ works without the others (the bare question where it is missing).
 """
 
 import itertools
+import json
+import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from .errors_recursivemas import CheckpointError, ConfigError, InputError
@@ -34,11 +38,52 @@ class Slot:
     role: str
 
 
-def check_task(task: str) -> str:
-    """Returns `task`, or raises InputError if there is no such task."""
+def read_prompts(path: str | os.PathLike) -> dict:
+    """A prompt set from a JSON file."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            "A prompt set cannot be read.", where=f"prompts, {path}", found=error, expected="a JSON file"
+        ) from error
+
+
+def validate_task(task: object) -> None:
+    """Raises InputError if there is no such task."""
     if task not in TASKS:
         raise InputError("Unknown task.", where="task", found=repr(task), expected=", ".join(TASKS))
-    return task
+
+
+def validate_questions(questions: object) -> None:
+    """Raises InputError unless `questions` are texts that say something."""
+    if isinstance(questions, str) or not isinstance(questions, list | tuple) or not questions:
+        raise InputError(
+            "There is no question.", where="questions", found=repr(questions)[:80], expected="a list of texts"
+        )
+    for index, question in enumerate(questions):
+        if not isinstance(question, str) or not question.strip():
+            raise InputError(
+                "A question is empty or no text.",
+                where=f"questions, number {index + 1} of {len(questions)}",
+                found=repr(question)[:80],
+                expected="a text that says something",
+            )
+
+
+def questions_of_ids(
+    tokenizer: PreTrainedTokenizerBase, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+) -> list[str]:
+    """Token ids (batch, length) -> texts, without what the tokenizer adds by itself; special tokens in a text stay."""
+    added = tokenizer("")["input_ids"]
+    questions = []
+    for row, ids in enumerate(input_ids.tolist()):
+        if attention_mask is not None:
+            ids = [token for token, seen in zip(ids, attention_mask[row].tolist(), strict=True) if seen]
+        if added and ids[: len(added)] == added:
+            ids = ids[len(added) :]
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        questions.append(text)
+    return questions
 
 
 def phase_of(round_index: int) -> str:
@@ -62,7 +107,7 @@ def template_for(prompts: dict, role: str, task: str, phase: str) -> tuple[str |
     return entry.get("system"), templates.get(phase) or templates["first"]
 
 
-def check_prompts(prompts: dict, topology: Topology) -> None:
+def validate_prompts(prompts: dict, topology: Topology) -> None:
     """Checks a prompt set against a topology.
 
     Raises:
@@ -93,12 +138,14 @@ def check_prompts(prompts: dict, topology: Topology) -> None:
         for task in tasks:
             if task not in TASKS:
                 raise ConfigError("Unknown task in a prompt set.", where=where, found=task, expected=", ".join(TASKS))
-            asks |= _check_templates(entry[task], f"{where}, task {task}", role, entry.get("system") or "", topology)
+            asks |= _validate_templates(
+                entry[task], f"{where}, task {task}", role, entry.get("system") or "", topology
+            )
     if not asks:
         raise ConfigError(f"No prompt holds the question ({QUESTION}).", where="prompts", expected=QUESTION)
 
 
-def _check_templates(templates: dict, where: str, role: str, system: str, topology: Topology) -> bool:
+def _validate_templates(templates: dict, where: str, role: str, system: str, topology: Topology) -> bool:
     """Checks the templates of one role and task; says whether one of them holds the question."""
     if not isinstance(templates, dict) or "first" not in templates or set(templates) - set(PHASES):
         found = sorted(templates) if isinstance(templates, dict) else repr(templates)[:80]

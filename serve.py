@@ -15,7 +15,8 @@ from pathlib import Path
 
 import transformers
 
-from .system_loader import ROOT, InputError
+from .errors_recursivemas import InputError
+from .system_loader import ROOT
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

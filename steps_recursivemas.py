@@ -65,11 +65,11 @@ class CompiledSteps:
             fixed.cumulative_length.fill_(self._end)
 
     def __call__(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step: (batch, 1, hidden_size) -> hidden states and thoughts, (batch, hidden_size) each."""
+        """One step: (batch, 1, hidden_size) -> hidden states and latents, (batch, hidden_size) each."""
         self._mask[:, 0, 0, self._end] = self._all[:, self._end]
         self._end += 1
         position_ids = position_ids.clone(memory_format=torch.contiguous_format)
         torch.compiler.cudagraph_mark_step_begin()
-        hidden_states, thoughts = self._step(inputs_embeds, self._mask, position_ids, self._cache)
+        hidden_states, latents = self._step(inputs_embeds, self._mask, position_ids, self._cache)
         self.steps_taken += 1
-        return hidden_states.clone(), thoughts.clone()  # a replay writes into the same memory again
+        return hidden_states.clone(), latents.clone()  # a replay writes into the same memory again

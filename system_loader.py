@@ -5,48 +5,64 @@ however a user came in (`AutoModel…` with `trust_remote_code=True`, or this fi
 that is no remote code uses the remote code through the names below.
 """
 
-import importlib
+import importlib.util
 import json
 import os
 import re
+import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 ROOT = Path(__file__).resolve().parent
 STYLES = ROOT / "styles"
-RecursiveMASModel = get_class_from_dynamic_module("modeling_recursivemas.RecursiveMASModel", str(ROOT))
-_PACKAGE = RecursiveMASModel.__module__.rpartition(".")[0]
 
+if not __package__:  # imported from a clone's folder, which is the package: `import system_loader`
+    if "recursivemas" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "recursivemas", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+        )
+        sys.modules["recursivemas"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["recursivemas"])
+    elif (other := Path(sys.modules["recursivemas"].__file__).resolve().parent) != ROOT:
+        raise ImportError(f"recursivemas is imported from {other} already; use {ROOT} in a process of its own")
+    sys.modules["recursivemas.system_loader"] = sys.modules[__name__]
+    __name__ = "recursivemas.system_loader"
 
-def remote_module(name: str):
-    """A module of the remote code, as the model classes see it: `remote_module("links_recursivemas")`."""
-    return importlib.import_module(f"{_PACKAGE}.{name}")
-
-
-_agent, _answers, _configuration = map(
-    remote_module, ("agent_recursivemas", "answers_recursivemas", "configuration_recursivemas")
+from recursivemas.agent_recursivemas import RecursiveMASAgent
+from recursivemas.configuration_recursivemas import RecursiveMASConfig
+from recursivemas.engine_recursivemas import Solution
+from recursivemas.errors_recursivemas import (
+    ArgumentError,
+    CheckpointError,
+    ConfigError,
+    InputError,
+    RecursiveMASError,
 )
-_errors, _links, _prompts, _topology = map(
-    remote_module, ("errors_recursivemas", "links_recursivemas", "prompts_recursivemas", "topology_recursivemas")
-)
-_modeling, _sources, _tools = map(
-    remote_module, ("modeling_recursivemas", "sources_recursivemas", "tools_recursivemas")
-)
+from recursivemas.links_recursivemas import InnerLink, OuterLink
+from recursivemas.modeling_recursivemas import RecursiveMASModel
+from recursivemas.prompts_recursivemas import validate_task
 
-RecursiveMASAgent = _agent.RecursiveMASAgent
-RecursiveMASConfig = _configuration.RecursiveMASConfig
-RecursiveMASError, ConfigError, InputError = _errors.RecursiveMASError, _errors.ConfigError, _errors.InputError
-ArgumentError, CheckpointError = _errors.ArgumentError, _errors.CheckpointError
-InnerLink, OuterLink = _links.InnerLink, _links.OuterLink
-INNER_KINDS, OUTER_KINDS, ABLATION_KINDS = _links.INNER_KINDS, _links.OUTER_KINDS, _links.ABLATION_KINDS
-PromptRenderer, Slot, slot_marker = _prompts.PromptRenderer, _prompts.Slot, _prompts.slot_marker
-TASKS, check_prompts, check_task = _prompts.TASKS, _prompts.check_prompts, _prompts.check_task
-Topology, Link = _topology.Topology, _topology.Link
-calculator = _tools.calculator
-Solution, read_prompts, extract_answer = _modeling.Solution, _modeling.read_prompts, _answers.extract_answer
+__all__ = [
+    "ROOT",
+    "ArgumentError",
+    "CheckpointError",
+    "ConfigError",
+    "InnerLink",
+    "InputError",
+    "OuterLink",
+    "RecursiveMASAgent",
+    "RecursiveMASConfig",
+    "RecursiveMASError",
+    "RecursiveMASModel",
+    "Solution",
+    "load_mas_system",
+    "read_style",
+    "released_config",
+    "released_styles",
+]
 
 
 def read_style(style: str | os.PathLike) -> dict:
@@ -116,7 +132,8 @@ def released_config(
     for layer in layers:
         settings |= layer
         generation |= layer.get("generation", {})
-    task = check_task(settings.get("task", "math") if task is None else task)
+    task = settings.get("task", "math") if task is None else task
+    validate_task(task)
     parts = [*entry["agents"], "outer_links"]
     if isinstance(revision, dict) and not revision.keys() <= set(parts):
         raise InputError("Unknown role.", where="revision", found=", ".join(revision), expected=", ".join(parts))
@@ -179,11 +196,11 @@ def load_mas_system(
     if executor is not None:
         if executor != "ray":
             raise InputError("Unknown executor.", where="executor", found=repr(executor), expected='"ray", or none')
-        from recursivemas.distributed.ray_executor import RayExecutor  # an extra, installed with the package
+        from recursivemas.distributed.ray_executor import RayExecutor  # needs an extra
 
         arguments = {"style": style, "dataset": dataset, "task": task, "revision": revision, **kwargs}
         mas = load_mas_system(**arguments, only=[])
-        mas.executor = RayExecutor(mas, arguments, executor_options)
+        mas.executor = RayExecutor(mas, partial(load_mas_system, **arguments), executor_options)
         return mas
     name = str(style)
     if "/" in name or os.path.isdir(name):

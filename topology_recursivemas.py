@@ -84,6 +84,10 @@ class Topology:
         """All roles in the order of their stages."""
         return tuple(role for stage in self.stages for role in stage)
 
+    def link(self, name: str) -> Link:
+        """The link of a name (`<source>_to_<target>`)."""
+        return next(link for link in self.links if link.name == name)
+
     def stage_of(self, role: str) -> int:
         return next(index for index, stage in enumerate(self.stages) if role in stage)
 

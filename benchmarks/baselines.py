@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from ..system_loader import RecursiveMASModel, Slot, remote_module
-
-prompts = remote_module("prompts_recursivemas")
+from ..modeling_recursivemas import RecursiveMASModel
+from ..prompts_recursivemas import Slot, phase_of, template_for
 
 
 @contextlib.contextmanager
@@ -68,8 +67,8 @@ def recompute_and_reload(
             link.source: latents[round_index - link.feedback, link.source, role]
             for link in mas.topology.incoming(role, round_index)
         }
-        phase = prompts.phase_of(round_index)
-        system, template = prompts.template_for(mas.config.prompts, role, mas.config.task, phase)
+        phase = phase_of(round_index)
+        system, template = template_for(mas.config.prompts, role, mas.config.task, phase)
         parts = []
         for piece in mas.renderers[role].pieces(system, template, question):
             if isinstance(piece, Slot):

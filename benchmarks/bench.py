@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ..system_loader import InputError
+from ..errors_recursivemas import InputError
 from .harness import CLOCKS, report, save, table, use_clock
 from .systems import SHAPES
 

@@ -4,12 +4,10 @@ import argparse
 
 import torch
 
-from ..system_loader import remote_module
+from ..batching_recursivemas import PromptBuilder
+from ..prompts_recursivemas import template_for
 from .harness import in_turn, ratio_row, timed
 from .systems import random_questions, random_system
-
-engine = remote_module("engine_recursivemas")
-template_for = remote_module("prompts_recursivemas").template_for
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +36,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
 
         def both(pieces=pieces, later=later, read=read) -> float:
             """Both rounds of one question; returns the first one's seconds, keeps the second one's."""
-            builder = engine.PromptBuilder(agent, pieces, uses=2)
+            builder = PromptBuilder(agent, pieces, uses=2)
             first = timed(lambda: read(builder, "first", {}))
             later.append(timed(lambda: read(builder, "feedback", {sender: [latents]})))
             return first

@@ -9,8 +9,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
-from ..system_loader import InnerLink, InputError, OuterLink, RecursiveMASAgent, RecursiveMASConfig, RecursiveMASModel
-from ..training.tokenizers import build_tokenizer
+from ..agent_recursivemas import RecursiveMASAgent
+from ..configuration_recursivemas import RecursiveMASConfig
+from ..errors_recursivemas import InputError
+from ..links_recursivemas import InnerLink, OuterLink
+from ..modeling_recursivemas import RecursiveMASModel
+from ..small_systems.tokenizers import build_tokenizer
 
 # name -> (model type, tokenizer family, configuration), from the config.json of the models of that name
 SHAPES = {

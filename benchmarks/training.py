@@ -18,11 +18,11 @@ import torch
 from safetensors.torch import load_file
 
 from ..system_loader import ROOT, load_mas_system
+from ..tasks import TASKS
 from ..training.config import TrainingConfig
 from ..training.data import Encoder, read_rows, write_rows
 from ..training.loops import Example, OuterLoop
 from ..training.run import read_curve, train
-from ..training.tasks import TASKS
 from ..training.trainer import Examples, LikeLengths
 from .harness import in_turn, row, timed
 

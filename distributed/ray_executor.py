@@ -13,16 +13,20 @@ keeps between the rounds of a batch is a cache), so that a batch whose actor die
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import ray
 import torch
 from ray.exceptions import ObjectLostError, RayActorError
 
-from ..system_loader import ConfigError, RecursiveMASModel, Solution, load_mas_system, remote_module
+from ..configuration_recursivemas import RunSettings
+from ..engine_recursivemas import Run, Solution
+from ..errors_recursivemas import ConfigError
+from ..generation_recursivemas import AnswerSettings
+from ..modeling_recursivemas import RecursiveMASModel
 
-single_sequence = remote_module("engine_recursivemas").single_sequence
 OPTIONS = ("num_cpus", "num_gpus", "resources", "device", "replicas")
 TURNS_AHEAD = (
     2  # turns that an actor has at most: one that runs, and the next, so that it never waits for this process
@@ -38,27 +42,35 @@ class AgentActor:
     Args:
         role: the agent's.
         threads: processor threads to use; `None` leaves Ray's choice.
-        arguments: of `load_mas_system`.
+        load: loads the system, given `only` (and `device`).
     """
 
-    def __init__(self, role: str, threads: int | None, arguments: dict) -> None:
+    def __init__(self, role: str, threads: int | None, load: Callable[..., RecursiveMASModel]) -> None:
         if threads:
             torch.set_num_threads(threads)
         self.role, self.runs = role, {}
-        self.mas = load_mas_system(**arguments, only=[role])
+        self.mas = load(only=[role])
 
     @ray.method(max_task_retries=-1)
     def ready(self) -> bool:
         """Answers when the agent is loaded, also after a restart."""
         return True
 
-    def turn(self, batch: str, questions: list[str], settings: dict, round_index: int, keys: list, *received):
+    def turn(
+        self,
+        batch: str,
+        questions: list[str],
+        settings: tuple[RunSettings, AnswerSettings],
+        round_index: int,
+        keys: list,
+        *received,
+    ):
         """Takes the role's turn in a round.
 
         Args:
             batch: names the batch and the attempt at it.
             questions: the batch.
-            settings: of `RecursiveMASModel.solve_batches`.
+            settings: of the run and of the answer.
             round_index: 1 is the first.
             keys: what `received` is: keys of the run's `latents` or `texts`.
             received: latents (see `pack`), or texts.
@@ -67,26 +79,23 @@ class AgentActor:
             The role's usage so far, then what it sends along each of its links (`mode="text"`: once, its texts); in
             the last turn of a batch the solutions, as dicts.
         """
+        run_settings, answer = settings
         run = self.runs.get(batch)
         if run is None:
-            names = ("config", "arguments", "latent_halting", "message_tokens")
-            run = self.runs[batch] = self.mas.new_run(questions, **{name: settings[name] for name in names})
-        text = run.mode == "text"
+            run = self.runs[batch] = Run(self.mas, questions, run_settings, answer.generation_config)
+        text = run_settings.mode == "text"
         for key, value in zip(keys, received, strict=True):
             (run.texts if text else run.latents)[key] = value if text else unpack(value)
-        with torch.no_grad():
-            if (round_index, self.role) == run.schedule[-1]:
-                config, tools, complete = (settings[name] for name in ("config", "tools", "complete_answer"))
-                prompt = run.last_prompt(reuse=not tools and not complete and single_sequence(config))
-                solutions = self.mas.answer(
-                    run, prompt, config, settings["rest"], tools=tools, complete_answer=complete
-                )
-                return [dict(solution) for solution in solutions]
-            run.take_turn(False, round_index, self.role)
+        if (round_index, self.role) == run.schedule[-1]:
+            with torch.no_grad():
+                prompt = run.last_prompt(answer.reuse)
+            # What travelled is in this process's store, see `RayExecutor._finish`.
+            return [dict(solution) for solution in run.answer(prompt, replace(answer, return_latents=False))]
+        run.take_turn(round_index, self.role)
         usage = {name: getattr(run.usage, name) for name in (*USAGE, "seconds")}
         if text:
             return usage, run.texts[round_index, self.role]
-        links = run.topology.receivers(self.role, round_index, run.num_rounds)
+        links = run.topology.receivers(self.role, round_index, run_settings.num_rounds)
         return usage, *(pack(run.latents.pop((round_index, self.role, link.target))) for link in links)
 
     def forget(self, batch: str) -> None:
@@ -135,7 +144,7 @@ class RayExecutor:
 
     Args:
         mas: the system, whose agents need no weights.
-        arguments: of `load_mas_system`, from which each actor loads its agent.
+        load: `load_mas_system` with its arguments; each actor loads its agent by it, given `only` (and `device`).
         options: role -> `num_cpus`, `num_gpus`, `resources` (of Ray), `device` (of the agent) and `replicas` (how many
             actors share the role's batches; more where an agent is the bottleneck).
 
@@ -143,7 +152,12 @@ class RayExecutor:
         ConfigError: an unknown role or option.
     """
 
-    def __init__(self, mas: RecursiveMASModel, arguments: dict, options: dict[str, dict] | None = None) -> None:
+    def __init__(
+        self,
+        mas: RecursiveMASModel,
+        load: Callable[..., RecursiveMASModel],
+        options: dict[str, dict] | None = None,
+    ) -> None:
         options = options or {}
         for role, own in options.items():
             if role not in mas.topology.roles or set(own) - set(OPTIONS):
@@ -160,22 +174,24 @@ class RayExecutor:
         for role in self.topology.roles:
             own = dict(options.get(role, {}))
             count, device = own.pop("replicas", 1), own.pop("device", None)
-            loading = {**arguments, **({} if device is None else {"device": device})}
+            loading = load if device is None else partial(load, device=device)
             place = {"num_cpus": 1, **own}
             threads = int(place["num_cpus"]) or None
             self.replicas[role] = [AgentActor.options(**place).remote(role, threads, loading) for _ in range(count)]
         self._actors = [actor for actors in self.replicas.values() for actor in actors]
         ray.get([actor.ready.remote() for actor in self._actors])
 
-    def __call__(self, batches: list[list[str]], **settings) -> Iterator[tuple[int, list[Solution]]]:
+    def __call__(
+        self, batches: list[list[str]], settings: RunSettings, answer: AnswerSettings
+    ) -> Iterator[tuple[int, list[Solution]]]:
         """Yields each batch's index and solutions, as they are finished.
 
         Raises:
             RayActorError: an actor died during the second attempt at a batch.
         """
         # Of this run only the schedule and the mode are used.
-        run = self.mas.new_run(batches[0], settings["config"], settings["arguments"])
-        shared = ray.put(settings)
+        run = Run(self.mas, batches[0], settings, answer.generation_config)
+        shared = ray.put((settings, answer))
         todo = deque(Job(index, questions, run.schedule) for index, questions in enumerate(batches))
         active: list[Job] = []
         pending: dict[ray.ObjectRef, tuple[Job, tuple[int, str], list]] = {}
@@ -213,7 +229,7 @@ class RayExecutor:
                 job.usage[turn[1]] = value
                 continue
             active.remove(job)
-            yield job.index, self._finish(job, value, run, settings["return_latents"])
+            yield job.index, self._finish(job, value, run, answer.return_latents)
             self._forget(job)
 
     def _is_ready(self, job: Job, turn: tuple[int, str], run) -> bool:
@@ -228,14 +244,14 @@ class RayExecutor:
 
     def _submit(self, job: Job, actor, turn: tuple[int, str], run, settings) -> tuple[list, list]:
         round_index, role = turn
-        text = run.mode == "text"
+        text = run.settings.mode == "text"
         keys = [(r, source) if text else (r, source, role) for r, source in self._senders(turn, run)]
         if turn == run.schedule[-1]:
             outgoing = []
         elif text:
             outgoing = [turn]
         else:
-            links = self.topology.receivers(role, round_index, run.num_rounds)
+            links = self.topology.receivers(role, round_index, run.settings.num_rounds)
             outgoing = [(round_index, role, link.target) for link in links]
         received = [job.sent[key] for key in keys]
         refs = actor.turn.options(num_returns=1 + len(outgoing)).remote(
@@ -247,7 +263,7 @@ class RayExecutor:
         """Adds to the decoding agent's solutions what the other agents used and sent."""
         others = [usage for role, usage in job.usage.items() if role != self.topology.decoding_role]
         texts, latents = {}, {}
-        if run.mode == "text":
+        if run.settings.mode == "text":
             texts = {key: ray.get(job.sent[key]) for key in job.schedule[:-1]}
         elif return_latents:
             latents = {key: unpack(ray.get(ref)) for key, ref in job.sent.items()}

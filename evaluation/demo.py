@@ -9,8 +9,9 @@ import argparse
 import time
 from statistics import mean
 
-from ..system_loader import RecursiveMASModel, load_mas_system
-from ..training.tasks import arithmetic
+from ..modeling_recursivemas import RecursiveMASModel
+from ..system_loader import load_mas_system
+from ..tasks import arithmetic
 from .solve import limit_threads
 
 ROUNDS = (1, 2, 3)

@@ -26,8 +26,10 @@ from pathlib import Path
 import torch
 import transformers
 
-from ..system_loader import InputError, RecursiveMASModel, slot_marker
-from ..training.tasks import TASKS
+from ..errors_recursivemas import InputError
+from ..modeling_recursivemas import RecursiveMASModel
+from ..prompts_recursivemas import slot_marker
+from ..tasks import TASKS
 from .solve import TOOLS, add_system_arguments, load_from_arguments, progress
 
 MODES = ("latent", "text", "alone")

@@ -18,7 +18,10 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from ..system_loader import ROOT, InputError, RecursiveMASModel, calculator, load_mas_system
+from ..errors_recursivemas import InputError
+from ..modeling_recursivemas import RecursiveMASModel
+from ..system_loader import ROOT, load_mas_system
+from ..tools_recursivemas import calculator
 
 # What --tools knows: name -> tags and their functions, see `RecursiveMASModel.solve`.
 TOOLS = {"calculator": {"python": calculator}}

@@ -1,9 +1,7 @@
 """The slow oracle: the method written out plainly. No cache, one sample, every position recomputed every step."""
 
 import torch
-from recursivemas.system_loader import Slot, remote_module
-
-template_for = remote_module("prompts_recursivemas").template_for
+from recursivemas.prompts_recursivemas import Slot, template_for
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from recursivemas.system_loader import InnerLink, OuterLink
-from recursivemas.training.tokenizers import save_tokenizer
+from recursivemas.links_recursivemas import InnerLink, OuterLink
+from recursivemas.small_systems.tokenizers import save_tokenizer
 from tiny import tiny_base
 
 ORGANIZATION = "RecursiveMAS"

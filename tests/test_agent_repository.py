@@ -8,18 +8,13 @@ import sys
 
 import pytest
 import torch
-from recursivemas.system_loader import (
-    CheckpointError,
-    ConfigError,
-    InnerLink,
-    RecursiveMASAgent,
-    RecursiveMASModel,
-    remote_module,
-)
+from recursivemas.agent_recursivemas import RecursiveMASAgent
+from recursivemas.errors_recursivemas import CheckpointError, ConfigError
+from recursivemas.links_recursivemas import InnerLink, build_link
+from recursivemas.modeling_recursivemas import RecursiveMASModel
 from tiny import ARCHITECTURES, tiny_agent
 from transformers import AutoModel, AutoModelForCausalLM
 
-build_link = remote_module("links_recursivemas").build_link
 TEXT = "What is the answer to the question?"
 
 

@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 import torch
-from recursivemas.system_loader import CheckpointError, RecursiveMASError, load_mas_system
+from recursivemas.errors_recursivemas import CheckpointError, RecursiveMASError
+from recursivemas.system_loader import load_mas_system
 from released import STYLES
 from safetensors.torch import load_file, save_file
 

@@ -5,11 +5,10 @@ import pickle
 
 import pytest
 import torch
-from recursivemas.system_loader import remote_module
+from recursivemas import caches_recursivemas as caches
+from recursivemas.kernels_recursivemas import use_fast_linear
 from tiny import ARCHITECTURES, chain_prompts, tiny_agent, tiny_chain
 from transformers.cache_utils import DynamicLayer
-
-caches, engine = remote_module("caches_recursivemas"), remote_module("engine_recursivemas")
 
 
 def random_states(length, batch=2):
@@ -159,7 +158,7 @@ def test_steps_of_a_padded_batch_build_no_mask(chain, monkeypatch):
 def test_fast_linear_layers_compute_the_same_and_keep_gradients():
     linear = torch.nn.Linear(48, 64)
     expected = torch.nn.functional.linear
-    remote_module("kernels_recursivemas").use_fast_linear(linear, least_weights=0)
+    use_fast_linear(linear, least_weights=0)
     assert type(linear) is not torch.nn.Linear and isinstance(linear, torch.nn.Linear)
     torch.manual_seed(3)
     for shape in ((48,), (1, 48), (7, 48), (2, 5, 48), (0, 48)):
@@ -191,7 +190,7 @@ def test_compiled_steps_compute_the_same():
             got = agent.rollout(embeds, mask, 6)
             assert agent._compiled_steps.steps_taken == 5
             torch.testing.assert_close(got.hidden_states, expected.hidden_states, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(got.thoughts, expected.thoughts, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(got.latents, expected.latents, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -205,5 +204,5 @@ def test_steps_that_cannot_be_compiled_run_without_and_say_so_once(monkeypatch, 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: cannot)
     agent.compile_steps()
     for _ in range(2):
-        assert torch.equal(agent.rollout(embeds, mask, 4).thoughts, expected.thoughts)
+        assert torch.equal(agent.rollout(embeds, mask, 4).latents, expected.latents)
     assert caplog.text.count("no compiler here") == 1

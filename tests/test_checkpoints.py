@@ -6,11 +6,14 @@ import sys
 
 import pytest
 import torch
-from recursivemas.checkpoints.check import check_system
-from recursivemas.checkpoints.import_prompts import STYLES as IMPORTED_STYLES
-from recursivemas.checkpoints.import_prompts import import_prompts
 from recursivemas.cli import main
-from recursivemas.system_loader import TASKS, CheckpointError, RecursiveMASModel, load_mas_system
+from recursivemas.errors_recursivemas import CheckpointError
+from recursivemas.modeling_recursivemas import RecursiveMASModel
+from recursivemas.prompts_recursivemas import TASKS
+from recursivemas.release.check import check_system
+from recursivemas.release.import_prompts import STYLES as IMPORTED_STYLES
+from recursivemas.release.import_prompts import import_prompts
+from recursivemas.system_loader import load_mas_system
 from released import ORGANIZATION, STYLES
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -88,7 +91,7 @@ def test_check_sees_a_truncated_file_without_reading_it(released_cache, tmp_path
 
 
 def test_check_compares_memory_with_the_machine(released_cache, monkeypatch):
-    monkeypatch.setattr("recursivemas.checkpoints.check.free_ram", lambda: 1000)
+    monkeypatch.setattr("recursivemas.release.check.free_ram", lambda: 1000)
     report = check_system("deliberation", cache_dir=str(released_cache))
     assert report["complete"] and not report["ready"]
     assert report["machine"]["ram"] == 1000 and report["fits"]["float32"]["ram"] is False

@@ -10,10 +10,10 @@ import urllib.request
 
 import pytest
 from recursivemas import cli
+from recursivemas.errors_recursivemas import InputError
 from recursivemas.evaluation.evaluate import load_rows, wilson_interval
 from recursivemas.evaluation.solve import read_questions
-from recursivemas.system_loader import InputError
-from recursivemas.training.tasks import arithmetic
+from recursivemas.tasks import arithmetic
 
 QUESTIONS = ["Why?", "How many apples are 12 + 3 apples?"]
 

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from recursivemas.system_loader import remote_module
+from recursivemas.batching_recursivemas import PromptBuilder
 from reference import reference_prompt, reference_solve, reference_think
 from tiny import ARCHITECTURES, BEYOND, chain_links, chain_prompts, tiny_agent, tiny_chain, tiny_system
 
@@ -185,8 +185,8 @@ def test_a_halted_row_keeps_its_thoughts_and_disturbs_no_other(monkeypatch):
         halted = agent.rollout(embeds, mask, 6, halting=True)
     assert free.lengths.tolist() == [6, 6, 6]
     assert halted.lengths.tolist() == [2, 0, 6]
-    torch.testing.assert_close(halted.thoughts[0, :2], free.thoughts[0, :2])
-    torch.testing.assert_close(halted.thoughts[2], free.thoughts[2])
+    torch.testing.assert_close(halted.latents[0, :2], free.latents[0, :2])
+    torch.testing.assert_close(halted.latents[2], free.latents[2])
 
 
 def test_halting_sends_only_what_came_before_the_end(monkeypatch, chain):
@@ -231,14 +231,13 @@ def test_tails_of_different_lengths_are_exact_for_every_kind_of_cache(architectu
     """After halting, a prompt's head is cached but tails differ: masked holes, which only full attention ignores."""
     links = chain_links("first", "second")
     mas = tiny_chain({"first": architecture, "second": architecture})
-    engine = remote_module("engine_recursivemas")
     agent, renderer = mas.agents["first"], mas.renderers["first"]
     templates = chain_prompts([["first"], ["second"]], links)["first"]["default"]
     rows = {phase: [renderer.pieces(None, templates[phase], q) for q in QUESTIONS] for phase in ("first", "feedback")}
     torch.manual_seed(5)
     sent = [torch.randn(n, agent.hidden_size) for n in (4, 0, 9)]
     with torch.no_grad():
-        builder = engine.PromptBuilder(agent, rows, uses=2)
+        builder = PromptBuilder(agent, rows, uses=2)
         builder.build("first", {})
         prompt, _ = builder.build("feedback", {"second": sent})
         hidden_states = agent.rollout(

@@ -1,17 +1,9 @@
 import pytest
 import torch
-from recursivemas.system_loader import (
-    ABLATION_KINDS,
-    INNER_KINDS,
-    OUTER_KINDS,
-    CheckpointError,
-    InnerLink,
-    OuterLink,
-    remote_module,
-)
+from recursivemas import links_recursivemas as links
+from recursivemas.errors_recursivemas import CheckpointError
+from recursivemas.links_recursivemas import ABLATION_KINDS, INNER_KINDS, OUTER_KINDS, InnerLink, OuterLink
 from torch.nn import functional
-
-links = remote_module("links_recursivemas")
 
 
 def norm(x, state, name):

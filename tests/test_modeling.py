@@ -6,19 +6,15 @@ from threading import Thread
 
 import pytest
 import torch
-from recursivemas.system_loader import (
-    ArgumentError,
-    CheckpointError,
-    ConfigError,
-    InputError,
-    OuterLink,
-    RecursiveMASConfig,
-    RecursiveMASError,
-    RecursiveMASModel,
-    load_mas_system,
-)
+from recursivemas import modeling_recursivemas as modeling
+from recursivemas.configuration_recursivemas import RecursiveMASConfig
+from recursivemas.errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError, RecursiveMASError
+from recursivemas.links_recursivemas import OuterLink
+from recursivemas.modeling_recursivemas import RecursiveMASModel
+from recursivemas.prompts_recursivemas import questions_of_ids
+from recursivemas.system_loader import load_mas_system
 from safetensors.torch import load_file, save_file
-from tiny import tiny_agent, tiny_chain
+from tiny import tiny_chain
 from transformers import AutoTokenizer, GenerationConfig, TextIteratorStreamer, pipeline
 
 QUESTIONS = ["Why?", "How many apples are 12 + 3 apples?"]
@@ -78,13 +74,6 @@ def test_saving_over_the_folder_it_came_from_keeps_it_loadable(chain, chain_fold
     assert load_mas_system(folder).solve(QUESTIONS, max_new_tokens=6)[1].text == (
         chain.solve(QUESTIONS, max_new_tokens=6)[1].text
     )
-
-
-def test_an_agent_that_is_passed_is_not_loaded(chain_folder, tmp_path):
-    folder = shutil.copytree(chain_folder, tmp_path / "copy")
-    shutil.rmtree(folder / "agents" / "critic")
-    agent = tiny_agent("llama", "critic", seed=7)
-    assert load_mas_system(folder, agents={"critic": agent}).agents["critic"] is agent
 
 
 def test_agents_are_frozen_and_in_evaluation_mode(chain_folder):
@@ -232,7 +221,7 @@ def test_a_link_of_the_wrong_width_does_not_enter_a_composite(chain):
     ],
 )
 def test_bad_input_is_refused_before_any_compute(chain, monkeypatch, arguments, message):
-    monkeypatch.setattr(type(chain), "new_run", lambda *_, **__: pytest.fail("computed"))
+    monkeypatch.setattr(modeling, "Run", lambda *_: pytest.fail("computed"))
     with pytest.raises(RecursiveMASError, match=message):
         chain.solve(**{"questions": QUESTIONS, **arguments})
 
@@ -320,7 +309,7 @@ def test_tokens_carry_any_question_to_the_agents_unchanged(question):
     for architecture in ("qwen2", "llama", "mistral", "gemma3_text"):
         mas = tiny_chain({"first": "qwen3", "second": architecture})
         inputs = mas.tokenizer([question, "x"], return_tensors="pt", padding=True)
-        assert mas._questions(inputs["input_ids"], inputs["attention_mask"]) == [question, "x"]
+        assert questions_of_ids(mas.tokenizer, inputs["input_ids"], inputs["attention_mask"]) == [question, "x"]
 
 
 def test_the_chat_template_passes_the_users_text_through(chain):

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from recursivemas.small_systems.tokenizers import FAMILIES, ROUNDTRIP_TEXTS, build_tokenizer, save_tokenizer
+from recursivemas.tasks import arithmetic
 from recursivemas.training import pretrain
-from recursivemas.training.tasks import arithmetic
-from recursivemas.training.tokenizers import FAMILIES, ROUNDTRIP_TEXTS, build_tokenizer, save_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 CORPUS = ["Reduce ", "Now "]

@@ -1,17 +1,10 @@
 import copy
 
 import pytest
-from recursivemas.system_loader import (
-    CheckpointError,
-    ConfigError,
-    Link,
-    PromptRenderer,
-    Slot,
-    Topology,
-    check_prompts,
-    slot_marker,
-)
-from recursivemas.training.tokenizers import FAMILIES, build_tokenizer
+from recursivemas.errors_recursivemas import CheckpointError, ConfigError
+from recursivemas.prompts_recursivemas import PromptRenderer, Slot, slot_marker, validate_prompts
+from recursivemas.small_systems.tokenizers import FAMILIES, build_tokenizer
+from recursivemas.topology_recursivemas import Link, Topology
 from tiny import CORPUS, chain_links, chain_prompts
 
 TEMPLATE = f"Question: <|question|>\nPlan: {slot_marker('planner')}\nGo on."
@@ -114,7 +107,7 @@ def changed(change):
 )
 def test_a_prompt_set_that_does_not_fit_is_refused(change, message):
     with pytest.raises(ConfigError, match=message):
-        check_prompts(changed(change), TOPOLOGY)
+        validate_prompts(changed(change), TOPOLOGY)
 
 
 def test_a_prompt_set_that_never_asks_is_refused():
@@ -122,4 +115,4 @@ def test_a_prompt_set_that_never_asks_is_refused():
     for entry in prompts.values():
         entry["default"] = {phase: text.replace("<|question|>", "") for phase, text in entry["default"].items()}
     with pytest.raises(ConfigError, match="No prompt holds the question"):
-        check_prompts(prompts, TOPOLOGY)
+        validate_prompts(prompts, TOPOLOGY)

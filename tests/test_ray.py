@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from recursivemas.system_loader import ConfigError, InputError, load_mas_system
+from recursivemas.errors_recursivemas import ConfigError, InputError
+from recursivemas.system_loader import load_mas_system
 from tiny import tiny_system
 
 ray = pytest.importorskip("ray")

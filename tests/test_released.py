@@ -8,19 +8,11 @@ import sys
 
 import pytest
 import torch
-from recursivemas.system_loader import (
-    ROOT,
-    TASKS,
-    ConfigError,
-    InputError,
-    RecursiveMASConfig,
-    RecursiveMASModel,
-    check_prompts,
-    load_mas_system,
-    read_style,
-    released_config,
-    released_styles,
-)
+from recursivemas.configuration_recursivemas import RecursiveMASConfig
+from recursivemas.errors_recursivemas import ConfigError, InputError
+from recursivemas.modeling_recursivemas import RecursiveMASModel
+from recursivemas.prompts_recursivemas import TASKS, validate_prompts
+from recursivemas.system_loader import ROOT, load_mas_system, read_style, released_config, released_styles
 from reference import reference_prompt, reference_solve
 from released import ORGANIZATION, STYLES
 from tiny import chain_prompts, tiny_base, tiny_system
@@ -292,7 +284,7 @@ def test_a_style_of_ones_own_is_the_same_json(tmp_path):
     path = tmp_path / "contest.json"
     path.write_text(json.dumps(table))
     own = read_style(path)
-    check_prompts(own["prompts"], RecursiveMASConfig(**own).topology)
+    validate_prompts(own["prompts"], RecursiveMASConfig(**own).topology)
     mas = tiny_system({"poet": "qwen3", "judge": "llama"}, own["stages"], own["links"], own["decoding_role"])
     assert mas.solve("Who wins?", max_new_tokens=2, num_rounds=3)[0].text is not None
     path.write_text(json.dumps({"stages": []}))

@@ -46,13 +46,53 @@ def test_no_text_line_is_taken_for_an_import():
             assert Path(needed).exists(), f"{path.name} mentions {needed}"
 
 
-def test_workshop_code_reaches_remote_code_only_through_the_loader():
-    for path in [
-        p for folder in ("training", "evaluation", "upload", "benchmarks") for p in (ROOT / folder).rglob("*.py")
-    ]:
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                assert not node.module.endswith("_recursivemas"), f"{path.relative_to(ROOT)} imports {node.module}"
+# The floors of the workshop: a room imports remote code, itself, and rooms that stand before it here.
+ROOMS = (
+    *("tasks", "distributed", "system_loader", "evaluation", "training", "small_systems", "inspection"),
+    *("experiments", "release", "upload", "benchmarks", "serve", "cli"),
+)
+
+
+def relative_imports(path):
+    """(level, dotted name) of every relative import of a module, also inside functions."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            for name in [node.module] if node.module else [alias.name for alias in node.names]:
+                yield node.level, name
+
+
+def test_every_folder_of_code_is_a_room():
+    folders = {
+        path.parent.relative_to(ROOT).parts[0] for path in ROOT.glob("*/**/*.py") if "site-packages" not in str(path)
+    }
+    assert folders - {"tests", "runs", "build", ".venv"} == {room for room in ROOMS if (ROOT / room).is_dir()}
+
+
+def test_workshop_rooms_import_only_downwards():
+    for number, room in enumerate(ROOMS):
+        for path in [ROOT / f"{room}.py", *(ROOT / room).rglob("*.py")]:
+            for level, name in relative_imports(path) if path.exists() else ():
+                if level == len(path.relative_to(ROOT).parts) and not name.endswith("_recursivemas"):
+                    reached = name.partition(".")[0]
+                    assert reached in ROOMS[:number], f"{path.relative_to(ROOT)} imports {reached}"
+
+
+def test_no_code_but_the_front_door_names_the_package_or_transformers_copy():
+    """An import by another name than the relative one would make a second copy of every class."""
+    for path in [path for room in ROOMS for path in [ROOT / f"{room}.py", *(ROOT / room).rglob("*.py")]]:
+        for node in ast.walk(ast.parse(path.read_text())) if path.exists() and path.stem != "system_loader" else ():
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in names:
+                assert name.partition(".")[0] not in ("recursivemas", "transformers_modules", "system_loader"), path
+
+
+def test_imports_of_remote_code_form_floors():
+    """No circle: modules can be put in an order in which each imports only earlier ones."""
+    below = {path.stem: {name for _, name in relative_imports(path)} for path in closure()}
+    while ground := {name for name, needed in below.items() if not needed & below.keys()}:
+        below = {name: needed for name, needed in below.items() if name not in ground}
+    assert not below
 
 
 def test_a_class_has_one_identity_however_the_user_came_in():

@@ -10,7 +10,7 @@ import torch
 from recursivemas import cli
 from recursivemas.evaluation.evaluate import evaluate, markdown, read_results
 from recursivemas.system_loader import ROOT, load_mas_system
-from recursivemas.training.tasks import arithmetic
+from recursivemas.tasks import arithmetic
 from safetensors import safe_open
 
 RESULTS = ROOT / "evaluation" / "results" / "sequential.json"

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from recursivemas import cli
+from recursivemas.errors_recursivemas import InputError
 from recursivemas.evaluation.evaluate import markdown, measure, without
-from recursivemas.system_loader import InputError, calculator, load_mas_system
-from recursivemas.training.build import RECIPES
-from recursivemas.training.pretrain import SYSTEMS
-from recursivemas.training.tasks import facts, registers, variables
+from recursivemas.small_systems.build import RECIPES
+from recursivemas.small_systems.pretrain import SYSTEMS
+from recursivemas.system_loader import load_mas_system
+from recursivemas.tasks import facts, registers, variables
+from recursivemas.tools_recursivemas import calculator
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {name: ROOT if name == "sequential" else ROOT / "systems" / name for name in RECIPES}

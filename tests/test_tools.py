@@ -2,13 +2,11 @@
 
 import pytest
 import torch
-from recursivemas.system_loader import InputError, calculator, remote_module
+from recursivemas.errors_recursivemas import InputError
+from recursivemas.tools_recursivemas import MAX_CALLS, MAX_RESULT, calculator, find_call
 from tiny import tiny_chain
 from transformers import LogitsProcessor, LogitsProcessorList
 
-MAX_CALLS = remote_module("tools_recursivemas").MAX_CALLS
-MAX_RESULT = remote_module("tools_recursivemas").MAX_RESULT
-find_call = remote_module("tools_recursivemas").find_call
 QUESTIONS = ["What is 2*3?", "Say nothing."]
 
 

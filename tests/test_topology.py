@@ -1,5 +1,6 @@
 import pytest
-from recursivemas.system_loader import ConfigError, Link, Topology
+from recursivemas.errors_recursivemas import ConfigError
+from recursivemas.topology_recursivemas import Link, Topology
 
 
 def chain(feedback=True):

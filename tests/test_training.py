@@ -10,22 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from recursivemas import cli
-from recursivemas.system_loader import (
-    OUTER_KINDS,
-    ROOT,
-    ConfigError,
-    InputError,
-    OuterLink,
-    load_mas_system,
-    remote_module,
-)
+from recursivemas.errors_recursivemas import ConfigError, InputError
+from recursivemas.experiments.situations import SITUATIONS, as_stranger_writes, lift, with_stranger
+from recursivemas.inspection.inspect import UntiedOuterLoop, _closeness
+from recursivemas.links_recursivemas import OUTER_KINDS, ExpectedEmbeddingLink, OuterLink
+from recursivemas.system_loader import ROOT, load_mas_system
 from recursivemas.training import loops
 from recursivemas.training.config import TrainingConfig, load_config
 from recursivemas.training.data import DataError, Encoder, read_rows, refuse_bad_rows
-from recursivemas.training.inspection import UntiedOuterLoop, _closeness
 from recursivemas.training.loops import Example, InnerLoop, OuterLoop
 from recursivemas.training.run import build_loop, last_checkpoint, train, verdict
-from recursivemas.training.situations import SITUATIONS, as_stranger_writes, lift, with_stranger
 from recursivemas.training.start import (
     embedding_rms,
     embedding_scale,
@@ -42,7 +36,6 @@ from tiny import ARCHITECTURES, tiny_agent, tiny_chain
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-ExpectedEmbeddingLink = remote_module("links_recursivemas").ExpectedEmbeddingLink
 ROLES = ("planner", "critic", "solver")
 WORDS = ("three", "a plan", "seven apples and a pear", "no", "twelve")
 

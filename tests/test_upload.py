@@ -12,8 +12,11 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from loopback_hub import Exchange, LoopbackHub, Repo, Worker
+from recursivemas.configuration_recursivemas import RecursiveMASConfig
+from recursivemas.errors_recursivemas import InputError
 from recursivemas.evaluation.evaluate import read_results
-from recursivemas.system_loader import InputError, Link, RecursiveMASConfig, RecursiveMASModel, Topology
+from recursivemas.modeling_recursivemas import RecursiveMASModel
+from recursivemas.topology_recursivemas import Link, Topology
 from recursivemas.upload import check, plan, push, scan, stage
 from safetensors.torch import load_file, save_file
 from snippets import code_blocks

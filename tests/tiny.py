@@ -3,8 +3,11 @@
 import itertools
 
 import torch
-from recursivemas.system_loader import InnerLink, OuterLink, RecursiveMASAgent, RecursiveMASConfig, RecursiveMASModel
-from recursivemas.training.tokenizers import build_tokenizer
+from recursivemas.agent_recursivemas import RecursiveMASAgent
+from recursivemas.configuration_recursivemas import RecursiveMASConfig
+from recursivemas.links_recursivemas import InnerLink, OuterLink
+from recursivemas.modeling_recursivemas import RecursiveMASModel
+from recursivemas.small_systems.tokenizers import build_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}

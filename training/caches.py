@@ -5,7 +5,8 @@ from torch.nn import functional
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
-from ..system_loader import ConfigError, RecursiveMASAgent
+from ..agent_recursivemas import RecursiveMASAgent
+from ..errors_recursivemas import ConfigError
 
 
 class DifferentiableLinearAttentionLayer(LinearAttentionLayer):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..system_loader import ConfigError
+from ..errors_recursivemas import ConfigError
 
 
 @dataclass

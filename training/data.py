@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..system_loader import ConfigError, InputError, RecursiveMASModel, Slot, remote_module
-
-prompts = remote_module("prompts_recursivemas")
+from ..errors_recursivemas import ConfigError, InputError
+from ..modeling_recursivemas import RecursiveMASModel
+from ..prompts_recursivemas import Slot, phase_of, template_for
 
 # Role -> the columns of the release's data sets that hold what it should say, the first that is there counts.
 RELEASE_COLUMNS = {
@@ -239,8 +239,8 @@ class Encoder:
 
     def part(self, row: Row, role: str, round_index: int) -> Part:
         """The prompt of a role in a round, and its target."""
-        phase = prompts.phase_of(round_index)
-        system, template = prompts.template_for(self.mas.config.prompts, role, self.task, phase)
+        phase = phase_of(round_index)
+        system, template = template_for(self.mas.config.prompts, role, self.task, phase)
         renderer, agent = self.mas.renderers[role], self.mas.agents[role]
         pieces = renderer.pieces(system, template, row.question)
         return Part(pieces, [*renderer.message_ids(row.target(role, round_index)), agent.eos_token_ids[0]])

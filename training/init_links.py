@@ -17,17 +17,14 @@ import argparse
 import copy
 from pathlib import Path
 
-from ..system_loader import (
-    INNER_KINDS,
-    OUTER_KINDS,
-    InputError,
-    RecursiveMASAgent,
-    RecursiveMASConfig,
-    RecursiveMASModel,
-    load_mas_system,
-    read_style,
-    remote_module,
-)
+from ..agent_recursivemas import RecursiveMASAgent
+from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer
+from ..configuration_recursivemas import RecursiveMASConfig
+from ..errors_recursivemas import InputError
+from ..links_recursivemas import INNER_KINDS, OUTER_KINDS
+from ..modeling_recursivemas import RecursiveMASModel
+from ..sources_recursivemas import Source
+from ..system_loader import load_mas_system, read_style
 from .start import (
     EXPECTED_EMBEDDING,
     ExpectedEmbeddingLink,
@@ -36,8 +33,6 @@ from .start import (
     shared_tokens,
     start_inner_link,
 )
-
-_sources = remote_module("sources_recursivemas")
 
 
 def load_agent(config: RecursiveMASConfig, role: str, folder: Path, dtype: str = "auto") -> RecursiveMASAgent:
@@ -50,10 +45,10 @@ def load_agent(config: RecursiveMASConfig, role: str, folder: Path, dtype: str =
         dtype: of the agent.
     """
     entry = config.agents[role]
-    place = _sources.Source(str(folder)).other(entry["source"], entry.get("revision"))
-    place = place.fetch((*_sources.SMALL_FILES, *_sources.WEIGHT_FILES))
-    tokenizer = _sources.load_tokenizer(place, role)
-    model = _sources.load_base_model(place, role, dtype=dtype)
+    place = Source(str(folder)).other(entry["source"], entry.get("revision"))
+    place = place.fetch((*SMALL_FILES, *WEIGHT_FILES))
+    tokenizer = load_tokenizer(place, role)
+    model = load_base_model(place, role, dtype=dtype)
     return RecursiveMASAgent(model, ExpectedEmbeddingLink(model.get_input_embeddings().embedding_dim), tokenizer, role)
 
 

@@ -15,13 +15,14 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ..system_loader import RecursiveMASAgent, RecursiveMASModel, remote_module
+from ..agent_recursivemas import RecursiveMASAgent
+from ..batching_recursivemas import PromptBatch, PromptBuilder, embed_rows
+from ..caches_recursivemas import can_crop
+from ..modeling_recursivemas import RecursiveMASModel
+from ..prompts_recursivemas import phase_of
 from .caches import differentiable_cache
 from .data import Part
 
-engine = remote_module("engine_recursivemas")
-can_crop = remote_module("caches_recursivemas").can_crop
-phase_of = remote_module("prompts_recursivemas").phase_of
 IGNORED = -100
 
 
@@ -75,7 +76,7 @@ def target_states(agent: RecursiveMASAgent, prompt: Any, targets: list[list[int]
 def text_states(agent: RecursiveMASAgent, parts: list[Part]) -> TargetStates:
     """`target_states` of parts whose slots hold texts."""
     rows = [[*part.pieces, part.target_ids[:-1]] for part in parts]
-    return target_states(agent, engine.Prompt(*engine.embed_rows(agent, rows)), [part.target_ids for part in parts])
+    return target_states(agent, PromptBatch(*embed_rows(agent, rows)), [part.target_ids for part in parts])
 
 
 def row_means(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -270,7 +271,7 @@ class OuterLoop(LinkLoop):
                 phase_of(r): [example.parts[r, role].pieces for example in examples] for r in (rounds[0], rounds[-1])
             }
             # A head that is read by itself is spared the backward pass, which counts like a use.
-            builders[role] = engine.PromptBuilder(self.mas.agents[role], rows, uses=2 * len(rounds))
+            builders[role] = PromptBuilder(self.mas.agents[role], rows, uses=2 * len(rounds))
         return builders
 
     def _stage(
@@ -302,7 +303,7 @@ class OuterLoop(LinkLoop):
             cache = differentiable_cache(agent) if prompt.past_key_values is None else prompt.past_key_values
             new = prompt.inputs_embeds[:, prompt.past :]
             rollout = agent.rollout(new, prompt.attention_mask, self.latent_steps, cache, self.halting)
-            thoughts, spans = rollout.thoughts, [(0, n) for n in rollout.lengths.tolist()]
+            thoughts, spans = rollout.latents, [(0, n) for n in rollout.lengths.tolist()]
         going = {}
         for link in receivers:
             latents = self.outer_link(link.name, round_index)(thoughts)

@@ -9,8 +9,10 @@ import torch
 from safetensors import safe_open
 from transformers import TrainingArguments
 
+from ..errors_recursivemas import CheckpointError, ConfigError, InputError
 from ..evaluation.solve import TOOLS
-from ..system_loader import CheckpointError, ConfigError, InputError, RecursiveMASModel, load_mas_system
+from ..modeling_recursivemas import RecursiveMASModel
+from ..system_loader import load_mas_system
 from .config import TrainingConfig
 from .data import Encoder, Report, check_lengths, read_rows, refuse_bad_rows
 from .loops import InnerLoop, LinkLoop, OuterLoop

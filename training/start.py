@@ -12,18 +12,10 @@ from functools import lru_cache
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..system_loader import (
-    OUTER_KINDS,
-    ConfigError,
-    InnerLink,
-    OuterLink,
-    RecursiveMASAgent,
-    RecursiveMASModel,
-    remote_module,
-)
-
-EXPECTED_EMBEDDING = remote_module("links_recursivemas").EXPECTED_EMBEDDING
-ExpectedEmbeddingLink = remote_module("links_recursivemas").ExpectedEmbeddingLink
+from ..agent_recursivemas import RecursiveMASAgent
+from ..errors_recursivemas import ConfigError
+from ..links_recursivemas import OUTER_KINDS, ExpectedEmbeddingLink, InnerLink, OuterLink
+from ..modeling_recursivemas import RecursiveMASModel
 
 PENALTY = 1e-3  # of the ridge regressions, relative to the mean square of an input feature
 LEAST_SHARED = 16  # fewer shared tokens than this say nothing about a map between two spaces

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 
-from ..system_loader import RecursiveMASError
+from ..errors_recursivemas import RecursiveMASError
 from .data import Encoder, Row
 from .loops import Example, LinkLoop
 

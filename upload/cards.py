@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..evaluation.evaluate import markdown
-from ..system_loader import RecursiveMASModel
+from ..modeling_recursivemas import RecursiveMASModel
 from .plan import Plan, Repository
 
 HUB = "https://huggingface.co"

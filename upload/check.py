@@ -10,13 +10,14 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from ..system_loader import RecursiveMASModel, load_mas_system, remote_module
+from ..link_files_recursivemas import link_filename
+from ..modeling_recursivemas import RecursiveMASModel
+from ..system_loader import load_mas_system
 from . import probe
 from .plan import CHECKED, Plan, Repository, fingerprint, load_plan, write_json
 from .scan import scan
 from .stage import inner_links_of, outer_links_of
 
-link_filename = remote_module("sources_recursivemas").link_filename
 TOLERANCE = 1e-4  # of latent thoughts, relative to their size
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ..system_loader import CheckpointError, InputError
+from ..errors_recursivemas import CheckpointError, InputError
 
 PLAN, CHECKED, PUSHED = "plan.json", "checked.json", "pushed.json"
 FORMAT_VERSION = 1

@@ -18,7 +18,7 @@ import argparse
 import dataclasses
 import json
 
-from ..system_loader import InputError
+from ..errors_recursivemas import InputError
 from .check import Finding, check
 from .plan import Plan
 from .push import Step, push

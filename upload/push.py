@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers.utils import logging
 
-from ..system_loader import CheckpointError, InputError
+from ..errors_recursivemas import CheckpointError, InputError
 from .plan import CHECKED, PUSHED, Plan, Repository, files_of, fingerprint, load_plan, read_json, write_json
 
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own file

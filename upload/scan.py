@@ -8,10 +8,9 @@ from pathlib import Path
 
 from huggingface_hub import get_token
 
-from ..system_loader import RecursiveMASError, remote_module
+from ..errors_recursivemas import RecursiveMASError
+from ..sources_recursivemas import read_tensors
 from .plan import files_of, read_json
-
-read_tensors = remote_module("sources_recursivemas").read_tensors
 
 TEXT_SUFFIXES = {".json", ".md", ".py", ".jinja", ".txt"}
 KNOWN_SUFFIXES = TEXT_SUFFIXES | {".safetensors", ".model", ".png"}

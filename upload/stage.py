@@ -14,25 +14,17 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers.utils import logging
 
+from ..configuration_recursivemas import RecursiveMASConfig
+from ..errors_recursivemas import CheckpointError, InputError, RecursiveMASError
 from ..evaluation.evaluate import read_results
-from ..system_loader import (
-    INNER_KINDS,
-    ROOT,
-    CheckpointError,
-    InputError,
-    RecursiveMASConfig,
-    RecursiveMASError,
-    RecursiveMASModel,
-    Topology,
-    load_mas_system,
-    remote_module,
-)
+from ..link_files_recursivemas import link_filename, read_link
+from ..links_recursivemas import INNER_KINDS, build_link
+from ..modeling_recursivemas import RecursiveMASModel
+from ..sources_recursivemas import Source, write_tensors
+from ..system_loader import ROOT, load_mas_system
+from ..topology_recursivemas import Topology
 from .cards import Card
 from .plan import PLAN, PUSHED, Plan, Repository, load_plan, write_json
-
-_sources = remote_module("sources_recursivemas")
-build_link = remote_module("links_recursivemas").build_link
-link_filename, write_tensors = _sources.link_filename, _sources.write_tensors
 
 # What a repository of outer links needs of the remote code, so that its links can be built from it alone.
 LINK_CODE = ("links_recursivemas.py", "errors_recursivemas.py")
@@ -126,10 +118,10 @@ def links_by_task(mas: RecursiveMASModel, weights: object, name: str, loaded, bu
     """
     if not (isinstance(weights, dict) and "tasks" in weights):
         return {None: loaded}
-    source = _sources.Source(mas.config.name_or_path)
+    source = Source(mas.config.name_or_path)
     links = {}
     for task in weights["tasks"]:
-        tensors, where, _ = _sources.read_link(source, weights, name, task)
+        tensors, where, _ = read_link(source, weights, name, task)
         links[task] = build(tensors, where)
     return links
 

@@ -16,12 +16,13 @@ from typing import Any
 
 from ..evaluation.evaluate import measure
 from ..evaluation.solve import TOOLS
-from ..system_loader import ROOT, RecursiveMASModel, load_mas_system
-from .config import TrainingConfig
-from .data import write_rows
-from .run import read_curve, train
-from .start import fit_outer_link, set_outer_link
-from .tasks import TASKS
+from ..modeling_recursivemas import RecursiveMASModel
+from ..system_loader import ROOT, load_mas_system
+from ..tasks import TASKS
+from ..training.config import TrainingConfig
+from ..training.data import write_rows
+from ..training.run import read_curve, train
+from ..training.start import fit_outer_link, set_outer_link
 
 ROUNDS = (1, 2)
 SYMBOLS, LETTERS = "0123456789+-*", "ABCDEFGHIJPMT"

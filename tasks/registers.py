@@ -10,7 +10,7 @@ to join the three (`052:1`) and never saw the rule applied to less than all of t
 question of k steps is solved in k rounds and in no fewer, and needs every specialist in each of them: the rule maps
 the 1000 states onto themselves one to one, so whoever lacks a specialist is left with one guess in ten.
 
-    python -c "from recursivemas.training.tasks.registers import generate; print(generate(1, [3], seed=0))"
+    python -c "from recursivemas.tasks.registers import generate; print(generate(1, [3], seed=0))"
 """
 
 import random

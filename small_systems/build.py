@@ -1,6 +1,6 @@
 """Build a small system from its pre-trained agents: inner links trained, outer links in closed form.
 
-    python -m recursivemas.training.build --system sequential --output .
+    python -m recursivemas.small_systems.build --system sequential --output .
 
 Reads `agents/` of the output folder and writes `config.json`, `links/`, the tokenizer and `generation_config.json`
 beside it. Inner links are trained on fresh rows of the system's task (`ln_res_adapter`, cosine plus relative squared
@@ -17,12 +17,13 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from ..system_loader import RecursiveMASConfig, RecursiveMASModel
-from .config import TrainingConfig
-from .data import write_rows
-from .init_links import init_system
+from ..configuration_recursivemas import RecursiveMASConfig
+from ..modeling_recursivemas import RecursiveMASModel
+from ..training.config import TrainingConfig
+from ..training.data import write_rows
+from ..training.init_links import init_system
+from ..training.run import train
 from .pretrain import SYSTEMS
-from .run import train
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def build(name: str, output: Path, seed: int = 0) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m recursivemas.training.build",
+        prog="python -m recursivemas.small_systems.build",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

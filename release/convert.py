@@ -15,23 +15,21 @@ import argparse
 import copy
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.utils import logging
 
-from ..system_loader import (
-    RecursiveMASAgent,
-    RecursiveMASConfig,
-    RecursiveMASModel,
-    read_prompts,
-    released_config,
-    released_styles,
-    remote_module,
-)
+from ..agent_recursivemas import RecursiveMASAgent
+from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES, build_empty_model, load_model_config, load_tokenizer
+from ..configuration_recursivemas import RecursiveMASConfig
+from ..loading_recursivemas import load_links, validate_architecture
+from ..modeling_recursivemas import RecursiveMASModel
+from ..prompts_recursivemas import read_prompts
+from ..saving_recursivemas import SavedLink, save_system
+from ..sources_recursivemas import Source
+from ..system_loader import released_config, released_styles
 
-_sources, _modeling = remote_module("sources_recursivemas"), remote_module("modeling_recursivemas")
 LINK_TASKS = ("math", "code")
 # What of an agent's repository is not its base model
 BESIDE = ("adapter", "innerlink_config.json", ".git")
@@ -61,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.folder,
         dataset=arguments.dataset,
         revision=arguments.revision,
-        source=_sources.Source(arguments.style, hub=hub, clones=arguments.clones),
+        source=Source(arguments.style, hub=hub, clones=arguments.clones),
         prompts=prompts,
         copy_agents=arguments.copy_agents,
     )
@@ -79,7 +77,7 @@ def convert(
     *,
     dataset: str = "math500",
     revision: str | None = None,
-    source: object,
+    source: Source,
     prompts: dict | None = None,
     copy_agents: bool = False,
 ) -> RecursiveMASConfig:
@@ -100,55 +98,44 @@ def convert(
     config, generation = released_config(style, dataset, revision=revision)
     config.prompts = config.prompts if prompts is None else prompts
     config.validate_system()
-    patterns = (*_sources.SMALL_FILES, *(_sources.WEIGHT_FILES if copy_agents else ()))
-    agents, places = {}, {}
+    patterns = (*SMALL_FILES, *(WEIGHT_FILES if copy_agents else ()))
+    places, agent_configs, widths = {}, {}, {}
     for role, entry in logging.tqdm(config.agents.items(), desc="Reading agents", unit="agent", leave=False):
-        place = source.other(entry["source"], entry["revision"])
-        places[role] = place = place.fetch(patterns)
+        places[role] = place = source.other(entry["source"], entry["revision"]).fetch(patterns)
         entry["revision"] = place.commit or entry["revision"]
-        agents[role] = _empty_agent(place, role)
-        _modeling.check_architecture(entry, agents[role].model.config, agents[role].hidden_size, role)
-    widths = {role: agent.hidden_size for role, agent in agents.items()}
+        agent_configs[role] = load_model_config(place, role)
+        widths[role] = agent_configs[role].get_text_config().hidden_size
+        validate_architecture(entry, agent_configs[role], widths[role], role)
+    inner_links, outer_links = {}, {}
     tasks = LINK_TASKS if config.link_task else (None,)
-    links = {}
     for task in tasks:
         task_config = copy.deepcopy(config)
         task_config.link_task = task
-        links[task] = _modeling.load_links(source, task_config, widths)
-    inner_links, outer_links = links[config.link_task]
-    for role, link in inner_links.items():
-        agents[role].inner_link = link
-    model = RecursiveMASModel(config, agents, outer_links)
-    model.generation_config.update(**generation.to_diff_dict())
-    model.save_pretrained(folder)
-    saved = RecursiveMASConfig.from_pretrained(folder)
-    if config.link_task:
-        shutil.rmtree(folder / "links")
-        saved.link_task = config.link_task
-        entries = {role: entry["inner_link"] for role, entry in saved.agents.items()}
-        entries |= {link.name: entry for link, entry in zip(saved.topology.links, saved.links, strict=True)}
-        for name, entry in entries.items():
-            entry["weights"] = {"tasks": {task: f"links/{_sources.link_filename(name, task)}" for task in tasks}}
-            for task, (inner, outer) in links.items():
-                weights = (inner | outer)[name].state_dict()
-                _sources.write_tensors(weights, folder / entry["weights"]["tasks"][task])
-    if copy_agents:
-        for role, place in places.items():
-            ignored = shutil.ignore_patterns(*(f"{name}*" for name in BESIDE))
-            shutil.copytree(place.folder, folder / "agents" / role, ignore=ignored)
-            saved.agents[role] |= {"source": f"agents/{role}", "revision": None}
-    saved.save_pretrained(folder)
-    return saved
-
-
-def _empty_agent(place: object, role: str) -> RecursiveMASAgent:
-    """An agent without weights (on the meta device), with its configuration and tokenizer."""
-    agent_config = _sources.load_model_config(place, role)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(agent_config)
-        link = remote_module("links_recursivemas").InnerLink(
-            "linear_adapter", model.get_input_embeddings().embedding_dim
+        inner_links[task], outer_links[task] = load_links(source, task_config, widths)
+    agents = {  # without weights
+        role: RecursiveMASAgent(
+            build_empty_model(place, agent_configs[role]),
+            inner_links[config.link_task][role],
+            load_tokenizer(place, role),
+            role,
         )
-    if place.json("generation_config.json", required=False) is not None:
-        model.generation_config = GenerationConfig.from_pretrained(place.folder)
-    return RecursiveMASAgent(model, link, _sources.load_tokenizer(place, role), role)
+        for role, place in places.items()
+    }
+    model = RecursiveMASModel(config, agents, outer_links[config.link_task])
+    model.generation_config.update(**generation.to_diff_dict())
+    links = {}
+    for by_task in (inner_links, outer_links):
+        for name, link in by_task[config.link_task].items():
+            links[name] = SavedLink(link.kind, {task: by_task[task][name].state_dict() for task in tasks})
+    return save_system(
+        folder,
+        model.config,
+        links,
+        tokenizer=model.tokenizer,
+        generation_config=model.generation_config,
+        write_agents={role: partial(_copy_agent, place) for role, place in places.items()} if copy_agents else {},
+    )
+
+
+def _copy_agent(place: Source, folder: Path) -> None:
+    shutil.copytree(place.folder, folder, ignore=shutil.ignore_patterns(*(f"{name}*" for name in BESIDE)))

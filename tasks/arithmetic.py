@@ -4,7 +4,7 @@
 makes ONE reduction of what it was sent, so a recursion round makes three, and a question with k operators is solved
 in ceil(k / 3) rounds and in no fewer.
 
-    python -c "from recursivemas.training.tasks.arithmetic import generate; print(generate(1, [3], seed=0))"
+    python -c "from recursivemas.tasks.arithmetic import generate; print(generate(1, [3], seed=0))"
 """
 
 import random

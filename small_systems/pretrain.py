@@ -1,6 +1,6 @@
 """Pre-train one agent of a small system from nothing, with ordinary next-token loss on (chat prompt, target text).
 
-    python -m recursivemas.training.pretrain --system sequential --role planner --output agents/planner
+    python -m recursivemas.small_systems.pretrain --system sequential --role planner --output agents/planner
 
 The output is a complete ordinary model folder (config.json, generation_config.json, tokenizer, model.safetensors in
 float32) and `pretraining.json` with the command's settings and the exact match per prompt and level of difficulty.
@@ -22,11 +22,11 @@ import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..system_loader import PromptRenderer, RecursiveMASConfig, Slot, remote_module
-from .tasks import TASKS
+from ..configuration_recursivemas import RecursiveMASConfig
+from ..prompts_recursivemas import MARKER, PromptRenderer, Slot
+from ..tasks import TASKS
 from .tokenizers import build_tokenizer, save_tokenizer
 
-MARKER = remote_module("prompts_recursivemas").MARKER
 IGNORED_LABEL = -100
 
 
@@ -46,7 +46,7 @@ class AgentSpec:
 
 @dataclass(frozen=True)
 class SystemSpec:
-    """A small system: the module of its task (see `recursivemas.training.tasks`) and its agents by role."""
+    """A small system: the module of its task (see `recursivemas.tasks`) and its agents by role."""
 
     task: str
     agents: dict[str, AgentSpec]
@@ -276,16 +276,16 @@ def save_agent(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, outpu
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m recursivemas.training.pretrain",
+        prog="python -m recursivemas.small_systems.pretrain",
         description="Pre-train one agent of a small system from nothing.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   all three agents of the sequential system (9 to 21 minutes each on one core):
     for role in planner critic solver; do
-      python -m recursivemas.training.pretrain --system sequential --role $role --output agents/$role
+      python -m recursivemas.small_systems.pretrain --system sequential --role $role --output agents/$role
     done
   a quick look at whether it trains:
-    python -m recursivemas.training.pretrain --system sequential --role critic --steps 200 --output runs/critic""",
+    python -m recursivemas.small_systems.pretrain --system sequential --role critic --steps 9 --output runs/critic""",
     )
     parser.add_argument("--system", required=True, choices=list(SYSTEMS), help="small system the agent belongs to")
     parser.add_argument(

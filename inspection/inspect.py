@@ -23,11 +23,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ..system_loader import InputError, RecursiveMASAgent, RecursiveMASModel, load_mas_system
-from .data import Encoder, Row, check_lengths, read_rows, refuse_bad_rows
-from .loops import IGNORED, Example, OuterLoop, text_states
-from .start import shared_tokens
-from .tasks import TASKS
+from ..agent_recursivemas import RecursiveMASAgent
+from ..errors_recursivemas import InputError
+from ..modeling_recursivemas import RecursiveMASModel
+from ..system_loader import load_mas_system
+from ..tasks import TASKS
+from ..training.data import Encoder, Row, check_lengths, read_rows, refuse_bad_rows
+from ..training.loops import IGNORED, Example, OuterLoop, text_states
+from ..training.start import shared_tokens
 
 
 class UntiedOuterLoop(OuterLoop):

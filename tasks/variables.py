@@ -7,7 +7,7 @@ round the calculator answers the call (`<result>2632</result>`), and the tool-ca
 was taught to multiply, add or subtract. A chain of k definitions takes k rounds; a call with a variable left in it
 fails (`<result>error</result>`). Every question defines six variables, so that other chains and numbers stand beside.
 
-    python -c "from recursivemas.training.tasks.variables import generate; print(generate(1, [3], seed=0))"
+    python -c "from recursivemas.tasks.variables import generate; print(generate(1, [3], seed=0))"
 """
 
 import random
@@ -15,7 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ...system_loader import calculator
+from ..tools_recursivemas import calculator
 
 NAMES = "abcdef"
 NUMBERS = "23456789"

@@ -3,7 +3,7 @@
 Every family has the special tokens and the chat format of its real models, about 300 tokens (256 bytes, special
 tokens, a few merges learnt from a corpus) and ids shuffled by a seed, so that two agents share tokens but no ids.
 
-    python -c "from recursivemas.training.tokenizers import build_tokenizer as b; print(b('qwen3', ['Reduce'], 0))"
+    python -c "from recursivemas.small_systems.tokenizers import build_tokenizer; print(build_tokenizer('qwen3', []))"
 """
 
 import json

@@ -26,16 +26,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from ..system_loader import (
-    TASKS,
-    CheckpointError,
-    InputError,
-    RecursiveMASConfig,
-    check_prompts,
-    read_style,
-    released_styles,
-    slot_marker,
-)
+from ..configuration_recursivemas import RecursiveMASConfig
+from ..errors_recursivemas import CheckpointError, InputError
+from ..prompts_recursivemas import TASKS, slot_marker, validate_prompts
+from ..system_loader import read_style, released_styles
 
 QUESTION = "<|question|>"
 
@@ -185,7 +179,7 @@ def import_prompts(path: Path, style: str, tasks: list[str], extra: dict[str, st
             }
     table = read_style(style)
     agents = {role: {"source": f"agents/{role}"} for role in roles}
-    check_prompts(prompts, RecursiveMASConfig(**{**table, "agents": agents, "prompts": prompts}).topology)
+    validate_prompts(prompts, RecursiveMASConfig(**{**table, "agents": agents, "prompts": prompts}).topology)
     return prompts, [task for task in tasks if task not in kept]
 
 

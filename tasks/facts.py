@@ -7,7 +7,7 @@ makes ONE hop of what it was sent if it knows the fact, and repeats it otherwise
 round makes one hop (the expert's), or two if the learner knows the next fact; without the expert, a question stops at
 the first d, e or f.
 
-    python -c "from recursivemas.training.tasks.facts import generate; print(generate(1, [3], seed=0))"
+    python -c "from recursivemas.tasks.facts import generate; print(generate(1, [3], seed=0))"
 """
 
 import random

@@ -23,15 +23,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from ..system_loader import (
-    CheckpointError,
-    RecursiveMASConfig,
-    RecursiveMASError,
-    released_config,
-    remote_module,
-)
+from ..bases_recursivemas import VOCABULARY_FILES, load_model_config
+from ..configuration_recursivemas import RecursiveMASConfig
+from ..errors_recursivemas import CheckpointError, RecursiveMASError
+from ..link_files_recursivemas import find_link
+from ..links_recursivemas import EXPECTED_EMBEDDING
+from ..loading_recursivemas import validate_architecture
+from ..sources_recursivemas import Source
+from ..system_loader import released_config
 
-_sources, _modeling = remote_module("sources_recursivemas"), remote_module("modeling_recursivemas")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -102,7 +102,7 @@ def check_system(
         InputError, ConfigError, CheckpointError: there is no such system, or its config.json is wrong.
     """
     hub = {"local_files_only": True, "cache_dir": cache_dir}
-    source = _sources.Source(system, revision=revision, hub=hub, clones=clones)
+    source = Source(system, revision=revision, hub=hub, clones=clones)
     if "/" in system or os.path.isdir(system):
         config = RecursiveMASConfig.from_dict(source.json("config.json"), name_or_path=system)
     else:
@@ -110,7 +110,7 @@ def check_system(
     topology = config.validate_system()
     repositories: dict[str, Repository] = {}
 
-    def repository(place: _sources.Source, role: str) -> Repository:
+    def repository(place: Source, role: str) -> Repository:
         known = repositories.setdefault(
             str(place), Repository(str(place).partition("@")[0], place.commit or place.revision, [], place.folder)
         )
@@ -125,12 +125,12 @@ def check_system(
         (link.name, entry, entry.get("legacy_key")) for link, entry in zip(topology.links, config.links, strict=True)
     ]
     for name, entry, legacy_key in links:
-        if entry.get("kind") != _modeling.EXPECTED_EMBEDDING:
+        if entry.get("kind") != EXPECTED_EMBEDDING:
             _check_link(repository, source, entry, name, config.link_task, legacy_key)
     return _report(config, list(repositories.values()), cache_dir)
 
 
-def _check_agent(found: Repository, place: _sources.Source, entry: dict, role: str) -> None:
+def _check_agent(found: Repository, place: Source, entry: dict, role: str) -> None:
     """Files, config and weight headers of an agent."""
     if found.folder is None or not os.path.isdir(found.folder):
         found.problems.append("nothing of it is there")
@@ -139,12 +139,12 @@ def _check_agent(found: Repository, place: _sources.Source, entry: dict, role: s
     files = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     agent_config = None
     try:
-        agent_config = _sources.load_model_config(place.fetch(()), role)
+        agent_config = load_model_config(place.fetch(()), role)
         hidden_size = agent_config.get_text_config().hidden_size
-        _modeling.check_architecture(entry, agent_config, hidden_size, role)
+        validate_architecture(entry, agent_config, hidden_size, role)
     except RecursiveMASError as error:
         found.problems.append(" ".join(str(error).split()))
-    names = ["config.json", next((name for name in _sources.VOCABULARY_FILES if name in files), "tokenizer.json")]
+    names = ["config.json", next((name for name in VOCABULARY_FILES if name in files), "tokenizer.json")]
     names += [
         name for name in ("tokenizer_config.json", "chat_template.jinja", "generation_config.json") if name in files
     ]
@@ -208,7 +208,7 @@ def _check_link(repository, source, entry: dict, name: str, task: str | None, le
     """Finds a link's file by the same rules as the loader."""
     weights = entry.get("weights")
     try:
-        place, filename, _ = _sources.find_link(source, weights, name, task, legacy_key)
+        place, filename, _ = find_link(source, weights, name, task, legacy_key)
     except RecursiveMASError as error:
         elsewhere = weights if isinstance(weights, dict) and "source" in weights else None
         place = source.other(elsewhere["source"], elsewhere.get("revision")) if elsewhere else source

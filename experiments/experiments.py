@@ -1,9 +1,9 @@
 """What training adds to the training-free start, measured on the small sequential system that ships.
 
-    python -m recursivemas.training.experiments starts --output evaluation/results/starts.json
-    python -m recursivemas.training.experiments outer --output evaluation/results/outer_training.json
-    python -m recursivemas.training.experiments lifts --output evaluation/results/outer_lifts.json
-    python -m recursivemas.training.experiments gradients --output evaluation/results/gradients.json
+    python -m recursivemas.experiments.experiments starts --output evaluation/results/starts.json
+    python -m recursivemas.experiments.experiments outer --output evaluation/results/outer_training.json
+    python -m recursivemas.experiments.experiments lifts --output evaluation/results/outer_lifts.json
+    python -m recursivemas.experiments.experiments gradients --output evaluation/results/gradients.json
 
 `starts`: accuracy with no training at all, after the inner loop, and after both. `outer`: loss and accuracy over the
 steps of the outer loop, from a random and from the ridge start, for each form of the loss; and with ridge starts that
@@ -23,14 +23,15 @@ from typing import Any
 import torch
 
 from ..evaluation.evaluate import machine, measure
-from ..system_loader import ROOT, RecursiveMASModel, load_mas_system
-from .config import TrainingConfig
-from .data import Encoder, read_rows, write_rows
-from .inspection import gradients
-from .loops import text_states
-from .run import build_loop, read_curve, train
-from .situations import SITUATIONS, lift, plot_curves
-from .start import (
+from ..inspection.inspect import gradients
+from ..modeling_recursivemas import RecursiveMASModel
+from ..system_loader import ROOT, load_mas_system
+from ..tasks import TASKS
+from ..training.config import TrainingConfig
+from ..training.data import Encoder, read_rows, write_rows
+from ..training.loops import text_states
+from ..training.run import build_loop, read_curve, train
+from ..training.start import (
     ExpectedEmbeddingLink,
     fit_inner_link,
     fit_outer_link,
@@ -39,8 +40,8 @@ from .start import (
     shared_tokens,
     token_bytes,
 )
-from .tasks import TASKS
-from .trainer import Examples
+from ..training.trainer import Examples
+from .situations import SITUATIONS, lift, plot_curves
 
 OPERATORS = range(7)  # of the questions of the outer loop: two rounds of three agents solve up to six
 OUTER = {
@@ -221,7 +222,7 @@ def round_gradients(count: int = 32, num_rounds: int = 4) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m recursivemas.training.experiments",
+        prog="python -m recursivemas.experiments.experiments",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

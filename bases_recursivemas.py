@@ -1,0 +1,126 @@
+"""Base models: configuration, weights and tokenizer of an agent, read strictly from one place."""
+
+import os
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .errors_recursivemas import CheckpointError
+from .sources_recursivemas import Source
+
+# What of an agent's repository is needed
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+WEIGHT_FILES = ("*.safetensors",)
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+
+
+def load_model_config(source: Source, role: str) -> PreTrainedConfig:
+    """Loads the configuration of an agent's base model from a local source."""
+    source.json("config.json")
+    try:
+        return AutoConfig.from_pretrained(source.folder)
+    except Exception as error:
+        raise CheckpointError(
+            "An agent's config.json cannot be used.",
+            where=f"agent {role}, {source}, config.json",
+            found=f"{type(error).__name__}: {error}"[:500],
+            expected="the configuration of a causal language model",
+            hint="fetch the file again, or check that this version of transformers knows the architecture",
+        ) from error
+
+
+def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
+    """Loads an agent's causal language model; every weight must be there, and nothing is re-initialised.
+
+    A multimodal checkpoint loads as what `AutoModelForCausalLM` makes of it: Gemma 3 as the whole model, of which
+    only the language part runs; Qwen 3.5 as its language model alone, the weights of its vision part left on disk.
+
+    Args:
+        source: the agent's local folder.
+        role: for error messages.
+        kwargs: passed to `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, …).
+    """
+    source.json("generation_config.json", required=False)  # transformers passes over a broken one
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.folder,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they come back in the loading info, and are an error below
+            # A release repository holds an `adapter_config.json` that is no PEFT adapter: look for none.
+            adapter_kwargs={"subfolder": "__none__"},
+            **kwargs,
+        )
+    except Exception as error:
+        raise CheckpointError(
+            "An agent's model cannot be loaded.",
+            where=f"agent {role}, {source}",
+            found=f"{type(error).__name__}: {error}"[:1000],
+            expected="a complete causal language model (config.json and safetensors)",
+            hint="fetch the repository again, or check that this version of transformers knows the architecture",
+        ) from error
+    problems = {
+        "missing": info["missing_keys"],
+        "unexpected": info["unexpected_keys"],
+        "of the wrong shape": info["mismatched_keys"],
+    }
+    for problem, keys in problems.items():
+        if keys:
+            names = sorted(str(key) for key in keys)
+            raise CheckpointError(
+                f"Weights of an agent are {problem}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}.",
+                where=f"agent {role}, {source}",
+                found=f"{len(names)} keys {problem}",
+                expected=f"exactly the weights of {type(model).__name__}",
+                hint="fetch the repository again, or check that config.json belongs to the weights",
+            )
+    for name, parameter in model.named_parameters():
+        # A sum in float32 is finite where the parameter is, and needs no second copy of it.
+        if parameter.is_floating_point() and not bool(parameter.sum(dtype=torch.float32).isfinite()):
+            raise CheckpointError(
+                f"A weight of an agent holds NaN or infinity: {name}.",
+                where=f"agent {role}, {source}",
+                expected="finite numbers",
+                hint="fetch the repository again",
+            )
+    for name in ("auto_map", "inner_link"):  # of an agent's own repository; the base model knows nothing of them
+        vars(model.config).pop(name, None)
+    return model
+
+
+def build_empty_model(source: Source, config: PreTrainedConfig) -> PreTrainedModel:
+    """An agent's model without weights, which takes no memory and cannot run."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if (settings := source.json("generation_config.json", required=False)) is not None:
+        model.generation_config = GenerationConfig.from_dict(settings)
+    return model
+
+
+def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:
+    """Loads an agent's tokenizer from a local source, padding on the left."""
+    if not any(os.path.isfile(os.path.join(source.folder, name)) for name in VOCABULARY_FILES):
+        raise CheckpointError(  # transformers would build an empty one
+            "An agent has no tokenizer.",
+            where=f"agent {role}, {source}",
+            found=source.listing(),
+            expected=" or ".join(VOCABULARY_FILES),
+            hint="fetch the repository again",
+        )
+    source.json("tokenizer_config.json", required=False)
+    try:
+        return AutoTokenizer.from_pretrained(source.folder, padding_side="left")
+    except Exception as error:  # the tokenizers library raises plain exceptions
+        raise CheckpointError(
+            "An agent's tokenizer cannot be loaded.",
+            where=f"agent {role}, {source}",
+            found=f"{type(error).__name__}: {error}"[:500],
+            expected="tokenizer.json and tokenizer_config.json",
+        ) from error

@@ -1,0 +1,158 @@
+"""Batches of prompts: token ids and received latents as embeddings, heads that rounds and rows share read once."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.cache_utils import Cache
+
+from .agent_recursivemas import RecursiveMASAgent
+from .caches_recursivemas import Prefix, can_crop
+from .prompts_recursivemas import Slot
+
+# A forward pass over a few positions costs as much as one over about so many: it reads the same weights.
+PASS_COST = 16
+
+
+@dataclass
+class PromptBatch:
+    """A batch of prompts with their slots filled, padded on the left.
+
+    Attributes:
+        inputs_embeds: (batch, length, hidden_size).
+        attention_mask: (batch, length).
+        past_key_values: cache of the first `past` positions, or `None`.
+        past: number of leading positions that `past_key_values` holds.
+    """
+
+    inputs_embeds: torch.Tensor
+    attention_mask: torch.Tensor
+    past_key_values: Cache | None = None
+    past: int = 0
+
+
+class PromptBuilder:
+    """Builds one role's prompts over the rounds of a batch, and reads their common heads once.
+
+    What all rows start with is read for one row; what each row starts with in every round is read in the first.
+
+    Args:
+        agent: the role's agent.
+        rows: phase -> pieces of each row (see `PromptRenderer.pieces`), for the phases that will be used.
+        uses: how often `build` will be called.
+    """
+
+    def __init__(self, agent: RecursiveMASAgent, rows: dict[str, list[list[list[int] | Slot]]], uses: int) -> None:
+        self.agent, self.rows, self.uses_left = agent, rows, uses
+        self._prefix: Prefix | None = None
+        heads = [_common([_head(pieces) for pieces in phases]) for phases in zip(*rows.values(), strict=True)]
+        # Rows that differ after a shared head leave masked holes behind it, which only full attention ignores.
+        shared = _common(heads) if can_crop(agent.new_cache()) else []
+        self._shared_length = len(shared) if (len(heads) - 1) * len(shared) > PASS_COST else 0
+        if (uses - 1) * min(map(len, heads)) <= PASS_COST:
+            heads = [head[: self._shared_length] for head in heads]
+        self._heads = heads if any(heads) else None
+
+    def build(
+        self,
+        phase: str,
+        messages: dict[str, list[torch.Tensor | list[int]]],
+        reuse: bool = True,
+        continuations: list[list[int]] | None = None,
+    ) -> tuple[PromptBatch, list[int]]:
+        """Fills the slots.
+
+        Args:
+            phase: "first", "feedback" or "alone".
+            messages: source role -> what it sent to each row: latents (n, hidden_size) or token ids.
+            reuse: whether the prompt may come with a cache.
+            continuations: token ids that stand behind each row's prompt (in training, what is to be said).
+
+        Returns:
+            The batch of prompts, and the number of text tokens in each row's prompt.
+        """
+        self.uses_left -= 1
+        rows = []
+        for index, pieces in enumerate(self.rows[phase]):
+            rows.append([messages[piece.role][index] if isinstance(piece, Slot) else piece for piece in pieces])
+        tokens = [sum(len(part) for part in row if not isinstance(part, torch.Tensor)) for row in rows]
+        if continuations is not None:
+            rows = [[*row, ids] for row, ids in zip(rows, continuations, strict=True)]
+        if not reuse:
+            return PromptBatch(*embed_rows(self.agent, rows)), tokens
+        opened = self._open_prefix(rows)
+        if opened is None:
+            return PromptBatch(*embed_rows(self.agent, rows), self.agent.new_cache()), tokens
+        prefix, cache = opened
+        tails = [[row[0][len(head) :], *row[1:]] for row, head in zip(rows, self._heads, strict=True)]
+        embeds, mask = embed_rows(self.agent, tails)
+        padding = embeds.new_zeros(embeds.shape[0], prefix.length, embeds.shape[2])
+        embeds, mask = torch.cat([padding, embeds], dim=1), torch.cat([prefix.attention_mask, mask], dim=1)
+        return PromptBatch(embeds, mask, cache, prefix.length), tokens
+
+    def _open_prefix(self, rows: list[list]) -> tuple[Prefix, Cache] | None:
+        if self._heads is None:
+            return None
+        if self._prefix is None:
+            self._prefix = self._read_heads()
+        cache = self._prefix.open(last_use=self.uses_left == 0)
+        # Rows whose tails differ in length leave masked holes between head and tail. Full attention does not see
+        # them; a sliding window or a recurrent state would count them, so such a prompt is read anew.
+        tails = {sum(map(len, row)) - len(head) for row, head in zip(rows, self._heads, strict=True)}
+        return None if len(tails) > 1 and not can_crop(cache) else (self._prefix, cache)
+
+    @torch.no_grad()
+    def _read_heads(self) -> Prefix:
+        cache, length, mask = self.agent.new_cache(), self._shared_length, None
+        if length:
+            embeds, mask = embed_rows(self.agent, [[self._heads[0][:length]]])
+            self.agent.encode(embeds, None, cache)
+            cache.batch_repeat_interleave(len(self._heads))
+            mask = mask.expand(len(self._heads), -1)
+        rests = [[head[length:]] for head in self._heads]
+        if any(rest for (rest,) in rests):
+            embeds, rest_mask = embed_rows(self.agent, rests)
+            mask = rest_mask if mask is None else torch.cat([mask, rest_mask], dim=1)
+            self.agent.encode(embeds, mask, cache)
+        return Prefix(cache, mask)
+
+
+def _head(pieces: list[list[int] | Slot]) -> list[int]:
+    """The token ids that a prompt starts with; at least one position stays outside, to think from."""
+    head = pieces[0] if pieces and not isinstance(pieces[0], Slot) else []
+    return head if len(pieces) > 1 else head[:-1]
+
+
+def _common(rows: list[list[int]]) -> list[int]:
+    """What all rows start with."""
+    shortest = min(rows, key=len)
+    length = next((i for i, token in enumerate(shortest) if any(row[i] != token for row in rows)), len(shortest))
+    return shortest[:length]
+
+
+def embed_rows(
+    agent: RecursiveMASAgent, rows: list[list[torch.Tensor | list[int]]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of token ids and latents (n, hidden_size) -> embeddings, padded on the left, and their mask.
+
+    Gradients flow to the latents.
+    """
+    length = max(sum(map(len, row)) for row in rows)
+    ids, latents, is_latent, mask = [], [], [], []
+    for row in rows:
+        padding = length - sum(map(len, row))
+        row_ids, row_is_latent = [0] * padding, [False] * padding
+        for part in row:
+            if isinstance(part, torch.Tensor):
+                latents.append(part)
+                row_ids += [0] * len(part)
+            else:
+                row_ids += part
+            row_is_latent += [isinstance(part, torch.Tensor)] * len(part)
+        ids.append(row_ids)
+        is_latent.append(row_is_latent)
+        mask.append([0] * padding + [1] * (length - padding))
+    embeds = agent.embed(torch.tensor(ids, dtype=torch.long, device=agent.device))
+    if latents:
+        where = torch.tensor(is_latent, device=agent.device)[..., None]
+        embeds = embeds.masked_scatter(where, torch.cat(latents).to(embeds))
+    return embeds, torch.tensor(mask, dtype=torch.long, device=agent.device)

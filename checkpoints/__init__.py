@@ -1,1 +1,0 @@
-"""Tools around released checkpoints: check, convert, import their prompts."""

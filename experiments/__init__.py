@@ -1,0 +1,1 @@
+"""What training adds, measured on the small systems."""

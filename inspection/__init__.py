@@ -1,0 +1,1 @@
+"""See what links do: gradients, fidelity, and what agents say in latents."""

@@ -1,0 +1,359 @@
+"""Loading a system: from its configuration to agents and links, each from wherever it lives.
+
+Everything small is read and judged before the first weight of an agent.
+"""
+
+import copy
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .agent_recursivemas import RecursiveMASAgent
+from .bases_recursivemas import (
+    SMALL_FILES,
+    WEIGHT_FILES,
+    build_empty_model,
+    load_base_model,
+    load_model_config,
+    load_tokenizer,
+)
+from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
+from .engine_recursivemas import Residency
+from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
+from .link_files_recursivemas import read_link
+from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, OuterLink, build_link
+from .prompts_recursivemas import PromptRenderer
+from .sources_recursivemas import Source
+from .topology_recursivemas import Link, Topology
+
+T = TypeVar("T")
+Device = str | torch.device
+ROLE_OPTIONS = ("dtype", "device_map", "attn_implementation", "quantization_config")
+
+
+@dataclass(frozen=True)
+class LoadedSystem:
+    """The parts of a system; `generation_config` is its own file's, if it has one."""
+
+    config: RecursiveMASConfig
+    agents: dict[str, RecursiveMASAgent]
+    outer_links: dict[str, OuterLink]
+    residency: Residency | None
+    generation_config: GenerationConfig | None
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """How the agents of a system are loaded; every value is one for all, or role -> value.
+
+    Attributes:
+        roles: the system's.
+        device: where agents go.
+        shared: out of `ROLE_OPTIONS`.
+        agent_kwargs: further arguments for every agent's `from_pretrained`; role -> dict sets them per role.
+        offload: "cpu" keeps only the working agent on its device.
+
+    Raises:
+        InputError: an unknown role; or `offload` without a device, or beside a device map.
+    """
+
+    roles: tuple[str, ...]
+    device: Device | dict[str, Device] | None
+    shared: dict[str, Any]
+    agent_kwargs: dict[str, Any]
+    offload: str | None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.device, dict) and not self.device.keys() <= set(self.roles):
+            found, expected = ", ".join(self.device), ", ".join(self.roles)
+            raise InputError("Unknown role.", where="device", found=found, expected=expected)
+        mapped = "device_map" in self.shared
+        if self.offload is not None and (self.offload != "cpu" or self.device is None or mapped):
+            device_map = self.shared.get("device_map")
+            raise InputError(
+                "`offload` cannot be used like this.",
+                where="offload",
+                found=f"offload={self.offload!r}, device={self.device!r}, device_map={device_map!r}",
+                expected='offload="cpu" together with a device, and no device_map',
+            )
+
+    def device_of(self, role: str) -> Device | None:
+        """Where an agent works."""
+        return self._of_role(self.device, role)
+
+    def kwargs_of(self, role: str) -> dict[str, Any]:
+        """Arguments of an agent's `from_pretrained`."""
+        kwargs = dict(self.agent_kwargs)
+        own = {name: kwargs.pop(name) for name in self.roles if name in kwargs}
+        options = {key: self._of_role(value, role) for key, value in self.shared.items()}
+        return {key: value for key, value in {**options, **kwargs, **own.get(role, {})}.items() if value is not None}
+
+    def _of_role(self, value: Any, role: str) -> Any:
+        by_role = isinstance(value, dict) and value and value.keys() <= set(self.roles)
+        return value.get(role) if by_role else value
+
+
+def read_configuration(
+    source: Source, config: RecursiveMASConfig | None, task: str | None, overrides: Mapping[str, Any]
+) -> RecursiveMASConfig:
+    """A system's configuration, checked.
+
+    Args:
+        source: the system's repository.
+        config: replaces its config.json.
+        task: chooses prompts, and links where these are per task.
+        overrides: field -> value.
+
+    Raises:
+        ArgumentError: no such field.
+        ConfigError, CheckpointError: the configuration is wrong, or cannot be read.
+    """
+    if config is None:
+        config = RecursiveMASConfig.from_dict(source.json("config.json"), name_or_path=source.repository)
+    config = copy.deepcopy(config)
+    known = RecursiveMASConfig().to_dict()
+    for key, value in overrides.items():
+        if key not in known:
+            raise ArgumentError(
+                "Unknown argument.",
+                where="RecursiveMASModel.from_pretrained",
+                found=key,
+                hint="pass arguments for the agents' models as `agent_kwargs`",
+            )
+        setattr(config, key, value)
+    if task is not None:
+        config.task = task
+        config.link_task = task if task in config.link_tasks else config.link_task
+    config.validate_system()
+    return config
+
+
+def load_system(
+    source: Source,
+    config: RecursiveMASConfig,
+    options: AgentOptions,
+    link_dtype: torch.dtype | None = None,
+    only: Collection[str] | None = None,
+) -> LoadedSystem:
+    """Loads all parts of a system.
+
+    Args:
+        source: the system's repository.
+        config: its configuration, checked; what it leaves open of the agents is filled in.
+        options: how agents are loaded.
+        link_dtype: of all links; `None` keeps the stored one.
+        only: the roles whose weights are loaded; default all.
+
+    Raises:
+        ConfigError: parts do not fit together.
+        CheckpointError: a file is missing, broken or does not fit.
+    """
+    roles = tuple(config.agents)
+    wanted = roles if only is None else tuple(role for role in roles if role in only)
+    places = {role: source.other(entry["source"], entry.get("revision")) for role, entry in config.agents.items()}
+    # Files are fetched side by side, agents built one after another: `from_pretrained` sets the default dtype and
+    # initialisers of the whole process (in four threads 38 of 42 models came out in another agent's dtype or without
+    # weights), and it reads the weights of one model in threads already.
+    pool = ThreadPoolExecutor()
+    try:
+        configs, tokenizers, agents = {}, {}, {}
+        for role, place in zip(roles, pool.map(lambda role: places[role].fetch(SMALL_FILES), roles), strict=True):
+            configs[role], tokenizers[role] = load_model_config(place, role), load_tokenizer(place, role)
+            width = configs[role].get_text_config().hidden_size
+            validate_architecture(config.agents[role], configs[role], width, role)
+            fill_architecture(config.agents[role], configs[role], width)
+            validate_tokenizer(tokenizers[role], configs[role], role, config.chat_template_kwargs)
+        widths = {role: entry["hidden_size"] for role, entry in config.agents.items()}
+        inner_links, outer_links = load_links(source, config, widths, link_dtype)
+        complete = pool.map(lambda role: places[role].fetch(WEIGHT_FILES), wanted)
+        for role in quiet_progress(roles, "Loading agents", "agent"):
+            if role in wanted:
+                device = None if options.offload else options.device_of(role)
+                model = _load_model(next(complete), role, device, options.kwargs_of(role))
+            else:
+                model = build_empty_model(places[role].fetch(SMALL_FILES), configs[role])
+            inner_link = inner_links[role].to(model.get_input_embeddings().weight.device)
+            agents[role] = RecursiveMASAgent(model, inner_link, tokenizers[role], role)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    devices = {role: (options.offload and options.device_of(role)) or agents[role].device for role in roles}
+    for link in config.topology.links:
+        outer_links[link.name].to(devices[link.source])
+    saved = source.json("generation_config.json", required=False)
+    return LoadedSystem(
+        config,
+        agents,
+        outer_links,
+        Residency(agents, devices) if options.offload else None,
+        None if saved is None else GenerationConfig.from_dict(saved),
+    )
+
+
+def _load_model(place: Source, role: str, device: Device | None, kwargs: dict[str, Any]) -> PreTrainedModel:
+    if device is not None and "quantization_config" in kwargs:
+        kwargs.setdefault("device_map", {"": device})  # quantized weights cannot be moved afterwards
+    model = load_base_model(place, role, **kwargs)
+    return model if device is None or "device_map" in kwargs else model.to(device)
+
+
+def load_links(
+    source: Source, config: RecursiveMASConfig, widths: Mapping[str, int], dtype: torch.dtype | None = None
+) -> tuple[dict[str, AnyInnerLink], dict[str, OuterLink]]:
+    """Reads the links of a system.
+
+    Args:
+        source: the system's own repository.
+        config: the system's configuration; its `link_task` chooses among weights per task.
+        widths: role -> hidden size of its agent.
+        dtype: of the links; `None` keeps the stored one.
+
+    Returns:
+        Role -> inner link, and link name -> outer link.
+    """
+    inner_links = {role: load_inner_link(source, config, role, widths[role], dtype) for role in config.agents}
+    outer_links = {}
+    for link, entry in zip(config.topology.links, config.links, strict=True):
+        tensors, where, stated = read_link(
+            source, entry.get("weights"), link.name, config.link_task, entry.get("legacy_key")
+        )
+        outer_links[link.name] = build_link(
+            tensors,
+            where=where,
+            in_features=widths[link.source],
+            out_features=widths[link.target],
+            kind=entry.get("kind") or stated,
+            dtype=dtype,
+        )
+    return inner_links, outer_links
+
+
+def load_inner_link(
+    source: Source, config: RecursiveMASConfig, role: str, width: int, dtype: torch.dtype | None = None
+) -> AnyInnerLink:
+    """Reads a role's inner link, see `load_links`."""
+    entry = config.agents[role].get("inner_link") or {}
+    kind: str | None = entry.get("kind")
+    if kind == EXPECTED_EMBEDDING:  # has no weights of its own
+        return build_link({}, where=f"{source}, link {role}", in_features=width, kind=kind)
+    tensors, where, stated = read_link(source, entry.get("weights"), role, config.link_task)
+    return build_link(tensors, where=where, in_features=width, kind=kind or stated, dtype=dtype)
+
+
+def validate_architecture(
+    entry: Mapping[str, Any], agent_config: PreTrainedConfig, hidden_size: int, role: str
+) -> None:
+    """Holds an agent against what its entry of the configuration states.
+
+    `gemma3` and `gemma3_text` are the same for this: a multimodal checkpoint, and its language part alone.
+
+    Raises:
+        ConfigError: width or architecture differ.
+    """
+    for field, value in {"hidden_size": hidden_size, "model_type": agent_config.model_type}.items():
+        stated = entry.get(field, value)
+        if str(stated).removesuffix("_text") != str(value).removesuffix("_text"):
+            raise ConfigError(
+                f"An agent's {field} is not what the configuration says.",
+                where=f"agents, {role}, {entry['source']}",
+                found=value,
+                expected=stated,
+                hint="check that `source` names the right repository for this role",
+            )
+
+
+def fill_architecture(entry: dict[str, Any], agent_config: PreTrainedConfig, hidden_size: int) -> None:
+    """Fills in what an agent's entry of the configuration leaves open."""
+    entry.setdefault("hidden_size", hidden_size)
+    entry.setdefault("model_type", agent_config.model_type)
+
+
+def validate_parts(
+    topology: Topology,
+    config: RecursiveMASConfig,
+    agents: Mapping[str, RecursiveMASAgent],
+    outer_links: Mapping[str, OuterLink],
+) -> None:
+    """Holds agents and outer links against the configuration.
+
+    Raises:
+        ConfigError: one is missing or too many, or does not fit.
+    """
+    for what, expected, found in (
+        ("agents", set(topology.roles), set(agents)),
+        ("outer_links", {link.name for link in topology.links}, set(outer_links)),
+    ):
+        if expected != found:
+            raise ConfigError(
+                f"The {what} and the topology differ.",
+                where=what,
+                found=", ".join(sorted(found)) or "none",
+                expected=", ".join(sorted(expected)),
+            )
+    for role, agent in agents.items():
+        validate_architecture(config.agents[role], agent.model.config, agent.hidden_size, role)
+    for link in topology.links:
+        validate_outer_link(link, outer_links[link.name], agents)
+
+
+def validate_outer_link(ends: Link, link: OuterLink, agents: Mapping[str, RecursiveMASAgent]) -> None:
+    """Raises ConfigError unless an outer link has the widths of the agents at its ends."""
+    found = (link.in_features, link.out_features)
+    expected = (agents[ends.source].hidden_size, agents[ends.target].hidden_size)
+    if found != expected:
+        raise ConfigError(
+            "An outer link does not fit its agents.",
+            where=f"links, {ends.name}",
+            found=f"{found[0]} -> {found[1]}",
+            expected=f"{expected[0]} -> {expected[1]}",
+        )
+
+
+def fill_config(
+    config: RecursiveMASConfig, agents: Mapping[str, RecursiveMASAgent], outer_links: Mapping[str, OuterLink]
+) -> None:
+    """Puts into a configuration what agents and links say of themselves, and what tools read of the composite."""
+    for role, agent in agents.items():
+        entry = config.agents[role]
+        fill_architecture(entry, agent.model.config, agent.hidden_size)
+        entry["inner_link"] = {**(entry.get("inner_link") or {}), "kind": agent.inner_link.kind}
+    for link, entry in zip(config.topology.links, config.links, strict=True):
+        entry["kind"] = outer_links[link.name].kind
+    decoder = agents[config.decoding_role]
+    text_config = decoder.model.config.get_text_config()
+    for field in ("vocab_size", "max_position_embeddings"):
+        setattr(config, field, getattr(text_config, field, None))
+    config.eos_token_id, config.pad_token_id = decoder.eos_token_ids, decoder.pad_token_id
+    config.bos_token_id = decoder.tokenizer.bos_token_id
+    config.architectures, config.auto_map = ["RecursiveMASModel"], dict(AUTO_MAP)
+
+
+def validate_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, agent_config: PreTrainedConfig, role: str, chat_template_kwargs: dict
+) -> None:
+    """Checks that the model knows every token, and that the chat template can be rendered."""
+    if len(tokenizer) > agent_config.get_text_config().vocab_size:
+        raise CheckpointError(
+            "A tokenizer has more tokens than its model has embeddings.",
+            where=f"agent {role}, {tokenizer.name_or_path}",
+            found=f"{len(tokenizer)} tokens",
+            expected=f"at most {agent_config.get_text_config().vocab_size} (vocab_size in config.json)",
+            hint="check that tokenizer and model belong together",
+        )
+    PromptRenderer(tokenizer, role, chat_template_kwargs).render(None, "")
+
+
+def quiet_progress(items: Iterable[T], description: str, unit: str) -> Iterator[T]:
+    """One progress bar over the items, in place of transformers' own bar for each of them."""
+    enabled = logging.is_progress_bar_enabled()
+    bar = logging.tqdm(items, desc=description, unit=unit, leave=False, delay=2)
+    logging.disable_progress_bar()
+    try:
+        yield from bar
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""The public release: check, convert, import its prompts."""

@@ -1,0 +1,124 @@
+"""Writing a system: one function that says of every agent and link whether it lies in the folder or elsewhere."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
+from .errors_recursivemas import CheckpointError
+from .link_files_recursivemas import link_filename
+from .links_recursivemas import EXPECTED_EMBEDDING
+from .sources_recursivemas import write_code, write_tensors
+
+
+@dataclass(frozen=True)
+class SavedLink:
+    """A link as it is to be saved.
+
+    Attributes:
+        kind: its kind.
+        weights: task -> state dict; the task is `None` where there is one for all. Empty state dicts have no file.
+        repository: where the files are, if not in the folder that is written; nothing is written then.
+        name: of the files there, without task and suffix.
+    """
+
+    kind: str
+    weights: Mapping[str | None, Mapping[str, torch.Tensor]]
+    repository: str | None = None
+    name: str | None = None
+
+    def save(self, folder: Path, name: str) -> dict:
+        """Writes `links/<name>.safetensors` of a folder, one a task; returns kind and `weights` for config.json.
+
+        Raises:
+            CheckpointError: a kind with parameters has none here.
+        """
+        places: dict[str | None, str | dict] = {}
+        for task, state in self.weights.items():
+            if self.repository is not None:
+                filename = link_filename(self.name or name, task)
+                place = {"source": self.repository, "revision": None, "filename": filename}
+                places |= {task: place} if state else {}
+            elif state:
+                places[task] = f"links/{link_filename(name, task)}"
+                write_tensors(dict(state), folder / places[task])
+        if None not in places:
+            return {"kind": self.kind, "weights": {"tasks": places}} if places else {"kind": self.kind}
+        # Where a link's file has the place that it has by default, nothing is said of it.
+        return {"kind": self.kind} if self.repository is None else {"kind": self.kind, "weights": places[None]}
+
+
+def save_system(
+    folder: Path,
+    config: RecursiveMASConfig,
+    links: Mapping[str, SavedLink],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    generation_config: GenerationConfig,
+    write_agents: Mapping[str, Callable[[Path], None]] | None = None,
+) -> RecursiveMASConfig:
+    """Writes a system's repository: config.json, tokenizer, generation settings, remote code, `links/` and `agents/`.
+
+    Args:
+        folder: created if need be.
+        config: the system's; `source` and `revision` of the agents that are not written stay as they are.
+        links: role -> inner link, and `<source>_to_<target>` -> outer link.
+        tokenizer: the composite's.
+        generation_config: the composite's.
+        write_agents: role -> what writes that agent's model folder, for each that is to lie in `agents/<role>`.
+
+    Returns:
+        The configuration as written.
+
+    Raises:
+        CheckpointError: a link has no weights.
+    """
+    config = copy.deepcopy(config)
+    config.architectures, config.auto_map = ["RecursiveMASModel"], dict(AUTO_MAP)
+    folder.mkdir(parents=True, exist_ok=True)
+    for role, entry in config.agents.items():
+        entry["inner_link"] = links[role].save(folder, role)
+    for link, entry in zip(config.topology.links, config.links, strict=True):
+        for key in ("kind", "weights"):
+            entry.pop(key, None)
+        entry |= links[link.name].save(folder, link.name)
+    if not config.link_tasks:
+        config.link_task = None
+    for role, write in (write_agents or {}).items():
+        write(folder / "agents" / role)
+        config.agents[role] |= {"source": f"agents/{role}", "revision": None}
+    config.save_pretrained(folder)
+    generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_code(folder, "modeling_recursivemas.py")
+    return config
+
+
+def saved_links(kinds: Mapping[str, str], state_dict: Mapping[str, torch.Tensor]) -> dict[str, SavedLink]:
+    """The links of a `RecursiveMASModel`, by name -> kind, out of its state dict.
+
+    Raises:
+        CheckpointError: a link has no weights there.
+    """
+    links = {}
+    for name, kind in kinds.items():
+        prefix = f"outer_links.{name}." if "_to_" in name else f"agents.{name}.inner_link."
+        weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+        if not weights and kind != EXPECTED_EMBEDDING:
+            raise CheckpointError("There are no weights to save.", where="save_pretrained", expected=f"{prefix}*")
+        links[name] = SavedLink(kind, {None: weights})
+    return links
+
+
+def write_agent(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, origin: Path | None, folder: Path) -> None:
+    """Writes an agent's model folder, unless it is the one that the agent was loaded from (`origin`).
+
+    Its weights would be written onto the files that they are mapped from.
+    """
+    if origin is None or not folder.is_dir() or origin.resolve() != folder.resolve():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""The small systems that ship: recipes, tokenizers, pre-training, building."""
