@@ -2,8 +2,10 @@
 
 import copy
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,7 +17,7 @@ from .caches_recursivemas import cache_argument, can_crop, new_cache
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
 from .kernels_recursivemas import use_fast_linear
 from .link_files_recursivemas import link_filename, read_link
-from .links_recursivemas import ExpectedEmbeddingLink, InnerLink, build_link, vocabulary_logits
+from .links_recursivemas import AnyInnerLink, ExpectedEmbeddingLink, build_link, vocabulary_logits
 from .sources_recursivemas import Source, split_arguments, write_code, write_tensors
 from .steps_recursivemas import CompiledSteps
 
@@ -55,7 +57,7 @@ class RecursiveMASAgent(PreTrainedModel):
     def __init__(
         self,
         model: PreTrainedModel,
-        inner_link: InnerLink | ExpectedEmbeddingLink,
+        inner_link: AnyInnerLink,
         tokenizer: PreTrainedTokenizerBase,
         role: str = "agent",
     ) -> None:
@@ -67,7 +69,7 @@ class RecursiveMASAgent(PreTrainedModel):
         self.post_init()
         use_fast_linear(self)
 
-    def set_inner_link(self, inner_link: InnerLink | ExpectedEmbeddingLink) -> None:
+    def set_inner_link(self, inner_link: AnyInnerLink) -> None:
         """Puts an inner link in the place of the present one.
 
         Raises:
@@ -94,7 +96,7 @@ class RecursiveMASAgent(PreTrainedModel):
         """Nothing is ever re-initialised: all weights come from checkpoints."""
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         *,
@@ -103,7 +105,7 @@ class RecursiveMASAgent(PreTrainedModel):
         subfolder: str = "",
         task: str | None = None,
         role: str = "agent",
-        **kwargs,
+        **kwargs: Any,
     ) -> "RecursiveMASAgent":
         """Loads an agent's repository: a base model and its tokenizer, with inner links beside them.
 
@@ -138,22 +140,22 @@ class RecursiveMASAgent(PreTrainedModel):
         source = source.fetch((*SMALL_FILES, *WEIGHT_FILES))
         tokenizer = load_tokenizer(source, role)
         model = load_base_model(source, role, **options, **({} if config is None else {"config": config}))
-        embeddings = model.get_input_embeddings()
-        if entry.get("weights") is None:
-            tensors, where = {}, str(source)
-        else:
+        embeddings = cast(torch.nn.Embedding, model.get_input_embeddings())
+        tensors: dict[str, torch.Tensor] = {}
+        where = str(source)
+        if entry.get("weights") is not None:
             tensors, where, _ = read_link(source, entry["weights"], role, task or entry.get("task"))
         link = build_link(tensors, where=where, in_features=embeddings.embedding_dim, kind=entry["kind"])
         agent = cls(model, link.to(embeddings.weight.device), tokenizer, role)
         return agent.requires_grad_(False).eval()
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | os.PathLike,
         *,
-        inner_links: dict[str, InnerLink] | None = None,
+        inner_links: Mapping[str, AnyInnerLink] | None = None,
         task: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         """Writes the agent as a repository of its own, see `from_pretrained`.
 
@@ -178,7 +180,7 @@ class RecursiveMASAgent(PreTrainedModel):
         config.save_pretrained(folder)
         write_code(folder, "agent_recursivemas.py")
 
-    def _save_link(self, folder: Path, link: InnerLink, task: str | None = None) -> str | None:
+    def _save_link(self, folder: Path, link: AnyInnerLink, task: str | None = None) -> str | None:
         """Writes an inner link; returns the file's name, or `None` for a kind without parameters."""
         weights = link.state_dict()
         if not weights:
@@ -208,7 +210,7 @@ class RecursiveMASAgent(PreTrainedModel):
         return self.model.model if decoder is self.model else decoder  # transformers does not find Llama 4's
 
     @property
-    def inner_adapter(self) -> InnerLink:
+    def inner_adapter(self) -> AnyInnerLink:
         """The inner link, by its name in the public release."""
         return self.inner_link
 
@@ -225,8 +227,8 @@ class RecursiveMASAgent(PreTrainedModel):
         pad = self.tokenizer.pad_token_id
         return self.eos_token_ids[0] if pad is None else pad
 
-    def get_input_embeddings(self) -> torch.nn.Module:
-        return self.model.get_input_embeddings()
+    def get_input_embeddings(self) -> torch.nn.Embedding:
+        return cast(torch.nn.Embedding, self.model.get_input_embeddings())
 
     def new_cache(self) -> DynamicCache:
         """An empty cache that knows the layer types (sliding window, linear attention)."""
@@ -238,7 +240,8 @@ class RecursiveMASAgent(PreTrainedModel):
 
     def decode(self, token_ids: list[int]) -> str:
         """Generated ids -> text, without special tokens and otherwise unchanged."""
-        return self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return cast(str, text)
 
     def encode(
         self,
@@ -304,14 +307,15 @@ class RecursiveMASAgent(PreTrainedModel):
         lengths = torch.zeros(batch, dtype=torch.long, device=inputs_embeds.device)
         finished = torch.zeros(batch, dtype=torch.bool, device=inputs_embeds.device)
         # All masks and positions are slices of these; nothing is rebuilt, and nothing waits for the device, in a step.
-        mask = torch.cat([attention_mask, attention_mask.new_ones(batch, max(0, latent_steps - 1))], dim=1)
-        position_ids = (mask.cumsum(-1) - 1).clamp(min=0)
-        whole_mask = step_mask = mask
+        whole_mask = torch.cat([attention_mask, attention_mask.new_ones(batch, max(0, latent_steps - 1))], dim=1)
+        position_ids = (whole_mask.cumsum(-1) - 1).clamp(min=0)
+        mask: torch.Tensor | None = whole_mask
+        step_mask = mask
         plain = can_crop(cache) and self.decoder.config._attn_implementation == "sdpa"
         if bool(attention_mask.all()):
             mask = step_mask = None
         elif plain:
-            step_mask = mask[:, None, None].bool()  # what the model would make of `mask`, again and again
+            step_mask = whole_mask[:, None, None].bool()  # what the model would make of `mask`, again and again
         compiled = plain and not torch.is_grad_enabled()
         new = inputs_embeds.shape[1]
         for step in range(latent_steps):
@@ -407,7 +411,7 @@ class RecursiveMASAgent(PreTrainedModel):
         """
         embeddings = self.get_input_embeddings()
         weight = embeddings.weight
-        scale = getattr(embeddings, "embed_scale", 1.0)  # Gemma scales inside its embedding module
+        scale: Any = getattr(embeddings, "embed_scale", 1.0)  # Gemma scales inside its embedding module
         if self._half_norms is None or self._half_norms.device != weight.device:
             self._half_norms = (weight.float() * scale).pow(2).sum(-1) / 2
         return ((vectors.to(weight) @ weight.T).float() * scale - self._half_norms).argmax(-1)

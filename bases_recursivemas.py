@@ -1,6 +1,7 @@
 """Base models: configuration, weights and tokenizer of an agent, read strictly from one place."""
 
 import os
+from typing import Any
 
 import torch
 from transformers import (
@@ -26,7 +27,7 @@ def load_model_config(source: Source, role: str) -> PreTrainedConfig:
     """Loads the configuration of an agent's base model from a local source."""
     source.json("config.json")
     try:
-        return AutoConfig.from_pretrained(source.folder)
+        return AutoConfig.from_pretrained(source.path)
     except Exception as error:
         raise CheckpointError(
             "An agent's config.json cannot be used.",
@@ -37,7 +38,7 @@ def load_model_config(source: Source, role: str) -> PreTrainedConfig:
         ) from error
 
 
-def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
+def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel:
     """Loads an agent's causal language model; every weight must be there, and nothing is re-initialised.
 
     A multimodal checkpoint loads as what `AutoModelForCausalLM` makes of it: Gemma 3 as the whole model, of which
@@ -48,10 +49,10 @@ def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
         role: for error messages.
         kwargs: passed to `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, …).
     """
-    source.json("generation_config.json", required=False)  # transformers passes over a broken one
+    source.find_json("generation_config.json")  # transformers passes over a broken one
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            source.folder,
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source.path,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they come back in the loading info, and are an error below
             # A release repository holds an `adapter_config.json` that is no PEFT adapter: look for none.
@@ -66,6 +67,7 @@ def load_base_model(source: Source, role: str, **kwargs) -> PreTrainedModel:
             expected="a complete causal language model (config.json and safetensors)",
             hint="fetch the repository again, or check that this version of transformers knows the architecture",
         ) from error
+    model, info = loaded
     problems = {
         "missing": info["missing_keys"],
         "unexpected": info["unexpected_keys"],
@@ -99,14 +101,14 @@ def build_empty_model(source: Source, config: PreTrainedConfig) -> PreTrainedMod
     """An agent's model without weights, which takes no memory and cannot run."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    if (settings := source.json("generation_config.json", required=False)) is not None:
+    if (settings := source.find_json("generation_config.json")) is not None:
         model.generation_config = GenerationConfig.from_dict(settings)
     return model
 
 
 def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:
     """Loads an agent's tokenizer from a local source, padding on the left."""
-    if not any(os.path.isfile(os.path.join(source.folder, name)) for name in VOCABULARY_FILES):
+    if not any(os.path.isfile(os.path.join(source.path, name)) for name in VOCABULARY_FILES):
         raise CheckpointError(  # transformers would build an empty one
             "An agent has no tokenizer.",
             where=f"agent {role}, {source}",
@@ -114,9 +116,9 @@ def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:
             expected=" or ".join(VOCABULARY_FILES),
             hint="fetch the repository again",
         )
-    source.json("tokenizer_config.json", required=False)
+    source.find_json("tokenizer_config.json")
     try:
-        return AutoTokenizer.from_pretrained(source.folder, padding_side="left")
+        return AutoTokenizer.from_pretrained(source.path, padding_side="left")
     except Exception as error:  # the tokenizers library raises plain exceptions
         raise CheckpointError(
             "An agent's tokenizer cannot be loaded.",

@@ -50,7 +50,7 @@ class PromptBuilder:
         self._shared_length = len(shared) if (len(heads) - 1) * len(shared) > PASS_COST else 0
         if (uses - 1) * min(map(len, heads)) <= PASS_COST:
             heads = [head[: self._shared_length] for head in heads]
-        self._heads = heads if any(heads) else None
+        self._heads = heads if any(heads) else []
 
     def build(
         self,
@@ -90,7 +90,7 @@ class PromptBuilder:
         return PromptBatch(embeds, mask, cache, prefix.length), tokens
 
     def _open_prefix(self, rows: list[list]) -> tuple[Prefix, Cache] | None:
-        if self._heads is None:
+        if not self._heads:
             return None
         if self._prefix is None:
             self._prefix = self._read_heads()
@@ -102,18 +102,19 @@ class PromptBuilder:
 
     @torch.no_grad()
     def _read_heads(self) -> Prefix:
-        cache, length, mask = self.agent.new_cache(), self._shared_length, None
+        cache, length = self.agent.new_cache(), self._shared_length
+        masks = []
         if length:
             embeds, mask = embed_rows(self.agent, [[self._heads[0][:length]]])
             self.agent.encode(embeds, None, cache)
             cache.batch_repeat_interleave(len(self._heads))
-            mask = mask.expand(len(self._heads), -1)
-        rests = [[head[length:]] for head in self._heads]
+            masks.append(mask.expand(len(self._heads), -1))
+        rests: list[list[torch.Tensor | list[int]]] = [[head[length:]] for head in self._heads]
         if any(rest for (rest,) in rests):
-            embeds, rest_mask = embed_rows(self.agent, rests)
-            mask = rest_mask if mask is None else torch.cat([mask, rest_mask], dim=1)
-            self.agent.encode(embeds, mask, cache)
-        return Prefix(cache, mask)
+            embeds, mask = embed_rows(self.agent, rests)
+            masks.append(mask)
+            self.agent.encode(embeds, torch.cat(masks, dim=1), cache)
+        return Prefix(cache, torch.cat(masks, dim=1))
 
 
 def _head(pieces: list[list[int] | Slot]) -> list[int]:

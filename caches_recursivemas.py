@@ -19,7 +19,7 @@ class GrowingLayer(DynamicLayer):
 
     def __init__(self, **kwargs) -> None:
         super().__init__(**kwargs)
-        self._rooms: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._rooms: dict[str, torch.Tensor] = {}
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
@@ -32,25 +32,22 @@ class GrowingLayer(DynamicLayer):
         past = self.get_seq_length()
         end = past + key_states.shape[-2]
         if not self._has_room(end):
-            self._rooms = tuple(
-                new.new_empty(*new.shape[:-2], end + max(128, end // 4), new.shape[-1])
-                for new in (key_states, value_states)
-            )
-            if past:
-                for room, old in zip(self._rooms, (self.keys, self.values), strict=True):
-                    room[..., :past, :] = old
-        for room, new in zip(self._rooms, (key_states, value_states), strict=True):
-            room[..., past:end, :] = new
-        self.keys, self.values = (room[..., :end, :] for room in self._rooms)
-        return self.keys, self.values
+            for name, new in (("keys", key_states), ("values", value_states)):
+                room = new.new_empty(*new.shape[:-2], end + max(128, end // 4), new.shape[-1])
+                if past:
+                    room[..., :past, :] = getattr(self, name)
+                self._rooms[name] = room
+        self._rooms["keys"][..., past:end, :] = key_states
+        self._rooms["values"][..., past:end, :] = value_states
+        keys, values = self._rooms["keys"][..., :end, :], self._rooms["values"][..., :end, :]
+        self.keys, self.values = keys, values
+        return keys, values
 
     def _has_room(self, end: int) -> bool:
         """Whether the current keys lie at the start of a room with `end` positions (not after a reordering)."""
-        return (
-            self._rooms is not None
-            and self._rooms[0].shape[-2] >= end
-            and self.keys.data_ptr() == self._rooms[0].data_ptr()
-            and self.values.data_ptr() == self._rooms[1].data_ptr()
+        return bool(self._rooms) and all(
+            room.shape[-2] >= end and getattr(self, name).data_ptr() == room.data_ptr()
+            for name, room in self._rooms.items()
         )
 
 

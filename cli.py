@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.parse_args(argv or ["--help"])
     name, rest = argv[0], argv[1:]
     module = importlib.import_module(COMMANDS[name][0], __package__)
-    description, _, examples = module.__doc__.partition("Examples:")
+    description, _, examples = (module.__doc__ or "").partition("Examples:")
     parser = argparse.ArgumentParser(
         prog=f"recursivemas {name}",
         description=description,

@@ -113,7 +113,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         self.agents = agents or {}
         self.stages = stages or []
         self.links = links or []
-        self.decoding_role = decoding_role
+        self.decoding_role: str = decoding_role  # type: ignore[assignment]  # `validate_system` wants one
         self.prompts = prompts or {}
         self.num_rounds = num_rounds
         self.latent_steps = latent_steps
@@ -171,11 +171,12 @@ class RecursiveMASConfig(PreTrainedConfig):
         else:
             prompt_set = prompts if isinstance(prompts, dict) else read_prompts(prompts)
             validate_prompts(prompt_set, self.topology)
+        task = self.task if task is None else task
         settings = RunSettings(
             num_rounds=self.num_rounds if num_rounds is None else num_rounds,
             latent_steps=self.latent_steps if latent_steps is None else latent_steps,
             mode="latent" if mode is None else mode,
-            task=self.task if task is None else task,
+            task=task,
             prompts=prompt_set,
             latent_halting=self.latent_halting if latent_halting is None else latent_halting,
             message_tokens=self.message_tokens if message_tokens is None else message_tokens,
@@ -185,7 +186,7 @@ class RecursiveMASConfig(PreTrainedConfig):
             raise InputError("Unknown mode.", where="mode", found=repr(mode), expected=", ".join(MODES))
         validate_task(settings.task)
         for role in [self.decoding_role] if settings.mode == "alone" else prompt_set:
-            template_for(prompt_set, role, settings.task, "first")  # a role without one is an error now, not later
+            template_for(prompt_set, role, task, "first")  # a role without one is an error now, not later
         return settings
 
     def validate_system(self) -> Topology:

@@ -93,8 +93,8 @@ class Residency:
         if role == self.resident:
             return
         if self.resident is not None:
-            self.agents[self.resident].to("cpu")
-        self.agents[role].to(self.devices[role])
+            self.agents[self.resident].to("cpu")  # type: ignore[arg-type]
+        self.agents[role].to(self.devices[role])  # type: ignore[arg-type]
         self.resident = role
 
 

@@ -97,7 +97,7 @@ def trim(output: torch.Tensor | ModelOutput, eos_token_ids: list[int]) -> list[l
         Each row's ids up to and including its first end-of-sequence token.
     """
     rows = []
-    for row in (output if isinstance(output, torch.Tensor) else output.sequences).tolist():
+    for row in (output if isinstance(output, torch.Tensor) else output["sequences"]).tolist():
         stop = next((i + 1 for i, token in enumerate(row) if token in eos_token_ids), len(row))
         rows.append(row[:stop])
     return rows

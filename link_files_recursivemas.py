@@ -1,5 +1,7 @@
 """Where a link's weights are, by the `weights` entry of a configuration, and reading them."""
 
+from typing import Any
+
 import torch
 
 from .release_recursivemas import entry_of_task, release_inner_link, release_outer_link, validate_stated
@@ -12,7 +14,7 @@ def link_filename(name: str, task: str | None = None) -> str:
 
 
 def find_link(
-    source: Source, weights: str | dict | None, name: str, task: str | None, legacy_key: str | None = None
+    source: Source, weights: Any, name: str, task: str | None, legacy_key: str | None = None
 ) -> tuple[Source, str, dict]:
     """Finds a link's file, wherever the `weights` entry of a configuration says; the file itself is not touched.
 
@@ -47,7 +49,7 @@ def find_link(
 
 
 def read_link(
-    source: Source, weights: str | dict | None, name: str, task: str | None, legacy_key: str | None = None
+    source: Source, weights: Any, name: str, task: str | None, legacy_key: str | None = None
 ) -> tuple[dict[str, torch.Tensor], str, str | None]:
     """Reads a link's weights; the arguments are those of `find_link`.
 

@@ -6,11 +6,12 @@ release adds LayerNorms before and after, and biases everywhere. GELU is the exa
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, overload
+from typing import NamedTuple, cast, overload
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from .errors_recursivemas import CheckpointError, ConfigError
 
@@ -90,7 +91,7 @@ class InnerLink(nn.Module):
         return output if self.post_ln is None else self.post_ln(output)
 
 
-def vocabulary_logits(model: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+def vocabulary_logits(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
     """Hidden states after the final norm (…, d) -> next-token logits (…, vocabulary), as the model computes them."""
     config = model.config.get_text_config()
     logits = model.get_output_embeddings()(hidden_states)
@@ -114,16 +115,16 @@ class ExpectedEmbeddingLink(nn.Module):
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.in_features = self.out_features = hidden_size
-        self._model: tuple[nn.Module, ...] = ()
+        self._model: tuple[PreTrainedModel, ...] = ()
 
-    def bind(self, model: nn.Module) -> None:
+    def bind(self, model: PreTrainedModel) -> None:
         """Takes the head and the embeddings from the agent's model."""
         self._model = (model,)  # in a tuple, so that the model is no submodule and the state dict stays empty
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(…, d) -> (…, d), in the dtype of the agent's embeddings."""
         (model,) = self._model
-        embeddings = model.get_input_embeddings()
+        embeddings = cast(nn.Embedding, model.get_input_embeddings())
         logits = vocabulary_logits(model, hidden_states.to(embeddings.weight.dtype))
         probabilities = logits.float().softmax(-1).to(embeddings.weight.dtype)
         # Gemma scales inside its embedding module.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .agent_recursivemas import RecursiveMASAgent
@@ -27,9 +27,10 @@ from .engine_recursivemas import Residency
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
 from .link_files_recursivemas import read_link
 from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, OuterLink, build_link
+from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer
 from .sources_recursivemas import Source
-from .topology_recursivemas import Link, Topology
+from .topology_recursivemas import Link
 
 T = TypeVar("T")
 Device = str | torch.device
@@ -38,13 +39,12 @@ ROLE_OPTIONS = ("dtype", "device_map", "attn_implementation", "quantization_conf
 
 @dataclass(frozen=True)
 class LoadedSystem:
-    """The parts of a system; `generation_config` is its own file's, if it has one."""
+    """The parts of a system."""
 
     config: RecursiveMASConfig
     agents: dict[str, RecursiveMASAgent]
     outer_links: dict[str, OuterLink]
     residency: Residency | None
-    generation_config: GenerationConfig | None
 
 
 @dataclass(frozen=True)
@@ -177,20 +177,18 @@ def load_system(
                 model = _load_model(next(complete), role, device, options.kwargs_of(role))
             else:
                 model = build_empty_model(places[role].fetch(SMALL_FILES), configs[role])
-            inner_link = inner_links[role].to(model.get_input_embeddings().weight.device)
-            agents[role] = RecursiveMASAgent(model, inner_link, tokenizers[role], role)
+            agents[role] = agent = RecursiveMASAgent(model, inner_links[role], tokenizers[role], role)
+            agent.inner_link.to(agent.device)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     devices = {role: (options.offload and options.device_of(role)) or agents[role].device for role in roles}
     for link in config.topology.links:
         outer_links[link.name].to(devices[link.source])
-    saved = source.json("generation_config.json", required=False)
     return LoadedSystem(
         config,
         agents,
         outer_links,
         Residency(agents, devices) if options.offload else None,
-        None if saved is None else GenerationConfig.from_dict(saved),
     )
 
 
@@ -198,7 +196,7 @@ def _load_model(place: Source, role: str, device: Device | None, kwargs: dict[st
     if device is not None and "quantization_config" in kwargs:
         kwargs.setdefault("device_map", {"": device})  # quantized weights cannot be moved afterwards
     model = load_base_model(place, role, **kwargs)
-    return model if device is None or "device_map" in kwargs else model.to(device)
+    return model if device is None or "device_map" in kwargs else model.to(device)  # type: ignore[arg-type]
 
 
 def load_links(
@@ -273,16 +271,14 @@ def fill_architecture(entry: dict[str, Any], agent_config: PreTrainedConfig, hid
 
 
 def validate_parts(
-    topology: Topology,
-    config: RecursiveMASConfig,
-    agents: Mapping[str, RecursiveMASAgent],
-    outer_links: Mapping[str, OuterLink],
+    config: RecursiveMASConfig, agents: Modules[RecursiveMASAgent], outer_links: Modules[OuterLink]
 ) -> None:
     """Holds agents and outer links against the configuration.
 
     Raises:
         ConfigError: one is missing or too many, or does not fit.
     """
+    topology = config.topology
     for what, expected, found in (
         ("agents", set(topology.roles), set(agents)),
         ("outer_links", {link.name for link in topology.links}, set(outer_links)),
@@ -300,7 +296,7 @@ def validate_parts(
         validate_outer_link(link, outer_links[link.name], agents)
 
 
-def validate_outer_link(ends: Link, link: OuterLink, agents: Mapping[str, RecursiveMASAgent]) -> None:
+def validate_outer_link(ends: Link, link: OuterLink, agents: Modules[RecursiveMASAgent]) -> None:
     """Raises ConfigError unless an outer link has the widths of the agents at its ends."""
     found = (link.in_features, link.out_features)
     expected = (agents[ends.source].hidden_size, agents[ends.target].hidden_size)
@@ -314,7 +310,7 @@ def validate_outer_link(ends: Link, link: OuterLink, agents: Mapping[str, Recurs
 
 
 def fill_config(
-    config: RecursiveMASConfig, agents: Mapping[str, RecursiveMASAgent], outer_links: Mapping[str, OuterLink]
+    config: RecursiveMASConfig, agents: Modules[RecursiveMASAgent], outer_links: Modules[OuterLink]
 ) -> None:
     """Puts into a configuration what agents and links say of themselves, and what tools read of the composite."""
     for role, agent in agents.items():

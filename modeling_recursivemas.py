@@ -64,6 +64,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
     """
 
     config_class = RecursiveMASConfig
+    config: RecursiveMASConfig
     main_input_name = "input_ids"
 
     def __init__(
@@ -83,7 +84,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         self.agents: Modules[RecursiveMASAgent] = Modules(agents)
         self.outer_links: Modules[OuterLink] = Modules(outer_links)
         self.post_init()
-        validate_parts(self.topology, config, self.agents, self.outer_links)
+        validate_parts(config, self.agents, self.outer_links)
         fill_config(config, self.agents, self.outer_links)
         decoder = self.agents[config.decoding_role]
         self.tokenizer = copy.deepcopy(decoder.tokenizer)
@@ -105,7 +106,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
     # Loading and saving
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         *,
@@ -162,12 +163,12 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         model.residency = loaded.residency
         if generation_config is not None:
             model.generation_config.update(**generation_config.to_diff_dict())
-        elif loaded.generation_config is not None:
-            model.generation_config = loaded.generation_config
+        elif (saved := source.find_json("generation_config.json")) is not None:
+            model.generation_config = GenerationConfig.from_dict(saved)
         model.config.name_or_path = source.repository
         return model
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | os.PathLike,
         *,
@@ -268,7 +269,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         return self.agents[self.config.decoding_role].dtype
 
     @property
-    def init_continuous_batching(self) -> None:
+    def init_continuous_batching(self) -> None:  # type: ignore[override]
         """Hidden, because continuous batching would bypass the recursion."""
         raise AttributeError("a recursive system cannot be batched continuously")
 

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -82,7 +83,7 @@ def questions_of_ids(
         if added and ids[: len(added)] == added:
             ids = ids[len(added) :]
         text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        questions.append(text)
+        questions.append(cast(str, text))
     return questions
 
 
@@ -243,9 +244,10 @@ class PromptRenderer:
             ) from error
 
     def _apply(self, messages: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(
+        text = self.tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
         )
+        return cast(str, text)
 
     def pieces(self, system: str | None, template: str, question: str) -> list[list[int] | Slot]:
         """Token ids of the pieces of text, and the slots between them, in order."""

@@ -7,6 +7,7 @@ own (`Planner-Critic-Outerlink.pt`). Manifests beside them (`adapter_config.json
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ def release_outer_name(source: str, target: str) -> str:
     return f"{release_title(source)}-{release_title(target)}-Outerlink"
 
 
-def entry_of_task(tasks: object, task: str | None, where: str) -> object:
+def entry_of_task(tasks: Any, task: str | None, where: str) -> Any:
     """What a table by task holds for a task.
 
     Raises:
@@ -52,8 +53,8 @@ def entry_of_task(tasks: object, task: str | None, where: str) -> object:
 
 def release_inner_link(source: Source, task: str | None) -> tuple[str, dict]:
     """File name and stated properties of the inner link in an agent's released repository."""
-    stated = source.json(INNER_KIND_MANIFEST, required=False) or {}
-    manifest = source.json(INNER_MANIFEST, required=False) or {}
+    stated = source.find_json(INNER_KIND_MANIFEST) or {}
+    manifest = source.find_json(INNER_MANIFEST) or {}
     tasks = manifest.get("tasks", {})
     if not isinstance(tasks, dict) or not all(isinstance(entry, dict) for entry in tasks.values()):
         raise CheckpointError(
@@ -67,7 +68,7 @@ def release_inner_link(source: Source, task: str | None) -> tuple[str, dict]:
         return _file_name(tasks[task].get(standard, standard), f"{source}, {INNER_MANIFEST}, {task}"), stated
     candidates = [release_filename(INNER_FILE, task)] * (task is not None) + [release_filename(INNER_FILE)]
     for filename in candidates:
-        if source.file(filename, required=False) is not None:
+        if source.find(filename) is not None:
             return filename, stated
     raise CheckpointError(
         "An agent's repository has no inner link.",
@@ -81,7 +82,7 @@ def release_inner_link(source: Source, task: str | None) -> tuple[str, dict]:
 def release_outer_link(source: Source, name: str, task: str | None, legacy_key: str | None) -> tuple[str, dict]:
     """File name and stated properties of an outer link in a released repository of links."""
     where = f"{source}, {OUTER_MANIFEST}"
-    manifest = source.json(OUTER_MANIFEST)
+    manifest: Any = source.json(OUTER_MANIFEST)
     if "tasks" in manifest:
         manifest, where = entry_of_task(manifest["tasks"], task, where), f"{where}, tasks, {task}"
     adapters = manifest.get("adapters") if isinstance(manifest, dict) else None

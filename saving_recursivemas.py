@@ -44,8 +44,9 @@ class SavedLink:
                 place = {"source": self.repository, "revision": None, "filename": filename}
                 places |= {task: place} if state else {}
             elif state:
-                places[task] = f"links/{link_filename(name, task)}"
-                write_tensors(dict(state), folder / places[task])
+                path = f"links/{link_filename(name, task)}"
+                places[task] = path
+                write_tensors(dict(state), folder / path)
         if None not in places:
             return {"kind": self.kind, "weights": {"tasks": places}} if places else {"kind": self.kind}
         # Where a link's file has the place that it has by default, nothing is said of it.

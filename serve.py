@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
             hint="pip install recursivemas[serve]",
         ) from error
     # The server looks a model's class up in transformers by its name in config.json.
-    transformers.RecursiveMASModel = transformers.AutoModelForCausalLM
+    setattr(transformers, "RecursiveMASModel", transformers.AutoModelForCausalLM)  # noqa: B010 (types)
     options = ["--trust-remote-code", "--host", arguments.host, "--port", arguments.port, "--device", arguments.device]
     name = str(Path(arguments.system).resolve()) if Path(arguments.system).is_dir() else arguments.system
     print(f'Requests name the model "{name}".', flush=True)

@@ -59,7 +59,7 @@ class Source:
     def __str__(self) -> str:
         if self.label is not None:
             return self.label
-        place = os.path.join(self.repository, self.subfolder) if self.subfolder else self.repository
+        place = self.path if self.subfolder else self.repository
         return place if self.revision is None or self.is_local else f"{place}@{self.revision}"
 
     def other(self, source: str, revision: str | None = None) -> "Source":
@@ -77,11 +77,11 @@ class Source:
                     break
         return Source(source, revision=revision, hub=self.hub, clones=self.clones)
 
-    def file(self, name: str, required: bool = True) -> str | None:
-        """Local path of a file, fetched if need be; `None` where it does not exist and is not required.
+    def find(self, name: str) -> str | None:
+        """Local path of a file, fetched if need be; `None` where it does not exist.
 
         Raises:
-            CheckpointError: the repository, or a required file, is not there or cannot be reached.
+            CheckpointError: the repository is not there or cannot be reached.
         """
         problem = None
         try:
@@ -98,7 +98,16 @@ class Source:
         # Offline, a file that the cached commit does not hold looks like an unreachable repository.
         if path is None and self.folder is None:
             raise self._unreadable(problem) from problem
-        if path is None and required:
+        return path
+
+    def file(self, name: str) -> str:
+        """Local path of a file that must be there.
+
+        Raises:
+            CheckpointError: the repository or the file is not there, or cannot be reached.
+        """
+        path = self.find(name)
+        if path is None:
             raise CheckpointError(
                 "A file is missing.",
                 where=str(self),
@@ -111,16 +120,19 @@ class Source:
     @property
     def folder(self) -> str | None:
         """Local path: the folder itself, or the commit in the Hub cache (`None` where nothing of it is there)."""
-        cached = {"cache_dir": self.hub.get("cache_dir"), "local_files_only": True}
+        if self.is_local:
+            return self.path
+        cache = self.hub.get("cache_dir")
         try:
-            root = (
-                self.repository
-                if self.is_local
-                else snapshot_download(self.repository, revision=self.revision, **cached)
-            )
+            root = snapshot_download(self.repository, revision=self.revision, cache_dir=cache, local_files_only=True)
         except (OSError, ValueError):
             return None
         return os.path.join(root, self.subfolder)
+
+    @property
+    def path(self) -> str:
+        """Local path of a place that is a folder here, such as `fetch` gives."""
+        return os.path.join(self.repository, self.subfolder)
 
     @property
     def commit(self) -> str | None:
@@ -161,13 +173,14 @@ class Source:
             raise self._unreadable(error) from error
         return replace(self, repository=folder, label=str(self))
 
-    def json(self, name: str, required: bool = True) -> dict | None:
-        """A JSON object read from a file; `None` where an optional one does not exist."""
-        path = self.file(name, required)
-        if path is None:
-            return None
+    def find_json(self, name: str) -> dict | None:
+        """A JSON object read from a file; `None` where the file does not exist."""
+        return None if self.find(name) is None else self.json(name)
+
+    def json(self, name: str) -> dict:
+        """A JSON object read from a file that must be there."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(Path(self.file(name)).read_text(encoding="utf-8"))
         except ValueError as error:
             raise CheckpointError(
                 "A file is not valid JSON.", where=f"{self}, {name}", found=error, hint="fetch the file again"

@@ -1,5 +1,8 @@
 """Latent steps as one compiled graph, where asked for: fast accelerators wait for Python between a step's kernels."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel, StaticCache
@@ -57,7 +60,8 @@ class CompiledSteps:
         if (batch, capacity) not in self._caches:
             self._caches[batch, capacity] = StaticCache(self._config, max_cache_len=capacity)
         self._cache = self._caches[batch, capacity]
-        for fixed, grown in zip(self._cache.layers, cache.layers, strict=True):
+        layers: Iterable[tuple[Any, Any]] = zip(self._cache.layers, cache.layers, strict=True)
+        for fixed, grown in layers:
             if not fixed.is_initialized:
                 fixed.lazy_initialization(grown.keys, grown.values)
             fixed.keys[:, :, : self._end].copy_(grown.keys)

@@ -12,6 +12,7 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
@@ -24,9 +25,10 @@ if not __package__:  # imported from a clone's folder, which is the package: `im
         spec = importlib.util.spec_from_file_location(
             "recursivemas", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
         )
+        assert spec is not None and spec.loader is not None
         sys.modules["recursivemas"] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules["recursivemas"])
-    elif (other := Path(sys.modules["recursivemas"].__file__).resolve().parent) != ROOT:
+    elif (other := Path(str(sys.modules["recursivemas"].__file__)).resolve().parent) != ROOT:
         raise ImportError(f"recursivemas is imported from {other} already; use {ROOT} in a process of its own")
     sys.modules["recursivemas.system_loader"] = sys.modules[__name__]
     __name__ = "recursivemas.system_loader"
@@ -128,7 +130,8 @@ def released_config(
     # "evalplus/mbppplus", "MBPP+" and "MATH-500" are known by their plain names.
     name = re.sub(r"[^a-z0-9]", "", dataset.lower().rpartition("/")[2].replace("+", "plus"))
     layers = (release["defaults"], release["datasets"].get(name, {}), entry.get("datasets", {}).get(name, {}))
-    settings, generation = {}, {}
+    settings: dict[str, Any] = {}
+    generation: dict[str, Any] = {}
     for layer in layers:
         settings |= layer
         generation |= layer.get("generation", {})
@@ -168,7 +171,7 @@ def load_mas_system(
     revision: str | dict[str, str] | None = None,
     executor: str | None = None,
     executor_options: dict[str, dict] | None = None,
-    **kwargs,
+    **kwargs: Any,
 ) -> RecursiveMASModel:
     """Loads a system: one of the public release by its name, or any other from its folder or Hub repository.
 
@@ -204,6 +207,8 @@ def load_mas_system(
         return mas
     name = str(style)
     if "/" in name or os.path.isdir(name):
+        if isinstance(revision, dict):
+            raise InputError("Revisions by role are for released systems.", where="revision", found=revision)
         return RecursiveMASModel.from_pretrained(style, task=task, revision=revision, **kwargs)
     config, generation = released_config(name, dataset, task, revision)
     return RecursiveMASModel.from_pretrained(name, config=config, generation_config=generation, **kwargs)

@@ -15,7 +15,7 @@ MAX_CALLS = 5
 MAX_RESULT = 6000  # characters
 Tools = dict[str, Callable[[str], str]]
 
-_OPERATORS = {
+_OPERATORS: dict[type, Callable[..., int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,

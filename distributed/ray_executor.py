@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import ray
 import torch
@@ -48,7 +49,8 @@ class AgentActor:
     def __init__(self, role: str, threads: int | None, load: Callable[..., RecursiveMASModel]) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.role, self.runs = role, {}
+        self.role = role
+        self.runs: dict[str, Run] = {}
         self.mas = load(only=[role])
 
     @ray.method(max_task_retries=-1)
@@ -63,8 +65,8 @@ class AgentActor:
         settings: tuple[RunSettings, AnswerSettings],
         round_index: int,
         keys: list,
-        *received,
-    ):
+        *received: Any,
+    ) -> Any:
         """Takes the role's turn in a round.
 
         Args:
@@ -85,7 +87,10 @@ class AgentActor:
             run = self.runs[batch] = Run(self.mas, questions, run_settings, answer.generation_config)
         text = run_settings.mode == "text"
         for key, value in zip(keys, received, strict=True):
-            (run.texts if text else run.latents)[key] = value if text else unpack(value)
+            if text:
+                run.texts[key] = value
+            else:
+                run.latents[key] = unpack(value)
         if (round_index, self.role) == run.schedule[-1]:
             with torch.no_grad():
                 prompt = run.last_prompt(answer.reuse)
@@ -171,13 +176,14 @@ class RayExecutor:
             ray.init(log_to_driver=False, include_dashboard=False)
         self.mas, self.topology = mas, mas.topology
         self.replicas: dict[str, list] = {}
+        actor_class: Any = AgentActor  # what the decorator adds is unknown to type checkers
         for role in self.topology.roles:
             own = dict(options.get(role, {}))
             count, device = own.pop("replicas", 1), own.pop("device", None)
             loading = load if device is None else partial(load, device=device)
             place = {"num_cpus": 1, **own}
             threads = int(place["num_cpus"]) or None
-            self.replicas[role] = [AgentActor.options(**place).remote(role, threads, loading) for _ in range(count)]
+            self.replicas[role] = [actor_class.options(**place).remote(role, threads, loading) for _ in range(count)]
         self._actors = [actor for actors in self.replicas.values() for actor in actors]
         ray.get([actor.ready.remote() for actor in self._actors])
 
@@ -232,34 +238,33 @@ class RayExecutor:
             yield job.index, self._finish(job, value, run, answer.return_latents)
             self._forget(job)
 
-    def _is_ready(self, job: Job, turn: tuple[int, str], run) -> bool:
+    def _is_ready(self, job: Job, turn: tuple[int, str], run: Run) -> bool:
         return all(sender in job.done for sender in self._senders(turn, run))
 
-    def _senders(self, turn: tuple[int, str], run) -> list[tuple[int, str]]:
+    def _senders(self, turn: tuple[int, str], run: Run) -> list[tuple[int, str]]:
         """The turns that a turn hears from."""
         if len(run.schedule) == 1:
             return []
         round_index, role = turn
         return [(round_index - link.feedback, link.source) for link in self.topology.incoming(role, round_index)]
 
-    def _submit(self, job: Job, actor, turn: tuple[int, str], run, settings) -> tuple[list, list]:
+    def _submit(
+        self, job: Job, actor: Any, turn: tuple[int, str], run: Run, settings: ray.ObjectRef
+    ) -> tuple[list, list]:
         round_index, role = turn
         text = run.settings.mode == "text"
         keys = [(r, source) if text else (r, source, role) for r, source in self._senders(turn, run)]
-        if turn == run.schedule[-1]:
-            outgoing = []
-        elif text:
-            outgoing = [turn]
-        else:
+        outgoing: list[tuple] = []
+        if turn != run.schedule[-1]:
             links = self.topology.receivers(role, round_index, run.settings.num_rounds)
-            outgoing = [(round_index, role, link.target) for link in links]
+            outgoing = [turn] if text else [(round_index, role, link.target) for link in links]
         received = [job.sent[key] for key in keys]
         refs = actor.turn.options(num_returns=1 + len(outgoing)).remote(
             job.name, job.questions, settings, round_index, keys, *received
         )
         return (refs if outgoing else [refs]), outgoing
 
-    def _finish(self, job: Job, rows: list[dict], run, return_latents: bool) -> list[Solution]:
+    def _finish(self, job: Job, rows: list[dict], run: Run, return_latents: bool) -> list[Solution]:
         """Adds to the decoding agent's solutions what the other agents used and sent."""
         others = [usage for role, usage in job.usage.items() if role != self.topology.decoding_role]
         texts, latents = {}, {}

@@ -24,6 +24,7 @@ import torch
 
 from ..evaluation.evaluate import machine, measure
 from ..inspection.inspect import gradients
+from ..links_recursivemas import ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import TASKS
@@ -32,7 +33,6 @@ from ..training.data import Encoder, read_rows, write_rows
 from ..training.loops import text_states
 from ..training.run import build_loop, read_curve, train
 from ..training.start import (
-    ExpectedEmbeddingLink,
     fit_inner_link,
     fit_outer_link,
     set_inner_link,

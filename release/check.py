@@ -16,11 +16,13 @@ import argparse
 import json
 import os
 import re
-import struct
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from ..bases_recursivemas import VOCABULARY_FILES, load_model_config
@@ -144,12 +146,14 @@ def _check_agent(found: Repository, place: Source, entry: dict, role: str) -> No
         validate_architecture(entry, agent_config, hidden_size, role)
     except RecursiveMASError as error:
         found.problems.append(" ".join(str(error).split()))
-    names = ["config.json", next((name for name in VOCABULARY_FILES if name in files), "tokenizer.json")]
+    vocabulary = next((name for name in VOCABULARY_FILES if name in files), "tokenizer.json")
+    names = ["config.json", vocabulary]
     names += [
         name for name in ("tokenizer_config.json", "chat_template.jinja", "generation_config.json") if name in files
     ]
     weights, problem = _weight_files(folder)
-    found.problems += [problem] * bool(problem)
+    if problem is not None:
+        found.problems.append(problem)
     for name in (*names, *weights):
         if name in files:
             found.files[name] = files[name]
@@ -178,33 +182,33 @@ def _count(found: Repository, path: Path, agent_config: PreTrainedConfig | None)
     """Adds the tensors of a safetensors file, from its header; the ones that the model leaves on disk do not count.
 
     Raises:
-        CheckpointError: the header is broken, or the file is shorter than it says.
+        CheckpointError: the header is broken, or the file has another length than it says.
     """
     if path.suffix != ".safetensors":
         return
-    model_class = AutoModelForCausalLM._model_mapping.get(type(agent_config), None)
+    model_class = AutoModelForCausalLM._model_mapping.get(type(agent_config), None)  # type: ignore[arg-type]
     ignored = re.compile("|".join(getattr(model_class, "_keys_to_ignore_on_load_unexpected", None) or ["(?!)"]))
-    size = path.stat().st_size
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > size:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        end = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-        if end != size:
-            raise ValueError(f"{size} bytes, where its header says {end}")
-        for name, tensor in header.items():
-            if not ignored.search(name):
-                number = torch.Size(tensor["shape"]).numel()
-                found.parameters += number
-                found.stored_bytes += number * STORED_BYTES.get(tensor["dtype"], 1)
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise CheckpointError("broken:", where=path.name, found=error, hint="fetch the file again") from error
+        with safe_open(path, "pt") as file:  # reads the header, and holds the file's length against it
+            for name in file.keys():  # noqa: SIM118 (no dict)
+                if not ignored.search(name):
+                    tensor = file.get_slice(name)
+                    number = torch.Size(tensor.get_shape()).numel()
+                    found.parameters += number
+                    found.stored_bytes += number * STORED_BYTES.get(tensor.get_dtype(), 1)
+    except SafetensorError as error:
+        problem = f"{path.stat().st_size} bytes: {error}"
+        raise CheckpointError("broken:", where=path.name, found=problem, hint="fetch the file again") from error
 
 
-def _check_link(repository, source, entry: dict, name: str, task: str | None, legacy_key: str | None) -> None:
+def _check_link(
+    repository: Callable[[Source, str], Repository],
+    source: Source,
+    entry: dict,
+    name: str,
+    task: str | None,
+    legacy_key: str | None,
+) -> None:
     """Finds a link's file by the same rules as the loader."""
     weights = entry.get("weights")
     try:
@@ -232,7 +236,7 @@ def _report(config: RecursiveMASConfig, repositories: list[Repository], cache_di
     largest = {dtype: links + max((a.parameters for a in agents), default=0) * size for dtype, size in BYTES.items()}
     needed["as stored"] = links + sum(a.stored_bytes for a in agents)
     largest["as stored"] = links + max((a.stored_bytes for a in agents), default=0)
-    gpus = []
+    gpus: list[dict[str, Any]] = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         gpus.append({"name": torch.cuda.get_device_name(index), "free": free, "total": total})
@@ -308,7 +312,7 @@ def describe(report: dict) -> str:
     return "\n".join(lines)
 
 
-def _size(number: int) -> str:
+def _size(number: float) -> str:
     for unit in ("B", "kB", "MB"):
         if number < 1000:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"

@@ -138,4 +138,4 @@ def convert(
 
 
 def _copy_agent(place: Source, folder: Path) -> None:
-    shutil.copytree(place.folder, folder, ignore=shutil.ignore_patterns(*(f"{name}*" for name in BESIDE)))
+    shutil.copytree(place.path, folder, ignore=shutil.ignore_patterns(*(f"{name}*" for name in BESIDE)))

@@ -170,7 +170,8 @@ def import_prompts(path: Path, style: str, tasks: list[str], extra: dict[str, st
         prompts[role] = {"system": systems[tasks[0]]}
         for task in kept:
             kind, questions = KINDS[task]
-            known = {**extra, **builders.arguments, "mas_task": "math" if task == "default" else task}
+            mas_task = "math" if task == "default" else task
+            known: dict[str, object] = {**extra, **builders.arguments, "mas_task": mas_task}
             phases = {"first": builders.first, "feedback": builders.feedback}
             prompts[role][task] = {
                 phase: _template(module, name.format(kind=kind), builders.slots, questions, known)
@@ -191,6 +192,7 @@ def _load(path: Path) -> ModuleType:
             "There are no prompt builders.", where=str(path), expected="prompts.py of the public code"
         )
     spec = importlib.util.spec_from_file_location("released_prompts", path)
+    assert spec is not None and spec.loader is not None  # a file by the name of prompts.py
     module = importlib.util.module_from_spec(spec)
     before = set(sys.modules)
     sys.modules[spec.name] = module  # its dataclasses look themselves up there

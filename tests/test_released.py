@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from recursivemas.answers_recursivemas import OPENINGS
 from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.errors_recursivemas import ConfigError, InputError
 from recursivemas.modeling_recursivemas import RecursiveMASModel
@@ -315,7 +316,7 @@ def test_an_answer_without_its_box_is_continued_once_when_asked(dataset, sign, n
 def test_the_continuation_is_what_the_agent_writes_after_prompt_answer_and_opening(released_cache):
     mas = load("sequential_light", released_cache, **EXACT)
     decoder, renderer = mas.agents["solver"], mas.renderers["solver"]
-    _, line, new_tokens = sys.modules[RecursiveMASModel.__module__].OPENINGS["math"]
+    _, line, new_tokens = OPENINGS["math"]
     kwargs = {"num_rounds": 1, "latent_steps": 2, "max_new_tokens": 6, "do_sample": False}
     for question, solution in zip(QUESTIONS, mas.solve(QUESTIONS, **kwargs, complete_answer=True), strict=True):
         ids, latents = reference_solve(mas, question, 1, 2, 6, task="math")
@@ -333,8 +334,7 @@ def test_the_continuation_is_what_the_agent_writes_after_prompt_answer_and_openi
 def test_a_complete_answer_is_left_as_it_is(released_cache, monkeypatch):
     mas = load("sequential_light", released_cache, **EXACT)
     kwargs = {"num_rounds": 1, "latent_steps": 2, "max_new_tokens": 6, "do_sample": False}
-    module = sys.modules[RecursiveMASModel.__module__]
-    monkeypatch.setitem(module.OPENINGS, "math", ("", "never", 16))  # every text holds the empty one
+    monkeypatch.setitem(OPENINGS, "math", ("", "never", 16))  # every text holds the empty one
     expected = [solution.text for solution in mas.solve(QUESTIONS, **kwargs)]
     assert [solution.text for solution in mas.solve(QUESTIONS, **kwargs, complete_answer=True)] == expected
 

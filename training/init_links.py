@@ -21,13 +21,11 @@ from ..agent_recursivemas import RecursiveMASAgent
 from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import InputError
-from ..links_recursivemas import INNER_KINDS, OUTER_KINDS
+from ..links_recursivemas import EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..sources_recursivemas import Source
 from ..system_loader import load_mas_system, read_style
 from .start import (
-    EXPECTED_EMBEDDING,
-    ExpectedEmbeddingLink,
     fit_outer_link,
     set_inner_link,
     shared_tokens,
