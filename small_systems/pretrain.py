@@ -1,10 +1,9 @@
 """Pre-train one agent of a small system from nothing, with ordinary next-token loss on (chat prompt, target text).
 
-    python -m recursivemas.small_systems.pretrain --system sequential --role planner --output agents/planner
+    python -m recursivemas.small_systems.pretrain --system sequential --role planner --output runs/planner
 
 The output is a complete ordinary model folder (config.json, generation_config.json, tokenizer, model.safetensors in
-float32) and `pretraining.json` with the command's settings and the exact match per prompt and level of difficulty.
-A new small system is a new row of SYSTEMS.
+float32) and `pretraining.json` with the recipe and the exact match per prompt and level of difficulty.
 """
 
 import argparse
@@ -13,7 +12,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,72 +23,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..prompts_recursivemas import MARKER, PromptRenderer, Slot
-from ..tasks import TASKS
+from .recipes import RECIPES, THREADS, AgentRecipe
 from .tokenizers import build_tokenizer, save_tokenizer
 
 IGNORED_LABEL = -100
-
-
-@dataclass(frozen=True)
-class AgentSpec:
-    """One agent to be trained from nothing; `config` holds further fields of its transformers config."""
-
-    model_type: str
-    tokenizer_family: str
-    tokenizer_seed: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int = 3
-    head_dim: int = 32
-    config: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SystemSpec:
-    """A small system: the module of its task (see `recursivemas.tasks`) and its agents by role."""
-
-    task: str
-    agents: dict[str, AgentSpec]
-
-    def task_module(self) -> ModuleType:
-        return TASKS[self.task]
-
-
-SYSTEMS: dict[str, SystemSpec] = {
-    "sequential": SystemSpec(
-        task="arithmetic",
-        agents={
-            "planner": AgentSpec("qwen3", "qwen3", 1, hidden_size=128, intermediate_size=320),
-            "critic": AgentSpec("llama", "llama3", 2, hidden_size=96, intermediate_size=256),
-            "solver": AgentSpec("qwen2", "qwen2", 3, hidden_size=160, intermediate_size=320),
-        },
-    ),
-    "mixture": SystemSpec(
-        task="registers",
-        agents={
-            "adder": AgentSpec("qwen2", "qwen2", 11, hidden_size=96, intermediate_size=256, num_hidden_layers=2),
-            "subtracter": AgentSpec(
-                "llama", "llama3", 12, hidden_size=128, intermediate_size=256, num_hidden_layers=2
-            ),
-            "multiplier": AgentSpec("qwen3", "qwen3", 13, hidden_size=96, intermediate_size=256, num_hidden_layers=2),
-            "summarizer": AgentSpec("qwen3", "qwen3", 14, hidden_size=128, intermediate_size=320),
-        },
-    ),
-    "distillation": SystemSpec(
-        task="facts",
-        agents={
-            "expert": AgentSpec("qwen3", "qwen3", 21, hidden_size=128, intermediate_size=384),
-            "learner": AgentSpec("llama", "llama3", 22, hidden_size=96, intermediate_size=192, num_hidden_layers=2),
-        },
-    ),
-    "deliberation": SystemSpec(
-        task="variables",
-        agents={
-            "reflector": AgentSpec("qwen3", "qwen3", 31, hidden_size=96, intermediate_size=256, num_hidden_layers=4),
-            "toolcaller": AgentSpec("qwen2", "qwen2", 32, hidden_size=96, intermediate_size=256),
-        },
-    ),
-}
 
 
 def prompt_renderer(tokenizer: PreTrainedTokenizerBase, role: str) -> PromptRenderer:
@@ -132,26 +69,25 @@ def training_batch(pairs: Sequence[tuple[list[int], list[int]]], pad_token_id: i
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
-def build_model(spec: AgentSpec, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def build_model(recipe: AgentRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A randomly initialised causal language model in float32 with tied embeddings."""
-    num_heads = spec.hidden_size // spec.head_dim
+    num_heads = recipe.hidden_size // recipe.head_dim
     config = AutoConfig.for_model(
-        spec.model_type,
+        recipe.model_type,
         **{
             "vocab_size": len(tokenizer),
-            "hidden_size": spec.hidden_size,
-            "intermediate_size": spec.intermediate_size,
-            "num_hidden_layers": spec.num_hidden_layers,
+            "hidden_size": recipe.hidden_size,
+            "intermediate_size": recipe.intermediate_size,
+            "num_hidden_layers": recipe.num_hidden_layers,
             "num_attention_heads": num_heads,
             "num_key_value_heads": num_heads,
-            "head_dim": spec.head_dim,
+            "head_dim": recipe.head_dim,
             "max_position_embeddings": 1024,
-            "initializer_range": spec.hidden_size**-0.5,
+            "initializer_range": recipe.hidden_size**-0.5,
             "tie_word_embeddings": True,
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
-            **spec.config,
         },
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -221,36 +157,32 @@ def wording(task: ModuleType) -> list[str]:
 
 
 def pretrain(
-    spec: AgentSpec,
-    task: ModuleType,
-    role: str,
-    steps: int = 2500,
-    batch_size: int = 64,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
-    eval_every: int = 250,
+    recipe: AgentRecipe, task: ModuleType, role: str, eval_every: int = 250
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[dict[str, float]]]:
     """Train one agent from nothing; returns the model, its tokenizer and the history (step, loss, exact match)."""
+    seed, steps = recipe.seed, recipe.steps
     torch.manual_seed(seed)
     prompts = task.PROMPTS[role]
-    tokenizer = build_tokenizer(spec.tokenizer_family, wording(task), spec.tokenizer_seed)
+    tokenizer = build_tokenizer(recipe.tokenizer_family, wording(task), recipe.tokenizer_seed)
     renderer = prompt_renderer(tokenizer, role)
-    model = build_model(spec, tokenizer).train()
+    model = build_model(recipe, tokenizer).train()
 
     # A prefix of the stream of examples holds every token that the stream will ever hold.
     sample = encode_examples(renderer, prompts, task.pretraining_examples(role, 2000, seed=seed))
     silence_unused_tokens(model, {token for prompt, target in sample for token in prompt + target})
     validation = task.pretraining_examples(role, 260, seed=2_000_003 + seed)
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=recipe.learning_rate, total_steps=steps, pct_start=0.1
+    )
     history, match, recent_loss = [], float("nan"), 0.0
     seeds = random.Random(seed)
     progress = tqdm(range(1, steps + 1), desc=f"pre-training {role}", unit="step", mininterval=5)
     for step in progress:
         # In random order, so that batches that are no multiple of the number of levels stay balanced.
         levels = seeds.sample(task.LEVELS, len(task.LEVELS))
-        examples = task.pretraining_examples(role, batch_size, levels, seed=seeds.getrandbits(48))
+        examples = task.pretraining_examples(role, recipe.batch_size, levels, seed=seeds.getrandbits(48))
         batch = training_batch(encode_examples(renderer, prompts, examples), tokenizer.pad_token_id)
         loss = model(**batch).loss
         optimizer.zero_grad(set_to_none=True)
@@ -274,68 +206,30 @@ def save_agent(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, outpu
         file.chmod(0o644)  # safetensors are written readable by their owner only
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m recursivemas.small_systems.pretrain",
-        description="Pre-train one agent of a small system from nothing.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="""examples:
-  all three agents of the sequential system (9 to 21 minutes each on one core):
-    for role in planner critic solver; do
-      python -m recursivemas.small_systems.pretrain --system sequential --role $role --output agents/$role
-    done
-  a quick look at whether it trains:
-    python -m recursivemas.small_systems.pretrain --system sequential --role critic --steps 9 --output runs/critic""",
-    )
-    parser.add_argument("--system", required=True, choices=list(SYSTEMS), help="small system the agent belongs to")
-    parser.add_argument(
-        "--role",
-        required=True,
-        help="role of the agent: "
-        + "; ".join(f"{name}: {', '.join(system.agents)}" for name, system in SYSTEMS.items()),
-    )
-    parser.add_argument("--output", required=True, type=Path, help="model folder to write, e.g. agents/planner")
-    parser.add_argument("--steps", type=int, default=2500, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="examples per step (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak of one cycle (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and examples (default: %(default)s)")
-    parser.add_argument("--eval-examples", type=int, default=50, help="per prompt and level (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    options = parser.parse_args(arguments)
+def pretrain_agent(name: str, role: str, folder: Path, steps: int | None = None, eval_examples: int = 50) -> None:
+    """Trains one agent of a small system by its recipe; writes its model folder and `pretraining.json`.
 
-    system = SYSTEMS[options.system]
-    if options.role not in system.agents:
-        parser.error(f"--role {options.role}: the {options.system} system has {', '.join(system.agents)}")
-    for name in ("steps", "batch_size", "eval_examples", "threads"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1")
-    options.output.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(options.threads)
-
-    task, start = system.task_module(), time.monotonic()
-    model, tokenizer, history = pretrain(
-        system.agents[options.role],
-        task,
-        options.role,
-        options.steps,
-        options.batch_size,
-        options.learning_rate,
-        options.seed,
-    )
+    Args:
+        name: of the system, in `RECIPES`.
+        role: of the agent.
+        folder: for the agent.
+        steps: in place of the recipe's.
+        eval_examples: fresh ones that are answered at the end, for each prompt and level.
+    """
+    recipe, task = RECIPES[name].agents[role], RECIPES[name].task_module()
+    recipe = recipe if steps is None else replace(recipe, steps=steps)
+    start = time.monotonic()
+    model, tokenizer, history = pretrain(recipe, task, role)
     seconds = time.monotonic() - start
-    save_agent(model, tokenizer, options.output)
-
-    prompts = task.PROMPTS[options.role]
-    num_examples = options.eval_examples * len(prompts["default"]) * len(task.LEVELS)
-    fresh = task.pretraining_examples(options.role, num_examples, seed=1_000_003 + options.seed)
-    table = exact_match(model, prompt_renderer(tokenizer, options.role), prompts, fresh, task.GROUP_BY)
+    save_agent(model, tokenizer, folder)
+    prompts = task.PROMPTS[role]
+    num_examples = eval_examples * len(prompts["default"]) * len(task.LEVELS)
+    fresh = task.pretraining_examples(role, num_examples, seed=1_000_003 + recipe.seed)
+    table = exact_match(model, prompt_renderer(tokenizer, role), prompts, fresh, task.GROUP_BY)
     report = {
-        "system": options.system,
-        "role": options.role,
-        "steps": options.steps,
-        "batch_size": options.batch_size,
-        "learning_rate": options.learning_rate,
-        "seed": options.seed,
+        "system": name,
+        "role": role,
+        **{key: getattr(recipe, key) for key in ("steps", "batch_size", "learning_rate", "seed")},
         "train_seconds": round(seconds),
         "parameters": model.num_parameters(),
         "vocabulary": len(tokenizer),
@@ -344,11 +238,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "exact_match_by_prompt_and_level": table,
         "history": history,
     }
-    (options.output / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(f"{options.role}: {report['parameters']:,} parameters, {seconds:.0f} s, saved in {options.output}")
+    (folder / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(f"{role}: {report['parameters']:,} parameters, {seconds:.0f} s, saved in {folder}")
     print(f"exact match over {num_examples} fresh examples: {report['exact_match']:.4f}")
     for prompt, by_level in table.items():
         print(f"  {prompt:9}" + "  ".join(f"{level}:{value:.2f}" for level, value in by_level.items()))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    roles = "; ".join(f"{name}: {', '.join(recipe.agents)}" for name, recipe in RECIPES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m recursivemas.small_systems.pretrain",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--system", required=True, choices=list(RECIPES), help="small system the agent belongs to")
+    parser.add_argument("--role", required=True, help=f"role of the agent: {roles}")
+    parser.add_argument("--output", required=True, type=Path, help="model folder to write, e.g. runs/critic")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: the recipe's)")
+    parser.add_argument("--eval-examples", type=int, default=50, help="per prompt and level (default: %(default)s)")
+    arguments = parser.parse_args(argv)
+    if arguments.role not in RECIPES[arguments.system].agents:
+        agents = ", ".join(RECIPES[arguments.system].agents)
+        parser.error(f"--role {arguments.role}: the {arguments.system} system has {agents}")
+    for option in ("steps", "eval_examples"):
+        if (value := getattr(arguments, option)) is not None and value < 1:
+            parser.error(f"--{option.replace('_', '-')} {value}: expected at least 1")
+    torch.set_num_threads(THREADS)
+    pretrain_agent(arguments.system, arguments.role, arguments.output, arguments.steps, arguments.eval_examples)
 
 
 if __name__ == "__main__":

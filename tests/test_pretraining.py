@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from recursivemas.small_systems import pretrain
+from recursivemas.small_systems.recipes import RECIPES
 from recursivemas.small_systems.tokenizers import FAMILIES, ROUNDTRIP_TEXTS, build_tokenizer, save_tokenizer
 from recursivemas.tasks import arithmetic
-from recursivemas.training import pretrain
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 CORPUS = ["Reduce ", "Now "]
@@ -143,7 +144,7 @@ def test_an_unknown_family_is_named():
 
 @pytest.mark.parametrize("role", arithmetic.ROLES)
 def test_a_prompt_cut_at_its_slots_reads_like_the_whole(role):
-    spec = pretrain.SYSTEMS["sequential"].agents[role]
+    spec = RECIPES["sequential"].agents[role]
     tokenizer = build_tokenizer(spec.tokenizer_family, pretrain.wording(arithmetic), spec.tokenizer_seed)
     examples = arithmetic.pretraining_examples(role, 26, seed=4)
     pairs = pretrain.encode_examples(pretrain.prompt_renderer(tokenizer, role), arithmetic.PROMPTS[role], examples)
@@ -168,7 +169,7 @@ def test_only_targets_carry_labels_and_only_text_is_attended():
 @pytest.mark.parametrize("role", arithmetic.ROLES)
 def test_pretraining_writes_a_model_folder_and_leaves_unused_tokens_tiny(role, tmp_path):
     command = ["--system", "sequential", "--role", role, "--output", str(tmp_path), "--steps", "3"]
-    pretrain.main([*command, "--batch-size", "8", "--eval-examples", "1"])
+    pretrain.main([*command, "--eval-examples", "1"])
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert model.dtype == torch.float32 and model.config.tie_word_embeddings

@@ -1,6 +1,7 @@
 """The small systems that ship do what their cards claim, on fresh questions; their cards show what was measured."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,15 @@ import torch
 from recursivemas import cli
 from recursivemas.errors_recursivemas import InputError
 from recursivemas.evaluation.evaluate import markdown, measure, without
-from recursivemas.small_systems.build import RECIPES
-from recursivemas.small_systems.pretrain import SYSTEMS
+from recursivemas.small_systems.build import differences, start_system, train_inner_links
+from recursivemas.small_systems.pretrain import pretrain_agent
+from recursivemas.small_systems.recipes import RECIPES, shipped_folder
 from recursivemas.system_loader import load_mas_system
 from recursivemas.tasks import facts, registers, variables
 from recursivemas.tools_recursivemas import calculator
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = {name: ROOT if name == "sequential" else ROOT / "systems" / name for name in RECIPES}
+FOLDERS = {name: shipped_folder(name) for name in RECIPES}
 TOOLS = {"deliberation": {"python": calculator}}
 FURTHER = [name for name in FOLDERS if name != "sequential"]
 SEED = 31  # of questions that no measurement used
@@ -28,7 +30,7 @@ def system(request):
 
 
 def accuracy(name, mas, mode="latent", num_rounds=4, num_questions=60, **arguments):
-    rows = SYSTEMS[name].task_module().generate(num_questions, seed=SEED)
+    rows = RECIPES[name].task_module().generate(num_questions, seed=SEED)
     arguments = {"tools": TOOLS.get(name), "batch_size": num_questions, **arguments}
     return measure(mas, rows, mode, num_rounds, **arguments)["accuracy"]
 
@@ -53,7 +55,7 @@ def test_a_shipped_system_is_small_and_whole(name):
     assert sum(file.stat().st_size for file in weights) <= 10e6
     mas = load_mas_system(folder)
     assert {parameter.dtype for parameter in mas.parameters()} == {torch.float32}
-    assert mas.config.prompts == SYSTEMS[name].task_module().PROMPTS
+    assert mas.config.prompts == RECIPES[name].task_module().PROMPTS
     assert {entry["source"] for entry in mas.config.agents.values()} == {f"agents/{role}" for role in mas.agents}
 
 
@@ -143,3 +145,45 @@ def test_pretraining_examples_are_balanced_and_fill_every_slot(task):
                 assert bool(row["question"]) == ("<|question|>" in template)
     with pytest.raises(ValueError, match="judge"):
         task.pretraining_examples("judge", 1)
+
+
+# Recipes rebuild what ships
+
+
+@pytest.fixture
+def one_thread():
+    """Sums over several threads round in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_gives_the_shipped_outer_links_settings_and_prompts_to_the_bit(name, one_thread):
+    shipped, built = load_mas_system(FOLDERS[name]), start_system(name, FOLDERS[name])
+    for link, module in shipped.outer_links.items():
+        expected, found = module.state_dict(), built.outer_links[link].state_dict()
+        assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
+    kinds = {"kind": "ln_res_adapter"}  # what training puts in the place of the untrained ones
+    for entry in built.config.agents.values():
+        entry["inner_link"] = kinds
+    same = {"agents", "stages", "links", "decoding_role", "prompts", "num_rounds", "latent_steps", "latent_halting",
+            "message_tokens", "task", "style"}  # fmt: skip
+    assert {key: getattr(built.config, key) for key in same} == {key: getattr(shipped.config, key) for key in same}
+    assert built.generation_config.to_diff_dict() == shipped.generation_config.to_diff_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sequential", "mixture"])
+def test_a_recipe_gives_the_shipped_inner_links_to_the_bit(name, one_thread, tmp_path):
+    shutil.copytree(FOLDERS[name] / "agents", tmp_path / "agents")
+    train_inner_links(name, tmp_path)
+    equal = differences(name, tmp_path)
+    assert len(equal) > 3 * len(RECIPES[name].agents) and all(equal.values()), equal
+
+
+@pytest.mark.slow
+def test_a_recipe_gives_a_shipped_agent_to_the_bit(one_thread, tmp_path):
+    pretrain_agent("mixture", "adder", tmp_path / "agents" / "adder", eval_examples=2)
+    assert differences("mixture", tmp_path)["agents/adder/model.safetensors"]

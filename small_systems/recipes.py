@@ -1,0 +1,144 @@
+"""How the small systems that ship are made: one table, from which `small_systems.build` makes them from nothing.
+
+Every figure here matters to the bit: with one thread, the same recipe gives the same weights.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ..system_loader import ROOT, read_style
+from ..tasks import TASKS
+
+THREADS = 1
+
+
+@dataclass(frozen=True)
+class AgentRecipe:
+    """One agent, trained from nothing.
+
+    Attributes:
+        model_type: transformers' architecture.
+        tokenizer_family: of `tokenizers.FAMILIES`.
+        tokenizer_seed: of the order of its ids.
+        hidden_size, intermediate_size, num_hidden_layers, head_dim: of its configuration.
+        steps: of the optimizer.
+        batch_size: examples of a step.
+        learning_rate: peak of one cycle.
+        seed: of weights and examples.
+    """
+
+    model_type: str
+    tokenizer_family: str
+    tokenizer_seed: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int = 3
+    head_dim: int = 32
+    steps: int = 2500
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One small system: its agents, its topology, and how its inner links are trained (outer links are closed-form).
+
+    Attributes:
+        task: of `TASKS`; gives prompts and training rows.
+        agents: role -> recipe.
+        num_rounds, latent_steps, max_new_tokens: defaults of the system; the last for answers and messages.
+        inner: settings of the inner loop that differ from `INNER`.
+        rows: number of training rows; the data's seed is the run's plus 10, the evaluation's plus 20.
+        topology: `stages`, `links` and `decoding_role` where they are not those of the style of that name.
+    """
+
+    task: str
+    agents: dict[str, AgentRecipe]
+    num_rounds: int
+    latent_steps: int
+    max_new_tokens: int
+    inner: dict[str, Any] = field(default_factory=dict)
+    rows: int = 4000
+    topology: dict[str, Any] | None = None
+
+    def task_module(self) -> ModuleType:
+        return TASKS[self.task]
+
+
+# Settings of the inner loop. The shipped links were trained with torch's own epsilon.
+INNER: dict[str, Any] = {
+    "inner_kind": "ln_res_adapter", "num_rounds": 4, "max_steps": 600, "batch_size": 32, "learning_rate": 2e-3,
+    "warmup_steps": 30, "adam_epsilon": 1e-8, "logging_steps": 50, "seed": 0, "threads": THREADS,
+}  # fmt: skip
+SPECIALISTS = ("adder", "subtracter", "multiplier")
+RECIPES: dict[str, Recipe] = {
+    "sequential": Recipe(
+        task="arithmetic",
+        agents={
+            "planner": AgentRecipe("qwen3", "qwen3", 1, hidden_size=128, intermediate_size=320),
+            "critic": AgentRecipe("llama", "llama3", 2, hidden_size=96, intermediate_size=256),
+            "solver": AgentRecipe("qwen2", "qwen2", 3, hidden_size=160, intermediate_size=320),
+        },
+        num_rounds=3,
+        latent_steps=24,
+        max_new_tokens=32,
+    ),
+    "mixture": Recipe(
+        task="registers",
+        agents={
+            "adder": AgentRecipe("qwen2", "qwen2", 11, 96, 256, num_hidden_layers=2, steps=1500),
+            "subtracter": AgentRecipe("llama", "llama3", 12, 128, 256, num_hidden_layers=2, steps=1500),
+            "multiplier": AgentRecipe("qwen3", "qwen3", 13, 96, 256, num_hidden_layers=2, steps=1500),
+            "summarizer": AgentRecipe("qwen3", "qwen3", 14, hidden_size=128, intermediate_size=320, steps=1500),
+        },
+        num_rounds=4,
+        latent_steps=8,
+        max_new_tokens=8,
+        inner={"max_steps": 1500},
+        topology={  # the style's, with specialists of its own
+            "stages": [list(SPECIALISTS), ["summarizer"]],
+            "links": [
+                *({"source": role, "target": "summarizer"} for role in SPECIALISTS),
+                *({"source": "summarizer", "target": role, "feedback": True} for role in SPECIALISTS),
+            ],
+            "decoding_role": "summarizer",
+        },
+    ),
+    "distillation": Recipe(
+        task="facts",
+        agents={
+            "expert": AgentRecipe("qwen3", "qwen3", 21, hidden_size=128, intermediate_size=384, steps=2000),
+            "learner": AgentRecipe("llama", "llama3", 22, 96, 192, num_hidden_layers=2),
+        },
+        num_rounds=4,
+        latent_steps=16,
+        max_new_tokens=16,
+        inner={"max_steps": 1500},
+    ),
+    "deliberation": Recipe(
+        task="variables",
+        agents={
+            "reflector": AgentRecipe("qwen3", "qwen3", 31, 96, 256, num_hidden_layers=4, steps=1500),
+            "toolcaller": AgentRecipe("qwen2", "qwen2", 32, hidden_size=96, intermediate_size=256, steps=1500),
+        },
+        num_rounds=4,
+        latent_steps=16,
+        max_new_tokens=48,
+        inner={"max_steps": 3000},
+    ),
+}
+
+
+def shipped_folder(name: str) -> Path:
+    """Where a small system lies in the repository: the sequential one is the repository's own."""
+    return ROOT if name == "sequential" else ROOT / "systems" / name
+
+
+def topology_of(name: str) -> dict[str, Any]:
+    """`stages`, `links` and `decoding_role` of a recipe; the links without their names in the public release."""
+    table = RECIPES[name].topology or read_style(name)
+    links = [{key: value for key, value in link.items() if key != "legacy_key"} for link in table["links"]]
+    return {"stages": table["stages"], "links": links, "decoding_role": table["decoding_role"]}
