@@ -4,20 +4,33 @@ VENV := .venv
 BIN := $(VENV)/bin
 # CPU builds are enough for everything below; on a GPU machine: make demo TORCH=torch
 TORCH ?= torch==2.13.0
+PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-slow check evaluate clean
+.PHONY: help demo test test-slow test-oldest check mutants systems evaluate clean
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# The link beside the editable install is for type checkers and editors, which do not run its import hook.
+define install
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/$(PIP) "$(TORCH)"
+	$(1)/bin/$(PIP) $(2) -e "."
+	ln -sfn "$(CURDIR)" "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/recursivemas"
+endef
 
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(call install,$(VENV),)
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	$(BIN)/$(PIP) -e ".[test]"
+	touch $@
+
+$(VENV)-oldest/installed: pyproject.toml tests/oldest.txt
+	rm -rf $(VENV)-oldest
+	$(call install,$(VENV)-oldest,-r tests/oldest.txt)
+	$(VENV)-oldest/bin/$(PIP) -r tests/oldest.txt -e ".[test]"
 	touch $@
 
 demo: $(VENV)/installed  ## install into .venv, then watch the shipped system solve what no agent can alone
@@ -27,16 +40,26 @@ test: $(VENV)/installed-test  ## the test suite (minutes)
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/installed-test  ## the tests that take longer
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[serve,ray]"
+	$(BIN)/$(PIP) -e ".[serve,ray]"
 	$(BIN)/python -m pytest -m slow
 
-check: $(VENV)/installed-test  ## lint and format
+test-oldest: $(VENV)-oldest/installed  ## the test suite on the oldest versions that pyproject.toml allows
+	$(VENV)-oldest/bin/python -m pytest -n 2
+
+check: $(VENV)/installed-test  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p recursivemas
+
+mutants: $(VENV)/installed-test  ## deliberate faults, each of which some test must notice (under 25 minutes)
+	$(BIN)/python tests/mutants/run.py
+
+systems: $(VENV)/installed-test  ## build all that ships from nothing (hours), or one: SYSTEM=mixture
+	$(BIN)/python -m recursivemas.small_systems.build --output runs/systems $(if $(SYSTEM),--system $(SYSTEM))
 
 evaluate: $(VENV)/installed-test  ## measure the shipped system again: figures and plot of the README
 	$(BIN)/recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 10 11 12 \
 		--num-questions 1200 --batch-size 100 --output evaluation/results/sequential.json
 
 clean:  ## remove what the commands above made
-	rm -rf $(VENV) .pytest_cache .ruff_cache *.egg-info build
+	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache .mypy_cache *.egg-info build
