@@ -122,6 +122,17 @@ def test_a_topology_that_nobody_foresaw_runs():
     assert assert_equals_reference(mas, 3, 3) == (8 + 8 + 4) * len(QUESTIONS)
 
 
+def test_a_role_that_hears_from_nobody_thinks_the_same_in_every_round():
+    links = [
+        {"source": "scout", "target": "judge"},
+        {"source": "judge", "target": "scribe"},
+        {"source": "scribe", "target": "judge", "feedback": True},
+    ]
+    architectures = {"scout": "qwen3", "judge": "gemma3_text", "scribe": "llama"}
+    mas = tiny_system(architectures, [[role] for role in architectures], links, "scribe")
+    assert assert_equals_reference(mas, 3, 3) == (3 * 2 + 2) * len(QUESTIONS)
+
+
 @pytest.mark.parametrize("mode", ["latent", "text", "alone"])
 def test_answers_of_a_batch_equal_the_answers_one_by_one(chain, mode):
     settings = {"mode": mode, "num_rounds": 3, "max_new_tokens": NEW_TOKENS}

@@ -87,6 +87,14 @@ def test_an_agent_that_is_passed_is_not_loaded(chain_folder, tmp_path):
     assert load_mas_system(folder, agents={"critic": agent}).agents["critic"] is agent
 
 
+def test_every_tokenizer_pads_on_the_left_whatever_is_stored(chain_folder, tmp_path):
+    folder = shutil.copytree(chain_folder, tmp_path / "copy")
+    for path in folder.rglob("tokenizer_config.json"):
+        edit_json(path, lambda c: c.update(padding_side="right"))
+    mas = load_mas_system(folder)
+    assert {agent.tokenizer.padding_side for agent in mas.agents.values()} == {mas.tokenizer.padding_side} == {"left"}
+
+
 def test_agents_are_frozen_and_in_evaluation_mode(chain_folder):
     mas = load_mas_system(chain_folder)
     assert not any(parameter.requires_grad for parameter in mas.parameters())

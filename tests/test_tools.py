@@ -45,6 +45,7 @@ def test_the_last_complete_call_counts():
     assert find_call("so <python>1+1</python>", ["python"]) == ("python", "1+1")
     assert find_call("<python>a<python>1\n+1</python>", ["python"]) == ("python", "1\n+1")
     assert find_call("<search>x</search>", ["python", "search"]) == ("search", "x")
+    assert find_call("<python>1</python><search>x</search> <python>2</python>", ["python"]) == ("python", "2")
     for text in ("<python>1+1", "1+1</python>", "<search>x</search>", ""):
         assert find_call(text, ["python"]) is None
 
