@@ -395,7 +395,7 @@ RELEASE_RULES = [
         "first-task-of-a-manifest",
         '_for_task(manifest["tasks"], task, where)',
         'next(iter(manifest["tasks"].values()))',
-        "checkpoints::test_a_converted_system_keeps_the_links_of_every_task",
+        "released::test_the_dataset_chooses_links_prompts_and_settings",
     ),
     remote(
         "link-named-twice",
