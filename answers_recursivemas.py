@@ -9,7 +9,8 @@ OPENINGS = {
     "choice": (r"\boxed{", "\n\nThe final answer is \\boxed{", 16),
     "code": ("```", "\n\nThe final code:\n```python\n", 256),
 }
-LETTER = re.compile(r"(?:answer|option|choice)\s*(?:is|:)?\s*\(?([A-J])\)?(?![A-Za-z])", re.IGNORECASE)
+# A small letter counts in brackets only: "a" is an article
+LETTER = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(?:\(([A-Ja-j])\)|([A-J])(?![A-Za-z]))")
 
 
 def last_boxed(text: str) -> str | None:
@@ -37,7 +38,7 @@ def extract_answer(text: str, task: str) -> str | None:
         if re.fullmatch(r"[A-J]", candidate):
             return candidate
         stated = LETTER.findall(text)
-        return stated[-1].upper() if stated else None
+        return "".join(stated[-1]).upper() if stated else None
     if task == "code":
         blocks = CODE_BLOCK.findall(text)
         return blocks[-1].strip("\n") if blocks else None

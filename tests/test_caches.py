@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -131,6 +132,18 @@ def test_generate_reads_no_more_than_solve(chain, monkeypatch):
     ) = by_solve["solver"]
     last = by_solve["solver"][-4]  # the answer's prompt; then three tokens one by one
     assert last == first and head[1] > 2 * last[1]
+
+
+@pytest.mark.parametrize("door", ["solve", "generate"])
+def test_without_a_cache_the_last_prompt_is_read_anew(chain, monkeypatch, door):
+    """What an agent writes goes on from its cached head, unless `use_cache=False`; the answer is the same."""
+    question = {"questions": "Why?"} if door == "solve" else chain.tokenizer("Why?", return_tensors="pt")
+    answer = partial(getattr(chain, door), **question, num_rounds=3, latent_steps=3, max_new_tokens=2)
+    with_cache, expected = positions_read(chain, monkeypatch, answer)
+    without, found = positions_read(chain, monkeypatch, partial(answer, use_cache=False))
+    assert found[0].text == expected[0].text if door == "solve" else torch.equal(found, expected)
+    head, *_, tail, _ = (positions for _, positions in with_cache["solver"])
+    assert without["solver"][-2] == (1, head + tail)
 
 
 def test_text_hand_over_with_beams_works(chain):

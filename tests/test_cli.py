@@ -114,6 +114,13 @@ def test_rows_of_a_file_need_question_and_answer(tmp_path):
         load_rows(str(tmp_path / "data.jsonl"), 10, 0)
 
 
+def test_no_more_rows_than_asked_for_are_read(tmp_path):
+    (tmp_path / "data.jsonl").write_text('{"question": "a", "answer": 3}\n\n{"question": "b", "answer": "4"}\n')
+    rows = [{"question": "a", "answer": "3"}, {"question": "b", "answer": "4"}]
+    for count in (1, 2, 3):
+        assert load_rows(str(tmp_path / "data.jsonl"), count, 0) == rows[:count]
+
+
 def test_generated_questions_are_the_same_for_a_seed_and_right():
     rows = load_rows("arithmetic", 30, 5)
     assert rows == load_rows("arithmetic", 30, 5) != load_rows("arithmetic", 30, 6)

@@ -63,6 +63,15 @@ def test_latent_thoughts_are_the_last_hidden_states(architecture):
         torch.testing.assert_close(hidden_states[row], reference_think(agent, values, 7), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES | BEYOND)
+@torch.no_grad()
+def test_logits_of_hidden_states_are_the_models_own(architecture):
+    """Scaled (Cohere, Granite) and capped (Gemma 2) as the model does it."""
+    agent = tiny_agent(architecture, "solo")
+    output = agent.model(input_ids=torch.arange(3, 9)[None], output_hidden_states=True)
+    torch.testing.assert_close(agent.logits(output.hidden_states[-1]), output.logits)
+
+
 def test_parallel_roles_and_several_slots_equal_the_slow_reference():
     """Mixture: three specialists side by side, one summarizer with three slots and three feedback links."""
     experts = ["math", "code", "science"]
@@ -111,6 +120,17 @@ def test_a_topology_that_nobody_foresaw_runs():
     architectures = {"scout": "qwen3", "left": "llama", "right": "qwen2", "judge": "mistral", "scribe": "gemma3_text"}
     mas = tiny_system(architectures, stages, links, "judge")
     assert assert_equals_reference(mas, 3, 3) == (8 + 8 + 4) * len(QUESTIONS)
+
+
+def test_a_role_that_hears_from_nobody_thinks_the_same_in_every_round():
+    links = [
+        {"source": "scout", "target": "judge"},
+        {"source": "judge", "target": "scribe"},
+        {"source": "scribe", "target": "judge", "feedback": True},
+    ]
+    architectures = {"scout": "qwen3", "judge": "gemma3_text", "scribe": "llama"}
+    mas = tiny_system(architectures, [[role] for role in architectures], links, "scribe")
+    assert assert_equals_reference(mas, 3, 3) == (3 * 2 + 2) * len(QUESTIONS)
 
 
 @pytest.mark.parametrize("mode", ["latent", "text", "alone"])
@@ -189,12 +209,16 @@ def test_a_halted_row_keeps_its_thoughts_and_disturbs_no_other(monkeypatch):
     torch.testing.assert_close(halted.latents[2], free.latents[2])
 
 
-def test_halting_sends_only_what_came_before_the_end(monkeypatch, chain):
+@pytest.mark.parametrize(
+    "architectures", [("qwen3", "llama", "qwen2"), ("gemma3_text",) * 2, ("qwen3_5_text",) * 2], ids="-".join
+)
+def test_halting_sends_only_what_came_before_the_end(monkeypatch, architectures):
     """Rows that stop at different steps leave prompts of different lengths; each equals its own single run."""
+    mas = tiny_chain(dict(zip(("first", "second", "third"), architectures, strict=False)))
     stops = dict(zip(QUESTIONS, [3, 0, 5], strict=True))
 
     def run(questions):
-        for agent in chain.agents.values():
+        for agent in mas.agents.values():
             original = type(agent).rollout
             order = sorted(questions, key=len)
 
@@ -203,8 +227,8 @@ def test_halting_sends_only_what_came_before_the_end(monkeypatch, chain):
                 return original(agent, *args)
 
             monkeypatch.setattr(agent, "rollout", rollout)
-        return chain.solve(
-            questions, num_rounds=3, latent_steps=6, latent_halting=True, max_new_tokens=4, return_latents=True
+        return mas.solve(
+            questions, num_rounds=4, latent_steps=6, latent_halting=True, max_new_tokens=4, return_latents=True
         )
 
     together = run(QUESTIONS)
@@ -237,8 +261,10 @@ def test_tails_of_different_lengths_are_exact_for_every_kind_of_cache(architectu
     torch.manual_seed(5)
     sent = [torch.randn(n, agent.hidden_size) for n in (4, 0, 9)]
     with torch.no_grad():
-        builder = PromptBuilder(agent, rows, uses=2)
+        builder = PromptBuilder(agent, rows, uses=5)
         builder.build("first", {})
+        prompt, _ = builder.build("feedback", {"second": [torch.randn(4, agent.hidden_size)] * len(QUESTIONS)})
+        assert prompt.past > 0, "heads are cached: where tails are of one length, the prompt goes on from them"
         prompt, _ = builder.build("feedback", {"second": sent})
         hidden_states = agent.rollout(
             prompt.inputs_embeds[:, prompt.past :], prompt.attention_mask, 3, prompt.past_key_values

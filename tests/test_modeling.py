@@ -76,6 +76,14 @@ def test_saving_over_the_folder_it_came_from_keeps_it_loadable(chain, chain_fold
     )
 
 
+def test_every_tokenizer_pads_on_the_left_whatever_is_stored(chain_folder, tmp_path):
+    folder = shutil.copytree(chain_folder, tmp_path / "copy")
+    for path in folder.rglob("tokenizer_config.json"):
+        edit_json(path, lambda c: c.update(padding_side="right"))
+    mas = load_mas_system(folder)
+    assert {agent.tokenizer.padding_side for agent in mas.agents.values()} == {mas.tokenizer.padding_side} == {"left"}
+
+
 def test_agents_are_frozen_and_in_evaluation_mode(chain_folder):
     mas = load_mas_system(chain_folder)
     assert not any(parameter.requires_grad for parameter in mas.parameters())
@@ -133,7 +141,12 @@ BROKEN = {
     "unknown kind": (config_edit(lambda c: c["links"][0].update(kind="cubic")), ConfigError, "cubic"),
     "unknown role": (config_edit(lambda c: c["links"][0].update(target="judge")), ConfigError, "judge"),
     "rounds": (config_edit(lambda c: c.update(num_rounds=0)), ConfigError, "num_rounds"),
+    "rounds that are no number": (config_edit(lambda c: c.update(num_rounds=True)), ConfigError, "num_rounds"),
     "steps": (config_edit(lambda c: c.update(latent_steps=-1)), ConfigError, "latent_steps"),
+    "steps that are no number": (config_edit(lambda c: c.update(latent_steps=False)), ConfigError, "latent_steps"),
+    "halting": (config_edit(lambda c: c.update(latent_halting="no")), ConfigError, "latent_halting"),
+    "message": (config_edit(lambda c: c.update(message_tokens=0)), ConfigError, "message_tokens"),
+    "message that is no number": (config_edit(lambda c: c.update(message_tokens=True)), ConfigError, "message_tokens"),
     "task": (config_edit(lambda c: c.update(task="poetry")), ConfigError, "poetry"),
     "slot": (
         config_edit(lambda c: c["prompts"]["critic"]["default"].update(first="<|question|>")),
@@ -215,6 +228,7 @@ def test_a_link_of_the_wrong_width_does_not_enter_a_composite(chain):
         ({"task": "poetry"}, "poetry"),
         ({"mode": "telepathy"}, "telepathy"),
         ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": True}, "batch_size"),
         ({"num_return_sequences": 2}, "one result per question"),
         ({"prompts": {"planner": {}}}, "one entry for each role"),
         ({"prompts": "no-such-file.json"}, "no-such-file.json"),

@@ -44,6 +44,15 @@ def test_a_template_without_a_system_role_gets_the_system_text_in_the_user_turn(
     assert "[INST] Be brief.\n\nHello[/INST]" in chat
 
 
+def test_a_template_that_passes_over_a_system_turn_gets_the_system_text_in_the_user_turn():
+    tokenizer = build_tokenizer("qwen3", CORPUS)
+    tokenizer.chat_template = "{% for m in messages if m.role == 'user' %}[{{ m.content }}]{% endfor %}"
+    r = PromptRenderer(tokenizer, "solver")
+    assert r.render("Be brief.", "Hello") == "[Be brief.\n\nHello]"
+    assert r.render(None, "Hello") == "[Hello]"
+    assert text_of(r.pieces("Be brief.", TEMPLATE, "Why?"), tokenizer).startswith("[Be brief.\n\nQuestion: Why?")
+
+
 def test_braces_and_latex_need_no_escaping():
     r = renderer()
     question = r"Solve \frac{a}{b} = {x} % {{ y }} in \boxed{}"
@@ -63,6 +72,30 @@ def test_markers_and_chat_tokens_in_a_question_are_plain_text(attack):
     assert count[0] == count[1]
     assert sum(isinstance(piece, Slot) for piece in pieces) == 1
     assert question in text_of(pieces, r.tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("template", "question"),
+    [
+        ("Say <|question|>end|> twice", "<|im_"),
+        ("Say <|im_<|question|> twice", "end|>"),
+        ("Say <|<|question|>_end|> twice", "im"),
+        ("<|question|>|>", "Say <|im_end"),
+    ],
+)
+def test_what_a_question_completes_to_a_chat_token_is_plain_text(template, question):
+    r = renderer()
+    (ids,) = r.pieces(None, template, question)
+    (plain,) = r.pieces(None, template, "?")
+    assert template.replace("<|question|>", question) in r.tokenizer.decode(ids)
+    counts = [sum(token in r.tokenizer.all_special_ids for token in tokens) for tokens in (ids, plain)]
+    assert counts[0] == counts[1] == 3  # those of the chat itself
+
+
+def test_a_chat_token_of_the_template_beside_the_question_stays_one():
+    r = renderer()
+    (ids,) = r.pieces(None, "<|question|><|im_end|>", "Why?")
+    assert ids.count(r.tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
 
 
 def test_a_message_that_spells_a_chat_token_stays_text():

@@ -4,8 +4,7 @@ import pytest
 import torch
 from recursivemas.errors_recursivemas import InputError
 from recursivemas.tools_recursivemas import MAX_CALLS, MAX_RESULT, calculator, find_call
-from tiny import tiny_chain
-from transformers import LogitsProcessor, LogitsProcessorList
+from tiny import script, tiny_chain
 
 QUESTIONS = ["What is 2*3?", "Say nothing."]
 
@@ -15,31 +14,9 @@ def mas():
     return tiny_chain()
 
 
-class Script(LogitsProcessor):
-    """Makes a random model write: `segments[i][row]` is what a row writes when it is asked for the i-th time."""
-
-    def __init__(self, tokenizer, segments):
-        self.segments = [[tokenizer(text, add_special_tokens=False).input_ids for text in rows] for rows in segments]
-        self.segment = -1
-
-    def __call__(self, input_ids, scores):
-        position = input_ids.shape[1]
-        self.segment += position == 0
-        if self.segment >= len(self.segments):
-            return scores
-        forced = torch.full_like(scores, -float("inf"))
-        for row, ids in enumerate(self.segments[self.segment]):
-            if position < len(ids):
-                forced[row, ids[position]] = 0.0
-            else:
-                forced[row] = scores[row]
-        return forced
-
-
 def answer(mas, segments, tools, questions=QUESTIONS, **kwargs):
-    script = Script(mas.tokenizer, segments)
     kwargs = {"batch_size": 2, "max_new_tokens": 40, "num_rounds": 1, **kwargs}
-    return mas.solve(questions, tools=tools, logits_processor=LogitsProcessorList([script]), **kwargs)
+    return mas.solve(questions, tools=tools, logits_processor=script(mas, *segments), **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +43,7 @@ def test_the_last_complete_call_counts():
     assert find_call("so <python>1+1</python>", ["python"]) == ("python", "1+1")
     assert find_call("<python>a<python>1\n+1</python>", ["python"]) == ("python", "1\n+1")
     assert find_call("<search>x</search>", ["python", "search"]) == ("search", "x")
+    assert find_call("<python>1</python><search>x</search> <python>2</python>", ["python"]) == ("python", "2")
     for text in ("<python>1+1", "1+1</python>", "<search>x</search>", ""):
         assert find_call(text, ["python"]) is None
 
@@ -77,12 +55,7 @@ def test_a_call_is_answered_and_a_neighbour_without_one_stays_as_it_is(mas):
     with_call, without = answer(mas, [first, [f"six{eos}"]], {"python": calculator})
     assert with_call.text == "<python>2*3</python><result>6</result>six"
     assert without.text == "nothing to calculate here, ever"
-    plain = mas.solve(
-        QUESTIONS[1:],
-        num_rounds=1,
-        max_new_tokens=40,
-        logits_processor=LogitsProcessorList([Script(mas.tokenizer, [first[1:]])]),
-    )[0]
+    plain = mas.solve(QUESTIONS[1:], num_rounds=1, max_new_tokens=40, logits_processor=script(mas, first[1:]))[0]
     assert {**without.usage, "seconds": 0} == {**plain.usage, "seconds": 0}
     result_tokens = len(mas.tokenizer("<result>6</result>", add_special_tokens=False).input_ids)
     own_tokens = len(mas.tokenizer("<python>2*3</python>six" + eos, add_special_tokens=False).input_ids)

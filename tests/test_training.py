@@ -225,6 +225,32 @@ def test_the_expected_embedding_is_the_mean_embedding_under_the_models_own_distr
 # Losses
 
 
+def test_a_part_is_what_inference_reads_and_the_target_is_what_the_agent_would_write(chain):
+    """The target of its round with its end-of-sequence token; in the slots, where asked, what was said before."""
+    rows, _ = read_rows(rows_of(1), ROLES, 2)
+    encoder, renderer, planner = Encoder(chain, "default"), chain.renderers["planner"], chain.agents["planner"]
+    prompts, targets = chain.config.prompts["planner"], rows_of(1)[0]["targets"]
+    for round_index, phase in ((1, "first"), (2, "feedback")):
+        part, text_part = (encode(rows[0], "planner", round_index) for encode in (encoder.part, encoder.text_part))
+        pieces = renderer.pieces(prompts["system"], prompts["default"][phase], rows[0].question)
+        assert part.pieces == pieces
+        said = renderer.message_ids(targets["solver"][round_index - 2])
+        assert text_part.pieces == [piece if isinstance(piece, list) else said for piece in pieces]
+        assert part.target_ids == text_part.target_ids
+        assert part.target_ids == [*renderer.message_ids(targets["planner"][round_index - 1]), *planner.eos_token_ids]
+
+
+def test_teacher_forced_latents_stand_for_the_words_of_a_target_and_not_for_its_end():
+    mas = tiny_chain()
+    for most in (2, 99):
+        loop = outer_loop(mas, latent_steps=most)
+        examples = examples_of(mas, 3)
+        parts = [example.parts[1, "planner"] for example in examples]
+        _, going = loop._stage((1, "planner"), parts, loop._prompt_builders(examples)["planner"], {})
+        expected = [min(most, len(part.target_ids) - 1) for part in parts]
+        assert [len(latents) for latents in going["critic"]] == expected
+
+
 def test_the_first_teacher_forced_latent_is_the_first_of_a_rollout(chain):
     mas = tiny_chain()
     for latents in ("teacher", "rollout"):

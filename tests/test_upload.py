@@ -49,7 +49,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def workplace(pair, tmp_path_factory):
-    """A folder with the system `pair` in `system`, its results, and the staged and checked `staged`."""
+    """A folder with the system `pair` in `system`, its results, and `staged`."""
     folder = tmp_path_factory.mktemp("publishing")
     pair.save_pretrained(folder / "system")
     (folder / "results.json").write_text(json.dumps(RESULTS))
@@ -63,15 +63,28 @@ def workplace(pair, tmp_path_factory):
         base_models={"expert": "Q/Base"},
     )
     stage.stage(str(folder / "system"), folder / "staged", options)
-    findings = check.check(folder / "staged")
-    assert [(finding.repository.id, finding.problems) for finding in findings if finding.problems] == []
     return folder
 
 
 @pytest.fixture
-def staged(workplace, tmp_path):
+def unchecked(workplace, tmp_path):
     """A copy of the staged folder, to be changed."""
     return shutil.copytree(workplace / "staged", tmp_path / "staged")
+
+
+@pytest.fixture(scope="module")
+def checked(workplace):
+    """The same folder after the check, which takes a clean process for each repository."""
+    findings = check.check(workplace / "staged")
+    assert [(finding.repository.id, finding.problems) for finding in findings if finding.problems] == []
+    return workplace
+
+
+@pytest.fixture
+def staged(checked, unchecked):
+    """A copy of the staged folder that may be pushed, to be changed."""
+    shutil.copy(checked / "staged" / plan.CHECKED, unchecked)
+    return unchecked
 
 
 # Staging
@@ -284,24 +297,35 @@ SPOILS = {
 
 
 @pytest.mark.parametrize("message", SPOILS)
-def test_the_scan_finds_what_must_not_go_out(message, staged, monkeypatch):
+def test_the_scan_finds_what_must_not_go_out(message, unchecked, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-token-of-this-session")
-    folder = staged / "Tiny-Expert-Base"
+    folder = unchecked / "Tiny-Expert-Base"
     assert scan.scan(folder) == []
     SPOILS[message](folder)
     problems = scan.scan(folder)
     assert len(problems) == 1 and message in problems[0], problems
 
 
-def test_the_check_notices_changed_weights(pair, staged):
+def test_the_check_notices_changed_weights(pair, unchecked):
     """The repository still loads; only the comparison with the source can tell."""
-    file = staged / "Tiny-Expert-Base" / "inner_link.safetensors"
+    file = unchecked / "Tiny-Expert-Base" / "inner_link.safetensors"
     save_file({key: tensor + 0.1 for key, tensor in load_file(file).items()}, file)
-    found_plan = plan.load_plan(staged)
-    found, error = check.load_alone(found_plan, found_plan.agents["expert"], staged)
+    found_plan = plan.load_plan(unchecked)
+    found, error = check.load_alone(found_plan, found_plan.agents["expert"], unchecked)
     assert error is None
     problems = check.differences(check.expected_of(pair, found_plan, found_plan.agents["expert"]), found)
     assert len(problems) == 2 and "inner_link.safetensors" in problems[0] and "thoughts" in problems[1]
+
+
+def test_a_fingerprint_is_of_names_and_contents(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    prints = []
+    for name, content in (("one", "x"), ("one", "y"), ("two", "y"), ("b/two", "y"), ("one", "x")):
+        file = tmp_path / "a" / name
+        file.write_text(content)
+        prints.append(plan.fingerprint(tmp_path / "a"))
+        file.unlink()
+    assert len(set(prints)) == 4 and prints[0] == prints[-1]
 
 
 def test_what_was_not_checked_or_changed_since_is_not_pushed(staged):

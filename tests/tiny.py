@@ -8,7 +8,14 @@ from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.links_recursivemas import InnerLink, OuterLink
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.small_systems.tokenizers import build_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
 
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
 # model type -> (tokenizer family, width, further configuration); widths differ on purpose
@@ -28,7 +35,11 @@ BEYOND = {
     "gpt2": ("qwen2", 32, {}),
     "gpt_neox": ("llama3", 48, {}),
     "phi3": ("llama3", 32, {}),
-    "gemma2": ("gemma3", 32, {"head_dim": 16, "sliding_window": 8}),
+    "gemma2": ("gemma3", 32, {"head_dim": 16, "sliding_window": 8, "final_logit_softcapping": 2.0}),
+    "cohere": ("llama3", 32, {"logit_scale": 0.25}),
+    "granite": ("llama3", 32, {"logits_scaling": 4.0, "embedding_multiplier": 3.0, "residual_multiplier": 0.5}),
+    "llama4_text": ("llama3", 32, {"head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 64,
+        "layer_types": ["chunked_attention", "full_attention"], "attention_chunk_size": 64, "no_rope_layers": [1, 0]}),
     "qwen3_moe": ("qwen3", 32, {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
         "moe_intermediate_size": 16}),
     "falcon_h1": ("qwen2", 32, {"head_dim": 8, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8,
@@ -151,3 +162,32 @@ def tiny_chain(architectures: dict[str, str] | None = None, **settings) -> Recur
     architectures = architectures or {"planner": "qwen3", "critic": "llama", "solver": "qwen2"}
     roles = list(architectures)
     return tiny_system(architectures, [[role] for role in roles], chain_links(*roles), roles[-1], **settings)
+
+
+class Script(LogitsProcessor):
+    """Makes a random model write: `segments[i][row]` is what a row writes when it is asked for the i-th time.
+
+    After its text a row writes what it would have written.
+    """
+
+    def __init__(self, tokenizer, segments: list[list[str]]) -> None:
+        self.segments = [[tokenizer(text, add_special_tokens=False).input_ids for text in rows] for rows in segments]
+        self.segment = -1
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        position = input_ids.shape[1]
+        self.segment += position == 0
+        if self.segment >= len(self.segments):
+            return scores
+        forced = torch.full_like(scores, -float("inf"))
+        for row, ids in enumerate(self.segments[self.segment]):
+            if position < len(ids):
+                forced[row, ids[position]] = 0.0
+            else:
+                forced[row] = scores[row]
+        return forced
+
+
+def script(mas: RecursiveMASModel, *segments: list[str]) -> LogitsProcessorList:
+    """`logits_processor` for `solve` that makes the decoding agent write the segments, each one text a row."""
+    return LogitsProcessorList([Script(mas.tokenizer, list(segments))])

@@ -1,0 +1,1139 @@
+"""The deliberate faults that the tests must notice, room by room; `run.py` tries them.
+
+A fault is a text of the code and what stands in its place. The text is looked up by content: it must stand exactly
+once in all files that fit the pattern, so that it may move from one room to another. A fault that changes nothing
+that anybody could notice is `equivalent`, with the reason.
+"""
+
+from dataclasses import dataclass
+
+REMOTE = "*_recursivemas.py"  # the remote code, flat in the root
+WORKSHOP = "**/*.py"  # everything else (and the remote code), in any folder but that of the tests
+
+
+class Tests(tuple):
+    """Tests of the form `engine::test_name[case]`, in full `tests/test_engine.py::test_name[case]`."""
+
+    def __new__(cls, names: tuple[str, ...]) -> "Tests":
+        parts = (name.partition("::") for name in names)
+        return super().__new__(cls, (f"tests/test_{file}.py{colons}{test}" for file, colons, test in parts))
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault.
+
+    Attributes:
+        name: short, and no other's.
+        file: pattern of the files that may hold it, see `REMOTE` and `WORKSHOP`.
+        old: the text that is replaced; it stands exactly once in those files.
+        new: the fault.
+        tests: files or single tests that notice it, the fewest and fastest that do.
+        equivalent: why nobody can notice it; `None` for a fault.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    equivalent: str | None = None
+
+
+def remote(name: str, old: str, new: str, *tests: str, equivalent: str | None = None) -> Mutant:
+    """A fault in the remote code."""
+    return Mutant(name, REMOTE, old, new, Tests(tests), equivalent)
+
+
+def workshop(name: str, old: str, new: str, *tests: str, equivalent: str | None = None) -> Mutant:
+    """A fault in the workshop."""
+    return Mutant(name, WORKSHOP, old, new, Tests(tests), equivalent)
+
+
+ANSWERS = [
+    remote(
+        "first-box",
+        r'for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*\{", text)]):',
+        r'for start in [match.end() for match in re.finditer(r"\\boxed\s*\{", text)]:',
+        "answers::test_a_maths_answer_is_the_last_complete_box_and_nothing_else",
+    ),
+    remote(
+        "box-with-braces-cut",
+        '{"{": 1, "}": -1}.get(text[end], 0)',
+        '{"}": -1}.get(text[end], 0)',
+        "answers::test_a_maths_answer_is_the_last_complete_box_and_nothing_else",
+    ),
+    remote(
+        "choice-guesses-a",
+        "return stated[-1].upper() if stated else None",
+        'return stated[-1].upper() if stated else "A"',
+        "answers::test_a_choice_is_never_guessed",
+    ),
+    remote(
+        "first-stated-choice",
+        "stated[-1].upper()",
+        "stated[0].upper()",
+        "answers::test_a_choice_is_the_letter_that_was_boxed_or_stated_last",
+    ),
+    remote(
+        "first-code-block",
+        r'blocks[-1].strip("\n")',
+        r'blocks[0].strip("\n")',
+        "answers::test_code_is_the_last_complete_block",
+    ),
+    remote(
+        "code-loses-its-indentation",
+        r'blocks[-1].strip("\n")',
+        "blocks[-1].strip()",
+        "answers::test_code_is_the_last_complete_block",
+    ),
+    remote(
+        "box-ignored-in-reasoning",
+        "return boxed if boxed is not None else (text.strip() or None)",
+        "return text.strip() or None",
+        "answers::test_where_no_form_is_asked_for_the_whole_text_is_the_answer_unless_there_is_a_box",
+    ),
+]
+
+LINKS = [
+    remote(
+        "inner-residual-lost",
+        "output = hidden_states + update if self.residual else update",
+        "output = update",
+        "links::test_inner_links_compute_the_released_formula",
+    ),
+    remote(
+        "approximate-gelu",
+        "output = self.proj2(functional.gelu(output))",
+        'output = self.proj2(functional.gelu(output, approximate="tanh"))',
+        "links::test_outer_links_compute_the_released_formula",
+    ),
+    remote(
+        "narrow-outer-link",
+        "middle = out_features * (2 if shape.norm else 1)",
+        "middle = out_features",
+        "links::test_the_inner_width_of_an_outer_link_doubles_with_layer_norms",
+    ),
+    remote(
+        "gemma-softcap-lost",
+        "return logits if softcap is None else torch.tanh(logits / softcap) * softcap",
+        "return logits",
+        "engine::test_logits_of_hidden_states_are_the_models_own[gemma2]",
+    ),
+    remote(
+        "cohere-logit-scale-lost",
+        'logits = logits * (getattr(config, "logit_scale", None) or 1) /',
+        "logits = logits /",
+        "engine::test_logits_of_hidden_states_are_the_models_own[cohere]",
+    ),
+    remote(
+        "granite-logit-scale-lost",
+        ' / (getattr(config, "logits_scaling", None) or 1)',
+        "",
+        "engine::test_logits_of_hidden_states_are_the_models_own[granite]",
+    ),
+    remote(
+        "expected-embedding-unscaled",
+        'return probabilities @ embeddings.weight * getattr(embeddings, "embed_scale", 1.0)',
+        "return probabilities @ embeddings.weight",
+        "training::test_the_expected_embedding_is_the_mean_embedding_under_the_models_own_distribution[gemma3_text]",
+    ),
+    remote(
+        "nan-in-a-link",
+        "if not torch.isfinite(tensor).all():",
+        "if False:",
+        "links::test_weights_that_do_not_fit_are_named",
+    ),
+    remote(
+        "ambiguous-kind-taken",
+        "fitting = fitting_kinds(state_dict, outer)\n    if len(fitting) != 1:",
+        "fitting = fitting_kinds(state_dict, outer)\n    if not fitting:",
+        "links::test_a_kind_that_the_keys_do_not_decide_must_be_stated",
+    ),
+]
+
+KERNELS = [
+    remote(
+        "fast-linear-without-bias",
+        "_linear_pointwise(inputs, self.weight, self.bias,",
+        "_linear_pointwise(inputs, self.weight, None,",
+        "caches::test_fast_linear_layers_compute_the_same_and_keep_gradients",
+    ),
+    remote(
+        "fast-linear-under-gradients",
+        " and not torch.is_grad_enabled()\n        if fits",
+        "\n        if fits",
+        "caches::test_fast_linear_layers_compute_the_same_and_keep_gradients",
+    ),
+]
+
+CACHES = [
+    remote(
+        "reordered-cache-taken-for-its-room",
+        "            and self.keys.data_ptr() == self._rooms[0].data_ptr()\n"
+        "            and self.values.data_ptr() == self._rooms[1].data_ptr()\n",
+        "",
+        "caches::test_a_growing_layer_holds_what_transformers_own_layer_holds",
+    ),
+    remote(
+        "no-spare-room",
+        "end + max(128, end // 4)",
+        "end",
+        "caches::test_a_step_does_not_copy_what_is_cached",
+    ),
+    remote(
+        "past-lost-in-a-new-room",
+        "            if past:\n",
+        "            if False:\n",
+        "caches::test_a_growing_layer_holds_what_transformers_own_layer_holds",
+    ),
+    remote(
+        "in-place-under-gradients",
+        "if torch.is_grad_enabled():\n            return super().update",
+        "if False:\n            return super().update",
+        "caches::test_gradients_flow_through_a_growing_cache",
+    ),
+    remote(
+        "prefix-not-set-back",
+        "layer.keys, layer.values = head",
+        "pass",
+        "caches::test_a_prefix_opens_as_it_was_after_any_use[llama]",
+    ),
+    remote(
+        "prefix-shares-its-window",
+        "layer if last_use else copy.deepcopy(layer)",
+        "layer",
+        "caches::test_a_prefix_opens_as_it_was_after_any_use[gemma3_text]",
+    ),
+    remote(
+        "old-cache-argument",
+        'return "cache" if "cache" in inspect.signature(function).parameters else "past_key_values"',
+        'return "past_key_values"',
+        "generation::test_nothing_that_transformers_gives_up_is_used",
+    ),
+    remote(
+        "masked-holes-in-a-window",
+        "return all(type(layer) is GrowingLayer for layer in cache.layers)",
+        "return True",
+        "engine::test_tails_of_different_lengths_are_exact_for_every_kind_of_cache",
+    ),
+]
+
+PROMPTS = [
+    remote(
+        "system-text-dropped",
+        "if system.strip() in text:",
+        "if text:",
+        "prompts::test_a_template_that_passes_over_a_system_turn_gets_the_system_text_in_the_user_turn",
+    ),
+    remote(
+        "special-token-across-the-edge",
+        "if any(match.start() < end and start < match.end() for start, end in questions):",
+        "if any(start <= match.start() and match.end() <= end for start, end in questions):",
+        "prompts::test_what_a_question_completes_to_a_chat_token_is_plain_text",
+    ),
+    remote(
+        "special-token-of-the-template-split",
+        "if any(match.start() < end and start < match.end() for start, end in questions):",
+        "if any(match.start() <= end and start <= match.end() for start, end in questions):",
+        "prompts::test_a_chat_token_of_the_template_beside_the_question_stays_one",
+    ),
+    remote(
+        "special-token-in-a-question",
+        "cuts += [match.start(), match.start() + 1, match.end()]",
+        "cuts += [match.start(), match.end()]",
+        "prompts::test_markers_and_chat_tokens_in_a_question_are_plain_text",
+    ),
+    remote(
+        "think-token-in-a-question",
+        'if token.special or ("<" in token.content and token.content in template)',
+        "if token.special",
+        "prompts::test_markers_and_chat_tokens_in_a_question_are_plain_text",
+    ),
+    remote(
+        "pieces-with-special-tokens",
+        'return self.tokenizer(text, add_special_tokens=False)["input_ids"]',
+        'return self.tokenizer(text)["input_ids"]',
+        "prompts::test_each_piece_of_text_is_tokenized_by_itself_without_special_tokens",
+    ),
+    remote(
+        "first-template-in-every-round",
+        'return "first" if round_index == 1 else "feedback"',
+        'return "first"',
+        "engine::test_usage_counts_what_was_read_thought_and_written",
+    ),
+    remote(
+        "task-chooses-no-template",
+        'templates = entry.get(task) or entry.get("default")',
+        'templates = entry.get("default")',
+        "generation::test_a_setting_of_the_method_means_the_same_in_generate_as_in_solve[task]",
+    ),
+    remote(
+        "repeated-slot-accepted",
+        "if slots != expected:",
+        "if set(slots) != set(expected):",
+        "prompts::test_a_prompt_set_that_does_not_fit_is_refused",
+    ),
+]
+
+TOPOLOGY = [
+    remote(
+        "feedback-in-the-first-round",
+        " and (round_index > 1 or not link.feedback)",
+        "",
+        "topology",
+    ),
+    remote(
+        "feedback-from-the-same-round",
+        "sender = (round_index - link.feedback, link.source)",
+        "sender = (round_index, link.source)",
+        "topology",
+    ),
+    remote(
+        "forward-link-within-a-stage",
+        "self.stage_of(link.source) >= self.stage_of(link.target)",
+        "self.stage_of(link.source) > self.stage_of(link.target)",
+        "topology",
+    ),
+    remote(
+        "sends-to-who-is-done",
+        "if (round_index + link.feedback, link.target) in needed",
+        "",
+        "topology::test_only_links_whose_target_contributes_carry_anything",
+    ),
+    remote(
+        "idle-role-accepted",
+        "if idle:",
+        "if False:",
+        "topology::test_a_table_that_cannot_run_is_refused",
+    ),
+]
+
+CONFIGURATION = [
+    remote(
+        "num-rounds-true",
+        " or isinstance(value, bool)",
+        "",
+        "generation::test_both_doors_refuse_a_setting_that_cannot_be_used_before_any_compute[num_rounds=True-solve]",
+        "generation::test_both_doors_refuse_a_setting_that_cannot_be_used_before_any_compute[latent_steps=True-generate]",
+        "modeling::test_a_broken_repository_is_an_error_that_names_the_break[rounds that are no number]",
+    ),
+    remote(
+        "newer-format-accepted",
+        "self.format_version > FORMAT_VERSION",
+        "self.format_version > 1000",
+        "modeling::test_a_broken_repository_is_an_error_that_names_the_break[newer version]",
+    ),
+    remote(
+        "config-message-tokens-0",
+        "self.message_tokens < 1:",
+        "self.message_tokens < 0:",
+        "modeling::test_a_broken_repository_is_an_error_that_names_the_break[message]",
+    ),
+    remote(
+        "unknown-key-accepted",
+        "not required <= entry.keys() <= allowed",
+        "not required <= entry.keys()",
+        "modeling::test_a_broken_repository_is_an_error_that_names_the_break[unknown key]",
+    ),
+    remote(
+        "agents-think-aloud",
+        '{"enable_thinking": False} if chat_template_kwargs is None else',
+        "{} if chat_template_kwargs is None else",
+        "pretraining::test_a_prompt_cut_at_its_slots_reads_like_the_whole[planner]",
+    ),
+]
+
+SOURCES = [
+    remote(
+        "pickles-run",
+        'torch.load(path, map_location="cpu", weights_only=True)',
+        'torch.load(path, map_location="cpu", weights_only=False)',
+        "broken_releases::test_a_broken_repository_is_one_clear_error[a link is a pickle that runs code]",
+        "broken_releases::test_a_broken_repository_is_one_clear_error[a link is a torch archive that runs code]",
+    ),
+    remote(
+        "missing-weights-tolerated",
+        '"missing": info["missing_keys"],',
+        '"missing": [],',
+        "broken_releases::test_a_broken_repository_is_one_clear_error[a weight is missing]",
+    ),
+    remote(
+        "nan-in-an-agent",
+        "not bool(parameter.sum(dtype=torch.float32).isfinite())",
+        "False",
+        "broken_releases::test_a_broken_repository_is_one_clear_error[a weight is NaN]",
+    ),
+    remote(
+        "clones-passed-over",
+        "if not os.path.isabs(source) and self.clones:",
+        "if False:",
+        "saving::test_nothing_saved_keeps_the_place_or_the_revision_that_it_came_from[True]",
+    ),
+    remote(
+        "right-padding",
+        'AutoTokenizer.from_pretrained(source.folder, padding_side="left")',
+        "AutoTokenizer.from_pretrained(source.folder)",
+        "modeling::test_every_tokenizer_pads_on_the_left_whatever_is_stored",
+    ),
+]
+
+RELEASE_RULES = [
+    remote(
+        "path-climbs-out",
+        ' or ".." in Path(filename).parts',
+        "",
+        "broken_releases::test_a_broken_repository_is_one_clear_error[the inner manifest names a file elsewhere]",
+    ),
+    remote(
+        "contradicting-manifest",
+        "if stated.get(key) is not None and stated[key] != value:",
+        "if False:",
+        "broken_releases::test_a_broken_repository_is_one_clear_error[the outer manifest contradicts a width]",
+    ),
+    remote(
+        "first-task-of-a-manifest",
+        '_for_task(manifest["tasks"], task, where)',
+        'next(iter(manifest["tasks"].values()))',
+        "released::test_the_dataset_chooses_links_prompts_and_settings",
+    ),
+    remote(
+        "link-named-twice",
+        'if len(fitting) != 1:\n        raise CheckpointError(\n            f"A manifest',
+        'if not fitting:\n        raise CheckpointError(\n            f"A manifest',
+        "broken_releases::test_a_broken_repository_is_one_clear_error[the outer manifest names a link twice]",
+    ),
+]
+
+LOADING = [
+    remote(
+        "architecture-unchecked",
+        'if str(stated).removesuffix("_text") != str(value).removesuffix("_text"):',
+        "if False:",
+        "modeling::test_a_broken_repository_is_an_error_that_names_the_break[architecture]",
+    ),
+    remote(
+        "vocabulary-unchecked",
+        "if len(tokenizer) > agent_config.get_text_config().vocab_size:",
+        "if False:",
+        "broken_releases::test_a_broken_repository_is_one_clear_error[the tokenizer is another agent's]",
+    ),
+    remote(
+        "agents-train",
+        "self.requires_grad_(False).eval()",
+        "self.eval()",
+        "modeling::test_agents_are_frozen_and_in_evaluation_mode",
+    ),
+    remote(
+        "overriding-argument-ignored",
+        "            setattr(config, key, value)\n",
+        "            pass\n",
+        "modeling::test_arguments_that_name_configuration_fields_override_them",
+    ),
+    remote(
+        "stored-settings-ignored",
+        "model.generation_config = GenerationConfig.from_dict(saved)",
+        "pass",
+        "saving::test_the_settings_of_a_system_and_of_its_answers_are_saved",
+    ),
+    remote(
+        "task-chooses-no-links",
+        "config.link_task = task if task in config.link_tasks else config.link_task",
+        "pass",
+        "checkpoints::test_a_converted_system_keeps_the_links_of_every_task",
+    ),
+]
+
+SAVING = [
+    remote(
+        "stale-revision",
+        'entry["source"], entry["revision"] = f"agents/{role}", None',
+        'entry["source"] = f"agents/{role}"',
+        "saving::test_nothing_saved_keeps_the_place_or_the_revision_that_it_came_from",
+    ),
+    remote(
+        "stale-place-of-an-outer-link",
+        '            entry.pop("weights", None)\n',
+        "            pass\n",
+        "saving::test_nothing_saved_keeps_the_place_or_the_revision_that_it_came_from",
+    ),
+    remote(
+        "stale-place-of-an-inner-link",
+        'entry["inner_link"].pop("weights", None)',
+        "pass",
+        "saving::test_nothing_saved_keeps_the_place_or_the_revision_that_it_came_from",
+    ),
+    remote(
+        "stale-task",
+        "config.link_task = None",
+        "pass",
+        "saving::test_nothing_saved_keeps_the_place_or_the_revision_that_it_came_from",
+    ),
+    remote(
+        "saving-changes-the-system",
+        "        state = self.state_dict() if state_dict is None else state_dict\n"
+        "        config = copy.deepcopy(self.config)\n",
+        "        state = self.state_dict() if state_dict is None else state_dict\n        config = self.config\n",
+        "saving::test_saving_changes_nothing_in_the_system_that_is_saved",
+    ),
+    remote(
+        "given-weights-ignored",
+        "state = self.state_dict() if state_dict is None else state_dict",
+        "state = self.state_dict()",
+        "saving::test_given_weights_of_the_links_are_saved_in_place_of_the_current_ones",
+    ),
+    remote(
+        "agent-without-code",
+        "config.auto_map = dict(AUTO_MAP)",
+        "pass",
+        "agent_repository::test_a_loaded_agent_can_be_saved_and_loaded_again",
+    ),
+]
+
+AGENT = [
+    remote(
+        "first-eos-only",
+        "return [ids] if isinstance(ids, int) else list(ids or [])",
+        "return [ids] if isinstance(ids, int) else list(ids or [])[:1]",
+        "generation::test_every_end_of_sequence_id_ends_an_answer",
+    ),
+    remote(
+        "generation-config-eos-ignored",
+        "ids = self.tokenizer.eos_token_id if ids is None else ids",
+        "ids = self.tokenizer.eos_token_id",
+        "generation::test_the_end_ids_of_the_generation_config_come_before_the_tokenizers",
+    ),
+    remote(
+        "llama4-decoder",
+        "self.model.model if decoder is self.model else decoder",
+        "decoder",
+        "engine::test_latent_thoughts_are_the_last_hidden_states[llama4_text]",
+    ),
+    remote(
+        "halts-at-the-first-eos-only",
+        "for token_id in self.eos_token_ids:",
+        "for token_id in self.eos_token_ids[:1]:",
+        "generation::test_every_end_of_sequence_id_ends_the_latent_steps",
+    ),
+    remote(
+        "halted-step-counts",
+        "lengths = lengths + ~finished",
+        "lengths = lengths + 1",
+        "engine::test_a_halted_row_keeps_its_thoughts_and_disturbs_no_other",
+    ),
+    remote(
+        "nearest-token-without-norms",
+        " - self._half_norms).argmax(-1)",
+        ").argmax(-1)",
+        "engine::test_the_nearest_token_of_an_embedding_is_the_token",
+    ),
+    remote(
+        "nearest-token-unscaled",
+        'scale = getattr(embeddings, "embed_scale", 1.0)  # Gemma',
+        "scale = 1.0  # Gemma",
+        "engine::test_the_nearest_token_of_an_embedding_is_the_token[gemma3_text]",
+    ),
+    remote(
+        "padding-has-positions",
+        "position_ids = (mask.cumsum(-1) - 1).clamp(min=0)",
+        "position_ids = torch.arange(mask.shape[1]).expand_as(mask)",
+        "engine::test_latent_thoughts_are_the_last_hidden_states[gpt2]",
+    ),
+]
+
+BATCHING = [
+    remote(
+        "ragged-tails-on-a-window",
+        "return None if len(tails) > 1 and not can_crop(cache) else (self._prefix, cache)",
+        "return self._prefix, cache",
+        "engine::test_tails_of_different_lengths_are_exact_for_every_kind_of_cache",
+    ),
+    remote(
+        "ragged-heads-on-a-window",
+        "shared = _common(heads) if can_crop(agent.new_cache()) else []",
+        "shared = _common(heads)",
+        "engine::test_the_fast_path_equals_the_slow_reference[gemma3_text-qwen2-7-2]",
+    ),
+    remote(
+        "nothing-left-to-think-from",
+        "return head if len(pieces) > 1 else head[:-1]",
+        "return head",
+        "engine::test_a_role_that_hears_from_nobody_thinks_the_same_in_every_round",
+    ),
+    remote(
+        "heads-never-cached",
+        "if (uses - 1) * min(map(len, heads)) <= PASS_COST:",
+        "if True:",
+        "caches::test_generate_reads_no_more_than_solve",
+    ),
+    remote(
+        "latents-counted-as-tokens",
+        "sum(len(part) for part in row if not isinstance(part, torch.Tensor))",
+        "sum(len(part) for part in row)",
+        "engine::test_usage_counts_what_was_read_thought_and_written",
+    ),
+]
+
+GENERATION = [
+    remote(
+        "end-not-counted",
+        "stop = next((i + 1 for i, token in enumerate(row)",
+        "stop = next((i for i, token in enumerate(row)",
+        "generation::test_every_end_of_sequence_id_ends_an_answer",
+    ),
+    remote(
+        "cache-in-spite-of-use-cache",
+        " and config.use_cache is not False",
+        "",
+        "caches::test_without_a_cache_the_last_prompt_is_read_anew",
+    ),
+    remote(
+        "beams-on-one-cache",
+        "config.num_beams in (None, 1) and ",
+        "",
+        "caches::test_text_hand_over_with_beams_works",
+    ),
+    remote(
+        "min-length-counts-the-prompt",
+        "max(0, config.min_length - prompt_length)",
+        "max(0, config.min_length)",
+        "generation::test_the_least_length_counts_the_answer_and_in_generate_the_question_too",
+    ),
+    remote(
+        "max-length-leaves-out-the-prompt",
+        "config.max_length - prompt_length",
+        "config.max_length",
+        "generation::test_the_greatest_length_is_the_callers_before_that_of_a_file",
+    ),
+    remote(
+        "file-beats-the-caller",
+        'if "max_length" in kwargs and "max_new_tokens" not in kwargs:',
+        "if False:",
+        "generation::test_the_greatest_length_is_the_callers_before_that_of_a_file",
+    ),
+    remote(
+        "messages-keep-stop-strings",
+        '"min_new_tokens", "stop_strings", "num_return_sequences")',
+        '"min_new_tokens", "num_return_sequences")',
+        "generation::test_messages_have_neither_the_stops_nor_the_lengths_of_the_answer",
+    ),
+    remote(
+        "messages-keep-the-least-length",
+        '"min_length", "min_new_tokens", "stop_strings"',
+        '"min_length", "stop_strings"',
+        "generation::test_messages_have_neither_the_stops_nor_the_lengths_of_the_answer",
+    ),
+    remote(
+        "messages-keep-the-greatest-length",
+        "message_config.max_new_tokens = message_tokens or self.config.message_tokens",
+        "pass",
+        "generation::test_messages_have_neither_the_stops_nor_the_lengths_of_the_answer",
+    ),
+    remote(
+        "several-messages",
+        '"stop_strings", "num_return_sequences")',
+        '"stop_strings")',
+        "generation::test_several_answers_to_a_question_share_its_messages",
+    ),
+    remote(
+        "decoders-eos-for-a-sender",
+        "config.eos_token_id = agent.eos_token_ids",
+        "pass",
+        "generation::test_a_sender_stops_at_its_own_end_of_sequence_and_at_no_other",
+    ),
+    remote(
+        "forced-answer-counted-as-written",
+        "return [len(opening) * (row in rows) for row in range(len(answers))]",
+        "return [0] * len(answers)",
+        "released::test_an_answer_without_its_box_is_continued_once_when_asked",
+    ),
+]
+
+TOOLS = [
+    remote(
+        "stop-strings-lost-with-tools",
+        'config.stop_strings = [*own_stops, *(f"</{tag}>" for tag in tools)]',
+        'config.stop_strings = [f"</{tag}>" for tag in tools]',
+        "generation::test_stop_strings_end_an_answer_where_tools_run",
+    ),
+    remote(
+        "first-call",
+        "return calls[-1] if calls else None",
+        "return calls[0] if calls else None",
+        "tools::test_the_last_complete_call_counts",
+    ),
+    remote(
+        "one-call-more",
+        " or calls == MAX_CALLS:",
+        ":",
+        "tools::test_no_more_than_the_allowed_calls_are_answered",
+    ),
+    remote(
+        "endless-result",
+        "{str(tools[tag](inside))[:MAX_RESULT]}",
+        "{str(tools[tag](inside))}",
+        "tools::test_a_result_is_cut_and_read_as_plain_text",
+    ),
+    remote(
+        "results-count-against-the-limit",
+        "left = [limit - len(written[row]) + results[row] for row in rows]",
+        "left = [max(1, limit - len(written[row])) for row in rows]",
+        "tools::test_the_length_limit_counts_what_the_agent_writes_in_all",
+    ),
+    remote(
+        "calculator-takes-true",
+        "type(node.value) is int",
+        "isinstance(node.value, int)",
+        "tools::test_the_calculator_does_nothing_else",
+    ),
+    remote(
+        "calculator-without-end",
+        "if abs(value) >= 10**MAX_DIGITS:",
+        "if False:",
+        "tools::test_the_calculator_refuses_numbers_without_end",
+    ),
+]
+
+ENGINE = [
+    remote(
+        "hidden-states-travel",
+        "self.outer_links[link.name](rollout.thoughts)",
+        "self.outer_links[link.name](rollout.hidden_states)",
+        "engine::test_the_fast_path_equals_the_slow_reference[llama-qwen3-7-2]",
+    ),
+    remote(
+        "all-run-for-nothing",
+        ' or (mode == "latent" and latent_steps == 0)',
+        "",
+        "engine::test_zero_latent_steps_send_nothing_and_run_nobody_else",
+    ),
+    remote(
+        "all-agents-resident",
+        'self.agents[self.resident].to("cpu")',
+        "pass",
+        "released::test_offloading_keeps_one_agent_on_its_device_and_changes_nothing",
+    ),
+    remote(
+        "usage-of-the-last-turn",
+        "[a + b for a, b in zip(getattr(self, what), amounts, strict=True)]",
+        "amounts",
+        "engine::test_usage_counts_what_was_read_thought_and_written",
+    ),
+    remote(
+        "halted-latents-sent",
+        "latents[:length] for latents, length in zip(sent, lengths, strict=True)",
+        "latents for latents, length in zip(sent, lengths, strict=True)",
+        "engine::test_halting_sends_only_what_came_before_the_end",
+    ),
+]
+
+DOORS = [
+    remote(
+        "message-tokens-0",
+        "if value is not None and (not isinstance(value, int) or value < 1):",
+        "if value is not None and (not isinstance(value, int) or value < 0):",
+        "generation::test_both_doors_refuse_a_setting_that_cannot_be_used_before_any_compute[message_tokens=0-solve]",
+    ),
+    remote(
+        "generate-ignores-mode",
+        "arguments = self.check_inputs(questions, **own)",
+        'arguments = self.check_inputs(questions, **{k: v for k, v in own.items() if k != "mode"})',
+        "generation::test_a_setting_of_the_method_means_the_same_in_generate_as_in_solve[alone]",
+    ),
+    remote(
+        "generate-ignores-task",
+        "arguments = self.check_inputs(questions, **own)",
+        'arguments = self.check_inputs(questions, **{k: v for k, v in own.items() if k != "task"})',
+        "generation::test_a_setting_of_the_method_means_the_same_in_generate_as_in_solve[task]",
+    ),
+    remote(
+        "generate-ignores-halting",
+        "prompt = self.new_run(questions, config, arguments, **settings)",
+        'prompt = self.new_run(questions, config, arguments, message_tokens=settings["message_tokens"])',
+        "generation::test_halting_means_the_same_in_generate_as_in_solve",
+    ),
+    remote(
+        "generate-ignores-message-tokens",
+        "prompt = self.new_run(questions, config, arguments, **settings)",
+        'prompt = self.new_run(questions, config, arguments, latent_halting=settings["latent_halting"])',
+        "generation::test_a_setting_of_the_method_means_the_same_in_generate_as_in_solve[message tokens]",
+    ),
+    remote(
+        "generate-ignores-its-config",
+        "own = {key: getattr(generation_config, key, None) for key in METHOD_KEYS}",
+        "own = {}",
+        "generation::test_settings_of_the_method_may_stand_on_a_generation_config",
+    ),
+    remote(
+        "answers-in-the-order-of-lengths",
+        "return [solutions[index] for index in range(len(questions))]",
+        "return [solutions[index] for index in order]",
+        "engine::test_answers_of_a_batch_equal_the_answers_one_by_one[latent]",
+    ),
+    remote(
+        "chat-tokens-lost-from-a-question",
+        "skip_special_tokens=False, clean_up_tokenization_spaces=False",
+        "skip_special_tokens=True, clean_up_tokenization_spaces=False",
+        "modeling::test_tokens_carry_any_question_to_the_agents_unchanged",
+    ),
+    remote(
+        "released-names-of-links-lost",
+        'entry.get("legacy_key") or link.name: self.outer_links',
+        "link.name: self.outer_links",
+        "released::test_a_released_system_loads_by_its_name[distillation]",
+    ),
+]
+
+TRAINING = [
+    workshop(
+        "loss-depends-on-the-batch",
+        "scale = row_means(wanted.pow(2).sum(-1), states.labels)[:, None]",
+        "scale = row_means(wanted.pow(2).sum(-1), states.labels).mean()",
+        "training::test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_rows",
+    ),
+    workshop(
+        "earlier-rounds-add-up",
+        "earlier_rounds_weight / earlier",
+        "earlier_rounds_weight",
+        "training::test_loss_weights_add_the_mean_of_the_earlier_rounds",
+    ),
+    workshop(
+        "who-received-nothing-is-supervised",
+        '(supervise == "receivers" and topology.incoming(role, r))',
+        'supervise == "receivers"',
+        "training::test_loss_weights_add_the_mean_of_the_earlier_rounds",
+    ),
+    workshop(
+        "teacher-sends-the-end",
+        "min(n - 1, self.latent_steps)",
+        "min(n, self.latent_steps)",
+        "training::test_teacher_forced_latents_stand_for_the_words_of_a_target_and_not_for_its_end",
+    ),
+    workshop(
+        "teacher-one-token-late",
+        "spans = [(tokens - n, tokens - n +",
+        "spans = [(tokens - n + 1, tokens - n + 1 +",
+        "training::test_the_first_teacher_forced_latent_is_the_first_of_a_rollout",
+    ),
+    workshop(
+        "loss-scaled-by-accumulation",
+        "accepts_loss_kwargs = False",
+        "accepts_loss_kwargs = True",
+        "training::test_accumulated_batches_equal_one_large_batch",
+    ),
+    workshop(
+        "too-few-targets-accepted",
+        "if len(texts) > 1 and len(texts) < num_rounds:",
+        "if False:",
+        "training::test_bad_rows_are_reported_with_count_lines_and_reason",
+    ),
+    workshop(
+        "target-without-its-end",
+        "[*renderer.message_ids(row.target(role, round_index)), agent.eos_token_ids[0]]",
+        "renderer.message_ids(row.target(role, round_index))",
+        "training::test_a_part_is_what_inference_reads_and_the_target_is_what_the_agent_would_write",
+    ),
+    workshop(
+        "feedback-from-the-future",
+        "row.target(link.source, round_index - link.feedback)",
+        "row.target(link.source, round_index)",
+        "training::test_a_part_is_what_inference_reads_and_the_target_is_what_the_agent_would_write",
+    ),
+    workshop(
+        "one-target-for-all-rounds",
+        "texts[0] if len(texts) == 1 else texts[round_index - 1]",
+        "texts[0]",
+        "training::test_a_part_is_what_inference_reads_and_the_target_is_what_the_agent_would_write",
+    ),
+    workshop(
+        "too-long-rows-accepted",
+        "sum(map(len, part.pieces)) + len(part.target_ids) > limit",
+        "len(part.target_ids) > limit",
+        "training::test_rows_that_cannot_be_used_stop_a_run_before_any_compute",
+    ),
+    workshop(
+        "ridge-penalises-the-bias",
+        "x, y = x - x_mean, y - y_mean",
+        "x_mean, y_mean = x_mean * 0, y_mean * 0",
+        "training::test_ridge_recovers_a_linear_map",
+    ),
+    workshop(
+        "inner-link-too-loud",
+        "link.post_ln.weight.fill_(embedding_scale(agent) if rms is None else rms)",
+        "pass",
+        "training::test_a_new_inner_link_speaks_at_the_scale_of_the_embeddings",
+    ),
+    workshop(
+        "embedding-scale-unscaled",
+        'return embedding_rms(embeddings.weight) * float(getattr(embeddings, "embed_scale", 1.0))',
+        "return embedding_rms(embeddings.weight)",
+        "training::test_a_new_inner_link_speaks_at_the_scale_of_the_embeddings",
+    ),
+    workshop(
+        "special-tokens-shared-by-name",
+        "if not added[index].special:",
+        "if True:",
+        "training::test_byte_level_and_sentencepiece_vocabularies_share_their_texts",
+    ),
+    workshop(
+        "same-order-each-epoch",
+        "manual_seed(self.seed + self.epoch)",
+        "manual_seed(self.seed)",
+        "training::test_batches_of_like_lengths_hold_every_row_once_in_a_new_order_each_epoch",
+    ),
+    workshop(
+        "broken-batch-not-named",
+        'self._lines = [example.line for example in inputs["examples"]]',
+        "self._lines = []",
+        "training::test_a_loss_that_is_not_finite_ends_the_run_and_names_the_rows",
+    ),
+    workshop(
+        "first-checkpoint",
+        "complete[max(complete)] if complete else None",
+        "complete[min(complete)] if complete else None",
+        "training::test_a_run_lowers_the_loss_saves_links_only_and_a_system_that_loads[inner]",
+    ),
+    workshop(
+        "checkpoints-hold-the-agents",
+        'object.__setattr__(self, "mas", mas)',
+        "self.mas = mas",
+        "training::test_a_run_lowers_the_loss_saves_links_only_and_a_system_that_loads[inner]",
+    ),
+    workshop(
+        "other-settings-on-resuming",
+        "    if changed:\n",
+        "    if False:\n",
+        "training::test_a_run_with_other_settings_is_not_gone_on_with",
+    ),
+    workshop(
+        "worse-called-better",
+        'if after < before if key == "accuracy" else after > before:',
+        'if after > before if key == "accuracy" else after < before:',
+        "training::test_a_run_says_whether_it_made_the_system_worse",
+    ),
+    workshop(
+        "unknown-choice-accepted",
+        "fits = value in arguments",
+        "fits = True",
+        "training::test_a_setting_that_cannot_be_used_is_named",
+    ),
+    workshop(
+        "closeness-without-length",
+        "(vectors.norm(dim=-1) / wanted.norm(dim=-1)).mean()",
+        "1",
+        "training::test_closeness_tells_direction_from_length",
+    ),
+]
+
+SMALL_SYSTEMS = [
+    workshop(
+        "prompts-are-learnt",
+        "labels[row, len(prompt) : end] = torch.tensor(target)",
+        "labels[row, :end] = torch.tensor(prompt + target)",
+        "pretraining::test_only_targets_carry_labels_and_only_text_is_attended",
+    ),
+    workshop(
+        "unseeded-vocabulary",
+        'random.Random(f"{family}-{seed}").shuffle(tokens)',
+        "random.Random(family).shuffle(tokens)",
+        "pretraining::test_vocabularies_are_shuffled_by_seed_and_family_and_reproducible",
+    ),
+    workshop(
+        "arithmetic-beyond-ten",
+        "[operator] % 10",
+        "[operator]",
+        "pretraining::test_reduction_is_left_to_right_and_modulo_ten",
+    ),
+    workshop(
+        "register-rule-loses-states",
+        "(2 * a + 3 * c) % 10",
+        "(2 * a + 2 * c) % 10",
+        "systems::test_the_registers_rule_is_one_to_one",
+    ),
+    workshop(
+        "everybody-knows-every-fact",
+        "if not relations or relations[0] not in KNOWN[role]:",
+        "if not relations:",
+        "systems::test_who_does_not_know_a_fact_repeats_it",
+    ),
+]
+
+EVALUATION = [
+    workshop(
+        "wilson-centre",
+        "(right + z * z / 2)",
+        "(right + z * z)",
+        "cli::test_the_wilson_interval_of_published_examples",
+    ),
+    workshop(
+        "all-right-in-a-group",
+        "groups[str(row[group_by])][0] += is_right",
+        "groups[str(row[group_by])][0] += 1",
+        "cli::test_evaluation_counts_exact_answers_and_stores_every_one",
+    ),
+    workshop(
+        "alone-in-every-round",
+        '(rounds if mode != "alone" else [1])',
+        "rounds",
+        "cli::test_evaluation_counts_exact_answers_and_stores_every_one",
+    ),
+    workshop(
+        "all-rows-of-a-file",
+        "return rows[:num_questions]",
+        "return rows",
+        "cli::test_no_more_rows_than_asked_for_are_read",
+    ),
+    workshop(
+        "slot-of-a-role-left-out",
+        'prompts = prompts.replace(slot_marker(role), "")',
+        "pass",
+        "systems::test_the_summarizer_needs_every_specialist[adder]",
+    ),
+    workshop(
+        "ratio-upside-down",
+        "[a / b for a, b in zip(seconds[over], seconds[under], strict=True)]",
+        "[b / a for a, b in zip(seconds[over], seconds[under], strict=True)]",
+        "benchmarks::test_a_target_is_held_against_the_median",
+    ),
+]
+
+UPLOAD = [
+    workshop(
+        "token-goes-out",
+        "if token and token in text:",
+        "if False:",
+        "upload::test_the_scan_finds_what_must_not_go_out[your Hugging Face token]",
+    ),
+    workshop(
+        "link-goes-out",
+        "if file.is_symlink():",
+        "if False:",
+        "upload::test_the_scan_finds_what_must_not_go_out[symbolic link]",
+    ),
+    workshop(
+        "unknown-file-goes-out",
+        "elif path.suffix not in KNOWN_SUFFIXES:",
+        "elif False:",
+        "upload::test_the_scan_finds_what_must_not_go_out[does not belong]",
+    ),
+    workshop(
+        "pickle-by-another-name",
+        "elif _is_pickle(file):",
+        "elif False:",
+        "upload::test_the_scan_finds_what_must_not_go_out[a pickle]",
+    ),
+    workshop(
+        "path-in-a-header",
+        'elif path.suffix in TEXT_SUFFIXES or path.suffix == ".safetensors":',
+        "elif path.suffix in TEXT_SUFFIXES:",
+        "upload::test_the_scan_finds_what_must_not_go_out[model.safetensors]",
+    ),
+    workshop(
+        "fingerprint-without-names",
+        r'digest.update(f"{path.as_posix()}\0".encode())',
+        "pass",
+        "upload::test_a_fingerprint_is_of_names_and_contents",
+    ),
+    workshop(
+        "replaces-anything",
+        "load_plan(output)  # replaces nothing that was not staged",
+        "pass",
+        "upload::test_a_folder_that_was_not_staged_is_never_replaced",
+    ),
+    workshop(
+        "labels-of-a-pair-counted",
+        "counted = [] if len(topology.roles) == 2 else side_by_side or list(topology.roles)",
+        "counted = side_by_side or list(topology.roles)",
+        "upload::test_legacy_keys_are_the_releases",
+    ),
+    workshop(
+        "base-model-of-nobody",
+        "unknown = set(options.base_models) - set(topology.roles)",
+        "unknown = set()",
+        "upload::test_options_that_cannot_be_used_stage_nothing",
+    ),
+    workshop(
+        "changed-weights-pass",
+        'if found.get("links") != expected.get("links"):',
+        "if False:",
+        "upload::test_the_check_notices_changed_weights",
+    ),
+]
+
+RELEASE = [
+    workshop(
+        "truncated-file-passes",
+        "if end != size:",
+        "if False:",
+        "checkpoints::test_check_sees_a_truncated_file_without_reading_it",
+    ),
+    workshop(
+        "any-memory-will-do",
+        '"ready": complete and (ram is None or any(fits["as stored"].values())),',
+        '"ready": complete,',
+        "checkpoints::test_check_compares_memory_with_the_machine",
+    ),
+    workshop(
+        "vision-part-counted",
+        "if not ignored.search(name):",
+        "if True:",
+        "checkpoints::test_check_counts_what_the_loader_loads[distillation]",
+    ),
+    workshop(
+        "converted-unpinned",
+        'entry["revision"] = place.commit or entry["revision"]',
+        "pass",
+        "checkpoints::test_a_converted_system_gives_the_same_tokens[sequential_scaled]",
+    ),
+    workshop(
+        "convert-writes-over",
+        "if arguments.folder.exists() and (not arguments.folder.is_dir() or any(arguments.folder.iterdir())):",
+        "if False:",
+        "checkpoints::test_convert_does_not_write_over_anything",
+    ),
+    workshop(
+        "templates-untested",
+        "        if expected != found:\n            at =",
+        "        if False:\n            at =",
+        "checkpoints::test_builders_that_no_template_can_follow_are_an_error",
+    ),
+    workshop(
+        "clone-stays-imported",
+        "            del sys.modules[name]\n",
+        "            pass\n",
+        "checkpoints::test_imported_prompts_render_as_the_builders_do[mixture]",
+    ),
+    workshop(
+        "dataset-by-its-long-name",
+        'dataset.lower().rpartition("/")[2]',
+        "dataset.lower()",
+        "released::test_the_dataset_chooses_links_prompts_and_settings",
+    ),
+]
+
+COMMANDS = [
+    workshop(
+        "bad-input-is-status-1",
+        'print(f"recursivemas {name}: {error}", file=sys.stderr)\n        return 2',
+        'print(f"recursivemas {name}: {error}", file=sys.stderr)\n        return 1',
+        "cli::test_a_system_that_is_not_there_is_one_message_and_status_2",
+    ),
+    workshop(
+        "rounds-of-the-command-ignored",
+        "questions,\n            num_rounds=arguments.rounds,",
+        "questions,\n            num_rounds=None,",
+        "cli::test_settings_of_the_command_reach_the_system",
+    ),
+    workshop(
+        "blank-line-is-a-question",
+        "elif line.strip():\n            questions.append",
+        "else:\n            questions.append",
+        "cli::test_questions_come_as_arguments_from_a_file_and_from_standard_input",
+    ),
+]
+
+MUTANTS = [
+    *ANSWERS, *LINKS, *KERNELS, *CACHES, *PROMPTS, *TOPOLOGY, *CONFIGURATION, *SOURCES, *RELEASE_RULES, *LOADING,
+    *SAVING, *AGENT, *BATCHING, *GENERATION, *TOOLS, *ENGINE, *DOORS, *TRAINING, *SMALL_SYSTEMS, *EVALUATION, *UPLOAD,
+    *RELEASE, *COMMANDS,
+]  # fmt: skip
