@@ -11,7 +11,7 @@ from statistics import mean
 
 from ..system_loader import RecursiveMASModel, load_mas_system
 from ..training.tasks import arithmetic
-from .solve import limit_threads
+from .commands import limit_threads
 
 ROUNDS = (1, 2, 3)
 REPEATS = 5

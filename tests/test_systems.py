@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from recursivemas import cli
-from recursivemas.evaluation.evaluate import markdown, measure, without
+from recursivemas.evaluation.measure import measure, without
+from recursivemas.evaluation.results import markdown
 from recursivemas.system_loader import InputError, calculator, load_mas_system
 from recursivemas.training.build import RECIPES
 from recursivemas.training.pretrain import SYSTEMS

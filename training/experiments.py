@@ -22,14 +22,16 @@ from typing import Any
 
 import torch
 
-from ..evaluation.evaluate import machine, measure
+from ..evaluation.measure import measure
+from ..evaluation.plots import plot_curves
+from ..evaluation.results import provenance
 from ..system_loader import ROOT, RecursiveMASModel, load_mas_system
 from .config import TrainingConfig
 from .data import Encoder, read_rows, write_rows
 from .inspection import gradients
 from .loops import text_states
 from .run import build_loop, read_curve, train
-from .situations import SITUATIONS, lift, plot_curves
+from .situations import SITUATIONS, lift
 from .start import (
     ExpectedEmbeddingLink,
     fit_inner_link,
@@ -233,6 +235,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    made = {**provenance(), "experiment": arguments.experiment}
     if arguments.experiment == "starts":
         reports = iter([starts(arguments.questions)])
     elif arguments.experiment == "gradients":
@@ -244,8 +247,7 @@ def main(argv: list[str] | None = None) -> None:
     for report in reports:
         if "runs" in report:
             plot_curves(report["runs"], arguments.output.with_suffix(".png"))
-        report = {"machine": machine(), "experiment": arguments.experiment, **report}
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        arguments.output.write_text(json.dumps({**made, **report}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

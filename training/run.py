@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from transformers import TrainingArguments
 
-from ..evaluation.solve import TOOLS
+from ..evaluation.commands import TOOLS
 from ..system_loader import CheckpointError, ConfigError, InputError, RecursiveMASModel, load_mas_system
 from .config import TrainingConfig
 from .data import Encoder, Report, check_lengths, read_rows, refuse_bad_rows

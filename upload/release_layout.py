@@ -1,0 +1,81 @@
+"""The public release's own files: `.pt` files and manifests, which its loader reads, beside the native ones."""
+
+from pathlib import Path
+
+import torch
+
+from ..system_loader import INNER_KINDS, InnerLink, InputError, OuterLink, RecursiveMASModel
+from .files import write_json
+from .names import release_labels, role_title
+
+
+def write_inner_links(links: dict[str | None, InnerLink], role: str, folder: Path) -> None:
+    """Writes `adapter.pt` or `adapter(<task>).pt`, with manifests.
+
+    Raises:
+        InputError: the release has no such kind of link.
+    """
+    kind = next(iter(links.values())).kind
+    if kind not in INNER_KINDS:
+        raise InputError(
+            "The public release has no such kind of inner link.",
+            where=f"--release-layout, agent {role}",
+            found=kind,
+            expected=", ".join(INNER_KINDS),
+            hint="train the inner links, or stage without --release-layout",
+        )
+    for task, link in links.items():
+        torch.save(dict(link.state_dict()), folder / _filename("adapter", task))
+    write_json(folder / "adapter_config.json", {"adapter_type": kind})
+    if None not in links:
+        tasks = {task: {"adapter.pt": _filename("adapter", task)} for task in links}
+        write_json(folder / "innerlink_config.json", {"tasks": tasks})
+
+
+def write_outer_links(
+    links: dict[str, dict[str | None, OuterLink]], mas: RecursiveMASModel, style: str, folder: Path
+) -> None:
+    """Writes `<Source>-<Target>-Outerlink.pt`, one a task where there are tasks, and outerlink_config.json.
+
+    Args:
+        links: name -> task -> link, see `links_of`.
+        mas: the system.
+        style: its style, the release's "paradigm".
+        folder: where to write.
+
+    Raises:
+        InputError: two links of the configuration state one key.
+    """
+    labels = release_labels(mas.topology)
+    adapters: dict[str, dict[str | None, dict]] = {}
+    for link, entry in zip(mas.topology.links, mas.config.links, strict=True):
+        key = entry.get("legacy_key") or f"outer_{labels[link.source]}{labels[link.target]}"
+        if key in adapters:
+            raise InputError(
+                "Two links have one name in the release's layout.",
+                where=f"config.json, links, {link.name}, legacy_key",
+                found=key,
+                hint="give each link a `legacy_key` of its own, or none",
+            )
+        adapters[key] = {}
+        for task, built in links[link.name].items():
+            name = f"{role_title(link.source)}-{role_title(link.target)}-Outerlink"
+            torch.save(dict(built.state_dict()), folder / _filename(name, task))
+            adapters[key][task] = {
+                "legacy_key": key,
+                "filename": _filename(name, task),
+                "adapter_type": built.kind,
+                "in_dim": built.in_features,
+                "out_dim": built.out_features,
+            }
+    tasks = dict.fromkeys(task for by_task in adapters.values() for task in by_task if task is not None)
+    if tasks:  # what has no tasks of its own serves them all
+        by_task = {task: {"adapters": [a.get(task) or a[None] for a in adapters.values()]} for task in tasks}
+        write_json(folder / "outerlink_config.json", {"tasks": by_task})
+    else:
+        manifest = {"format_version": 1, "paradigm": style, "adapters": [a[None] for a in adapters.values()]}
+        write_json(folder / "outerlink_config.json", manifest)
+
+
+def _filename(name: str, task: str | None) -> str:
+    return f"{name}.pt" if task is None else f"{name}({task}).pt"
