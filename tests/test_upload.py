@@ -18,7 +18,7 @@ from recursivemas.system_loader import InputError, Link, RecursiveMASConfig, Rec
 from recursivemas.upload import check, files, names, plan, push, scan, stage
 from safetensors.torch import load_file, save_file
 from snippets import code_blocks
-from tiny import chain_links, tiny_chain
+from tiny import chain_links, tiny_chain, tiny_system
 
 QUESTION = "What is the answer?"
 RESULTS = {
@@ -183,13 +183,14 @@ def test_no_two_links_of_any_system_have_one_key():
         assert len(set(keys)) == len(keys) and all(key.replace("_", "").isalnum() for key in keys)
 
 
-def test_links_that_state_one_key_are_not_staged(pair, tmp_path):
-    pair.save_pretrained(tmp_path / "system")
-    config = read(tmp_path / "system" / "config.json")
-    config["links"][0]["legacy_key"] = "outer_le"  # what the other one gets
-    (tmp_path / "system" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="outer_le"):
-        options = plan.Options("my-org", "Tiny", release_layout=True)
+@pytest.mark.parametrize("keys, message", [(["outer_2s", None], "outer_2s"), ([None, None], "A1-Solver-Outerlink.pt")])
+def test_links_with_one_key_or_one_file_are_not_staged(keys, message, tmp_path):
+    roles = ["a_1", "a1" if keys[0] is None else "a2"]
+    links = [{"source": role, "target": "solver", "legacy_key": key} for role, key in zip(roles, keys, strict=True)]
+    agents = dict.fromkeys([*roles, "solver"], "qwen3")
+    tiny_system(agents, [roles, ["solver"]], links, "solver").save_pretrained(tmp_path / "system")
+    options = plan.Options("my-org", "Tiny", release_layout=True, base_models={"a_1": "Q/Base"})
+    with pytest.raises(InputError, match=message):
         stage.stage(str(tmp_path / "system"), tmp_path / "staged", options)
     assert [path.name for path in tmp_path.iterdir()] == ["system"]
 

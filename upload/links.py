@@ -5,9 +5,12 @@ from ..system_loader import InnerLink, OuterLink, RecursiveMASModel, remote_modu
 _sources = remote_module("sources_recursivemas")
 build_link = remote_module("links_recursivemas").build_link
 
+# Task -> link, of a link that has weights per task; else `None` -> the one link.
+LinkByTask = dict[str | None, InnerLink | OuterLink]
 
-def links_of(mas: RecursiveMASModel, name: str) -> dict[str | None, InnerLink | OuterLink]:
-    """Task -> link, of a link that has weights per task; else `None` -> the loaded link.
+
+def links_of(mas: RecursiveMASModel, name: str) -> LinkByTask:
+    """One link of a system for each task that it has weights for.
 
     Args:
         mas: the system.

@@ -3,9 +3,19 @@
 from ..system_loader import Topology
 
 
-def role_title(role: str) -> str:
+def release_title(role: str) -> str:
     """`tool_caller` -> `ToolCaller`, as the release writes roles in names of files and repositories."""
     return "".join(part[:1].upper() + part[1:] for part in role.split("_"))
+
+
+def release_filename(name: str, task: str | None = None) -> str:
+    """`adapter.pt`, per task `adapter(math).pt`."""
+    return f"{name}.pt" if task is None else f"{name}({task}).pt"
+
+
+def release_outer_name(source: str, target: str) -> str:
+    """`Planner-Critic-Outerlink`, the name of an outer link's file but for task and suffix."""
+    return f"{release_title(source)}-{release_title(target)}-Outerlink"
 
 
 def release_labels(topology: Topology) -> dict[str, str]:

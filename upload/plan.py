@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..system_loader import InputError, RecursiveMASConfig
 from .files import PLAN, read_json, write_json
-from .names import role_title
+from .names import release_title
 
 FORMAT_VERSION = 2
 
@@ -122,8 +122,8 @@ def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan
     repositories = []
     for role in topology.roles:
         base = options.base_models.get(role) or _hub_name(config.agents[role]["source"])
-        name = f"{options.name}-{role_title(role)}" + (f"-{base.rpartition('/')[2]}" if base else "")
-        note = f"{role_title(role)}: agent with inner link" + (f", {base}" if base else "")
+        name = f"{options.name}-{release_title(role)}" + (f"-{base.rpartition('/')[2]}" if base else "")
+        note = f"{release_title(role)}: agent with inner link" + (f", {base}" if base else "")
         repositories.append(Repository(f"{options.namespace}/{name}", "agent", note, role, base))
     links = f"{options.namespace}/{options.name}-Outerlinks"
     repositories.append(Repository(links, "outer_links", "Outer links between the agents"))
@@ -151,7 +151,7 @@ def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan
         system=system,
         namespace=options.namespace,
         style=style,
-        collection=options.collection or f"{role_title(style.partition('_')[0])}-Style RecursiveMAS",
+        collection=options.collection or f"{release_title(style.partition('_')[0])}-Style RecursiveMAS",
         question=options.question,
         release_layout=options.release_layout,
         self_contained=options.self_contained,

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
-from ..system_loader import INNER_KINDS, InnerLink, InputError, OuterLink, RecursiveMASModel
+from ..system_loader import INNER_KINDS, InputError, RecursiveMASModel
 from .files import write_json
-from .names import release_labels, role_title
+from .links import LinkByTask
+from .names import release_filename, release_labels, release_outer_name
 
 
-def write_inner_links(links: dict[str | None, InnerLink], role: str, folder: Path) -> None:
+def write_inner_links(links: LinkByTask, role: str, folder: Path) -> None:
     """Writes `adapter.pt` or `adapter(<task>).pt`, with manifests.
 
     Raises:
@@ -25,16 +26,14 @@ def write_inner_links(links: dict[str | None, InnerLink], role: str, folder: Pat
             hint="train the inner links, or stage without --release-layout",
         )
     for task, link in links.items():
-        torch.save(dict(link.state_dict()), folder / _filename("adapter", task))
+        torch.save(dict(link.state_dict()), folder / release_filename("adapter", task))
     write_json(folder / "adapter_config.json", {"adapter_type": kind})
     if None not in links:
-        tasks = {task: {"adapter.pt": _filename("adapter", task)} for task in links}
+        tasks = {task: {"adapter.pt": release_filename("adapter", task)} for task in links}
         write_json(folder / "innerlink_config.json", {"tasks": tasks})
 
 
-def write_outer_links(
-    links: dict[str, dict[str | None, OuterLink]], mas: RecursiveMASModel, style: str, folder: Path
-) -> None:
+def write_outer_links(links: dict[str, LinkByTask], mas: RecursiveMASModel, style: str, folder: Path) -> None:
     """Writes `<Source>-<Target>-Outerlink.pt`, one a task where there are tasks, and outerlink_config.json.
 
     Args:
@@ -50,32 +49,29 @@ def write_outer_links(
     adapters: dict[str, dict[str | None, dict]] = {}
     for link, entry in zip(mas.topology.links, mas.config.links, strict=True):
         key = entry.get("legacy_key") or f"outer_{labels[link.source]}{labels[link.target]}"
-        if key in adapters:
+        files = {t: release_filename(release_outer_name(link.source, link.target), t) for t in links[link.name]}
+        if key in adapters or any((folder / filename).exists() for filename in files.values()):
             raise InputError(
                 "Two links have one name in the release's layout.",
-                where=f"config.json, links, {link.name}, legacy_key",
-                found=key,
-                hint="give each link a `legacy_key` of its own, or none",
+                where=f"config.json, links, {link.name}",
+                found=", ".join([key, *files.values()]),
+                hint="give each link a `legacy_key` of its own, or none, and roles names that differ in their letters",
             )
         adapters[key] = {}
         for task, built in links[link.name].items():
-            name = f"{role_title(link.source)}-{role_title(link.target)}-Outerlink"
-            torch.save(dict(built.state_dict()), folder / _filename(name, task))
+            torch.save(dict(built.state_dict()), folder / files[task])
             adapters[key][task] = {
                 "legacy_key": key,
-                "filename": _filename(name, task),
+                "filename": files[task],
                 "adapter_type": built.kind,
                 "in_dim": built.in_features,
                 "out_dim": built.out_features,
             }
     tasks = dict.fromkeys(task for by_task in adapters.values() for task in by_task if task is not None)
     if tasks:  # what has no tasks of its own serves them all
-        by_task = {task: {"adapters": [a.get(task) or a[None] for a in adapters.values()]} for task in tasks}
+        fitting = {task: [a.get(task, a.get(None)) for a in adapters.values()] for task in tasks}
+        by_task = {task: {"adapters": list(filter(None, entries))} for task, entries in fitting.items()}
         write_json(folder / "outerlink_config.json", {"tasks": by_task})
     else:
         manifest = {"format_version": 1, "paradigm": style, "adapters": [a[None] for a in adapters.values()]}
         write_json(folder / "outerlink_config.json", manifest)
-
-
-def _filename(name: str, task: str | None) -> str:
-    return f"{name}.pt" if task is None else f"{name}({task}).pt"
