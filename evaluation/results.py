@@ -41,7 +41,7 @@ def provenance() -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "commit": commit(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
