@@ -14,6 +14,7 @@ import torch
 from .errors_recursivemas import CheckpointError
 from .links_recursivemas import INNER_KINDS, OUTER_KINDS, fitting_kinds
 from .sources_recursivemas import Source
+from .topology_recursivemas import Topology
 
 INNER_FILE, INNER_KIND_MANIFEST, INNER_MANIFEST = "adapter", "adapter_config.json", "innerlink_config.json"
 OUTER_MANIFEST = "outerlink_config.json"
@@ -32,6 +33,22 @@ def release_filename(name: str, task: str | None = None) -> str:
 def release_outer_name(source: str, target: str) -> str:
     """`Planner-Critic-Outerlink`, the name of an outer link's file but for task and suffix."""
     return f"{release_title(source)}-{release_title(target)}-Outerlink"
+
+
+def release_labels(topology: Topology) -> dict[str, str]:
+    """Role -> its label in the release's keys (`outer_12`, `outer_1s`, `outer_el`): source's, then target's.
+
+    A chain counts its roles, a pair has initials; roles side by side are counted, the others have initials. Where two
+    keys would be the same (two roles with one initial; `1` and `11` in `outer_111`), all roles are counted, with the
+    same number of digits.
+    """
+    roles = topology.roles
+    side_by_side = [role for stage in topology.stages if len(stage) > 1 for role in stage]
+    counted = [] if len(roles) == 2 else side_by_side or list(roles)
+    labels = {role: str(counted.index(role) + 1) if role in counted else role[0] for role in roles}
+    if len({a + b for a in labels.values() for b in labels.values()}) < len(roles) ** 2:
+        labels = {role: str(number).zfill(len(str(len(roles)))) for number, role in enumerate(roles, start=1)}
+    return labels
 
 
 def entry_of_task(tasks: Any, task: str | None, where: str) -> Any:

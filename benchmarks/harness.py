@@ -13,15 +13,16 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import numpy
 import torch
 from transformers.utils import logging
 
-from ..evaluation.evaluate import machine
-from ..evaluation.solve import progress
+from ..evaluation.commands import progress
+from ..evaluation.plots import new_figure
+from ..evaluation.results import provenance
+from ..system_loader import InputError
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le}
 # "cpu" is the processor time of this process: with one thread, what others do on the machine hardly counts.
@@ -125,9 +126,8 @@ def report(name: str, settings: dict, rows: list[dict], load_before: float) -> d
     """All that a benchmark says; `load_average` is that of the machine in the minute before and after."""
     return {
         "benchmark": name,
-        "date": date.today().isoformat(),
+        **provenance(),
         "settings": settings,
-        "machine": machine(),
         "load_average": [load_before, os.getloadavg()[0]],
         "rows": rows,
     }
@@ -148,16 +148,12 @@ def table(result: dict) -> str:
 
 def plot(result: dict, path: Path) -> None:
     """Bars of seconds labelled with the ratios (or values, where nothing was timed); growth on logarithmic axes."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     timed_rows = [line for line in result["rows"] if line["seconds"]]
     rows = timed_rows or [{**line, "seconds": {"value": line["value"]}} for line in result["rows"]]
-    figure, axes = pyplot.subplots(figsize=(8, 1.2 + 0.7 * len(rows)), layout="constrained")
-    if all("sizes" in line for line in rows):
-        figure.set_size_inches(6, 4)
+    is_growth = all("sizes" in line for line in rows)
+    figure = new_figure(6, 4) if is_growth else new_figure(8, 1.2 + 0.7 * len(rows))
+    axes = figure.subplots()
+    if is_growth:
         for line in rows:
             medians = [s["median"] for s in line["seconds"].values()]
             label = f"{line['name']} (exponent {line['value']['median']:.2f})"
@@ -183,7 +179,6 @@ def plot(result: dict, path: Path) -> None:
             figure.legend(loc="outside right upper", fontsize=8)
     axes.set_title(result["benchmark"])
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def save(result: dict, folder: Path) -> None:
@@ -193,5 +188,5 @@ def save(result: dict, folder: Path) -> None:
     path.write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     try:
         plot(result, path.with_suffix(".png"))
-    except ModuleNotFoundError as error:
-        print(f"no plot: {error}; install recursivemas[plots]", file=sys.stderr)
+    except InputError as error:
+        print(error, file=sys.stderr)

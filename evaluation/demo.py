@@ -12,7 +12,7 @@ from statistics import mean
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
 from ..tasks import arithmetic
-from .solve import limit_threads
+from .commands import limit_threads
 
 ROUNDS = (1, 2, 3)
 REPEATS = 5
@@ -45,9 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
             solution = mas.solve([question], num_rounds=num_rounds, return_latents=True)[0]
             if num_rounds == ROUNDS[-1]:
                 for round_index in range(1, num_rounds + 1):
-                    thoughts = [read_latents(mas, solution.latents, role, round_index) for role in mas.topology.roles]
+                    said = [read_latents(mas, solution.latents, role, round_index) for role in mas.topology.roles]
                     last = "" if round_index < num_rounds else f" → solver writes {solution.text}"
-                    print(f"    round {round_index}: thought " + " → ".join(filter(None, thoughts)) + last)
+                    print(f"    round {round_index}: thought " + " → ".join(filter(None, said)) + last)
             else:
                 verdict = "the calculation is not finished" if solution.text != _truth(question) else "right"
                 print(f"  r = {num_rounds}: {solution.text}   ({verdict})")

@@ -15,53 +15,8 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-from transformers.utils import logging
-
 from ..errors_recursivemas import InputError
-from ..modeling_recursivemas import RecursiveMASModel
-from ..system_loader import ROOT, load_mas_system
-from ..tools_recursivemas import calculator
-
-# What --tools knows: name -> tags and their functions, see `RecursiveMASModel.solve`.
-TOOLS = {"calculator": {"python": calculator}}
-
-SMALL_AGENT = 10_000_000  # parameters
-
-
-def add_system_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which system to load, and where."""
-    parser.add_argument(
-        "--system", default=str(ROOT), help="folder, Hub repository or style (default: the shipped one)"
-    )
-    parser.add_argument("--dataset", default="math500", help="of a released system: chooses links and settings")
-    parser.add_argument("--device", help="for example cuda (default: the CPU)")
-    parser.add_argument("--dtype", default="auto", help="of the agents (default: as stored)")
-    parser.add_argument("--batch-size", type=int, default=32, help="questions that run side by side (default: 32)")
-    parser.add_argument("--latent-steps", type=int, help="latent steps of a rollout (default: the system's)")
-    parser.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (default: the system's)")
-    parser.add_argument(
-        "--tools", choices=TOOLS, help="answer the calls in what the system writes (default: calls stay text)"
-    )
-    parser.add_argument("--task", help="default, math, choice, code or reasoning (default: the system's)")
-
-
-def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
-    """The system that `add_system_arguments` describes."""
-    mas = load_mas_system(arguments.system, arguments.dataset, device=arguments.device, dtype=arguments.dtype)
-    limit_threads(mas)
-    return mas
-
-
-def limit_threads(mas: RecursiveMASModel) -> None:
-    """One thread for agents so small that threads only wait for each other (50 times as slow on busy cores)."""
-    if max(agent.num_parameters() for agent in mas.agents.values()) < SMALL_AGENT:
-        torch.set_num_threads(1)
-
-
-def progress(total: int, description: str, unit: str = "question") -> logging.tqdm:
-    """A progress bar on standard error, for what takes more than two seconds."""
-    return logging.tqdm(total=total, desc=description, unit=unit, leave=False, delay=2)
+from .commands import add_system_arguments, load_from_arguments, progress, solve_arguments
 
 
 def read_questions(lines: list[str], where: str) -> list[str]:
@@ -112,14 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
         solutions = mas.solve(
             questions,
             num_rounds=arguments.rounds,
-            latent_steps=arguments.latent_steps,
-            task=arguments.task,
             prompts=arguments.prompts,
             mode=arguments.mode,
-            batch_size=arguments.batch_size,
-            max_new_tokens=arguments.max_new_tokens,
-            tools=TOOLS.get(arguments.tools),
             on_progress=bar.update,
+            **solve_arguments(arguments),
         )
     for question, solution in zip(questions, solutions, strict=True):
         if arguments.json:

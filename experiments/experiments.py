@@ -22,7 +22,9 @@ from typing import Any
 
 import torch
 
-from ..evaluation.evaluate import machine, measure
+from ..evaluation.measure import measure
+from ..evaluation.plots import plot_curves
+from ..evaluation.results import provenance
 from ..inspection.inspect import gradients
 from ..links_recursivemas import ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
@@ -41,7 +43,7 @@ from ..training.start import (
     token_bytes,
 )
 from ..training.trainer import Examples
-from .situations import SITUATIONS, lift, plot_curves
+from .situations import SITUATIONS, lift
 
 OPERATORS = range(7)  # of the questions of the outer loop: two rounds of three agents solve up to six
 OUTER = {
@@ -234,6 +236,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    made = {**provenance(), "experiment": arguments.experiment}
     if arguments.experiment == "starts":
         reports = iter([starts(arguments.questions)])
     elif arguments.experiment == "gradients":
@@ -245,8 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     for report in reports:
         if "runs" in report:
             plot_curves(report["runs"], arguments.output.with_suffix(".png"))
-        report = {"machine": machine(), "experiment": arguments.experiment, **report}
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        arguments.output.write_text(json.dumps({**made, **report}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

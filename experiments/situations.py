@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.evaluate import measure
-from ..evaluation.solve import TOOLS
+from ..evaluation.commands import TOOLS
+from ..evaluation.measure import measure
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import TASKS
@@ -158,25 +158,3 @@ def lift(
     train("outer", config)
     results["after"] = situation.measure(load_mas_system(folder / "trained"), "latent", questions)
     return results | read_curve(folder / "trained")
-
-
-def plot_curves(runs: dict[str, dict[str, Any]], path: Path) -> None:
-    """Loss and accuracy of the whole system over the steps of several runs."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for index, (name, run) in enumerate(runs.items()):
-        colour, line = f"C{index % 10}", "-" if index < 10 else ":"
-        left.plot(run["steps"], run["loss"], line, color=colour, label=name)
-        during = {int(step): accuracy for step, accuracy in run["accuracy_during"].items()}
-        right.plot(list(during), list(during.values()), "o" + line, color=colour, markersize=3)
-        if "text" in run:
-            right.axhline(run["text"][max(run["text"])]["accuracy"], color=colour, linestyle="--", linewidth=0.8)
-    left.set(xlabel="step", ylabel="loss", yscale="log", title="Loss of the outer loop")
-    right.set(xlabel="step", ylabel="accuracy at r = 2", ylim=(0, 1.03), title="Accuracy (dashed: over text)")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)

@@ -18,19 +18,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from torch import nn
 from torch.nn import functional
 
 from ..agent_recursivemas import RecursiveMASAgent
 from ..errors_recursivemas import InputError
+from ..evaluation.plots import plot_fidelity, plot_gradients, plot_latents
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
 from ..tasks import TASKS
 from ..training.data import Encoder, Row, check_lengths, read_rows, refuse_bad_rows
 from ..training.loops import IGNORED, Example, OuterLoop, text_states
 from ..training.start import shared_tokens
+
+PLOTS = {"gradients": plot_gradients, "fidelity": plot_fidelity, "thoughts": plot_latents}
 
 
 class UntiedOuterLoop(OuterLoop):
@@ -183,46 +185,6 @@ def _rows(arguments: argparse.Namespace, mas: RecursiveMASModel, num_rounds: int
     return rows
 
 
-def plot(kind: str, results: Any, path: Path) -> None:
-    """Draws a result: gradient norms over rounds, fidelity as bars, or latents with their nearest tokens."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    if kind == "gradients":
-        figure, axes = pyplot.subplots(figsize=(6, 4))
-        for name, entry in results.items():
-            axes.plot(list(entry["norms"]), list(entry["norms"].values()), marker="o", label=name)
-        axes.set(yscale="log", xlabel="round", ylabel="gradient norm")
-        axes.set_xticks(sorted({r for entry in results.values() for r in entry["norms"]}))
-        axes.legend(fontsize="small")
-    elif kind == "fidelity":
-        figure, all_axes = pyplot.subplots(1, 3, figsize=(9, 0.5 + 0.35 * len(results)), sharey=True)
-        for axes, key in zip(all_axes, ("nearest_token", "cosine", "scale"), strict=True):
-            axes.barh(list(results), [entry[key] for entry in results.values()])
-            axes.axvline(1, color="black", linewidth=0.8)
-            axes.set_title(key.replace("_", " "), fontsize="medium")
-        all_axes[0].invert_yaxis()
-    else:
-        lines = [(result["question"], said) for result in results for said in result["latents"]]
-        width = max((len(said["tokens"]) for _, said in lines), default=1)
-        figure, axes = pyplot.subplots(figsize=(3 + 0.4 * width, 1 + 0.3 * len(lines)))
-        shades = numpy.full((len(lines), max(1, width)), numpy.nan)
-        for row, (_, said) in enumerate(lines):
-            for column, (token, cosine) in enumerate(zip(said["tokens"], said["cosines"], strict=True)):
-                shades[row, column] = cosine
-                axes.text(column, row, token.replace("$", r"\$"), ha="center", va="center", fontsize=8)
-        names = [f"{question[:24]}  round {s['round']}: {s['source']} → {s['target']}" for question, s in lines]
-        axes.set_yticks(range(len(lines)), [name.replace("$", r"\$") for name in names], fontsize=7)
-        axes.set(xlabel="latent step")
-        image = axes.imshow(shades, vmin=0, vmax=1, cmap="viridis", alpha=0.6, aspect="auto")
-        figure.colorbar(image, label="cosine to the nearest token")
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
 def _table(kind: str, results: Any) -> str:
     lines = []
     if kind == "gradients":
@@ -250,7 +212,7 @@ def _table(kind: str, results: Any) -> str:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("gradients", "fidelity", "thoughts"))
+    parser.add_argument("what", choices=PLOTS)
     parser.add_argument("--questions", nargs="+", default=[], metavar="QUESTION", help="of `thoughts`")
     parser.add_argument("--system", help="folder or Hub repository (default: the system of this repository)")
     parser.add_argument("--data", help=f"training rows (see docs/training.md), or one of {', '.join(TASKS)}")
@@ -294,5 +256,5 @@ def run(arguments: argparse.Namespace) -> int:
             )
     print(json.dumps(results) if arguments.json else _table(arguments.what, results))
     if arguments.plot:
-        plot(arguments.what, results, arguments.plot)
+        PLOTS[arguments.what](results, arguments.plot)
     return 0

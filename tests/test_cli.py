@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 from recursivemas import cli
 from recursivemas.errors_recursivemas import InputError
-from recursivemas.evaluation.evaluate import load_rows, wilson_interval
+from recursivemas.evaluation.measure import load_rows, wilson_interval
 from recursivemas.evaluation.solve import read_questions
 from recursivemas.tasks import arithmetic
 
@@ -99,6 +99,7 @@ def test_evaluation_counts_exact_answers_and_stores_every_one(chain, chain_folde
     output = tmp_path / "results" / "out.json"
     assert cli.main([*command, "--rounds", "1", "2", "--group-by", "level", "--output", str(output)]) == 0
     results = json.loads(output.read_text())
+    assert {"date", "commit", "versions", "machine"} <= results.keys()
     first = results["figures"][0]
     assert (first["mode"], first["num_rounds"], first["accuracy"]) == ("latent", 1, 0.5)
     assert first["answers"] == answers

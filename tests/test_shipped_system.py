@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 from recursivemas import cli
-from recursivemas.evaluation.evaluate import evaluate, markdown, read_results
+from recursivemas.evaluation.measure import evaluate
+from recursivemas.evaluation.results import markdown, read_results
 from recursivemas.system_loader import ROOT, load_mas_system
 from recursivemas.tasks import arithmetic
 from safetensors import safe_open

@@ -8,7 +8,8 @@ import pytest
 import torch
 from recursivemas import cli
 from recursivemas.errors_recursivemas import InputError
-from recursivemas.evaluation.evaluate import markdown, measure, without
+from recursivemas.evaluation.measure import measure, without
+from recursivemas.evaluation.results import markdown
 from recursivemas.small_systems.build import differences, start_system, train_inner_links
 from recursivemas.small_systems.pretrain import pretrain_agent
 from recursivemas.small_systems.recipes import RECIPES, shipped_folder

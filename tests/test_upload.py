@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from huggingface_hub import ModelCard
 from loopback_hub import Exchange, LoopbackHub, Repo, Worker
 from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.errors_recursivemas import InputError
-from recursivemas.evaluation.evaluate import read_results
+from recursivemas.evaluation.results import read_results
 from recursivemas.modeling_recursivemas import RecursiveMASModel
+from recursivemas.release_recursivemas import release_labels
 from recursivemas.topology_recursivemas import Link, Topology
-from recursivemas.upload import check, plan, push, scan, stage
+from recursivemas.upload import check, files, plan, push, scan, stage
 from safetensors.torch import load_file, save_file
 from snippets import code_blocks
-from tiny import chain_links, tiny_chain
+from tiny import chain_links, tiny_chain, tiny_system
 
 QUESTION = "What is the answer?"
 RESULTS = {
@@ -54,11 +56,11 @@ def workplace(pair, tmp_path_factory):
     pair.save_pretrained(folder / "system")
     (folder / "results.json").write_text(json.dumps(RESULTS))
     (folder / "results.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    options = stage.Options(
+    options = plan.Options(
         "my-org",
         "Tiny",
         QUESTION,
-        legacy=True,
+        release_layout=True,
         results=[str(folder / "results.json")],
         base_models={"expert": "Q/Base"},
     )
@@ -83,7 +85,7 @@ def checked(workplace):
 @pytest.fixture
 def staged(checked, unchecked):
     """A copy of the staged folder that may be pushed, to be changed."""
-    shutil.copy(checked / "staged" / plan.CHECKED, unchecked)
+    shutil.copy(checked / "staged" / files.CHECKED, unchecked)
     return unchecked
 
 
@@ -110,7 +112,7 @@ def test_the_composite_references_the_other_repositories_and_holds_no_weights(wo
     assert not list(composite.rglob("*.safetensors"))
 
 
-def test_legacy_files_follow_the_releases_layout(pair, workplace):
+def test_the_releases_files_follow_its_layout(pair, workplace):
     """Names, keys and manifests of the public release, and the same weights as the native files."""
     agent, links = workplace / "staged" / "Tiny-Expert-Base", workplace / "staged" / "Tiny-Outerlinks"
     assert read(agent / "adapter_config.json") == {"adapter_type": "ln_res_adapter"}
@@ -120,27 +122,32 @@ def test_legacy_files_follow_the_releases_layout(pair, workplace):
         ("outer_el", "Expert-Learner-Outerlink.pt", 32, 48),
         ("outer_le", "Learner-Expert-Outerlink.pt", 48, 32),
     ]
-    for legacy, native in (
+    for released, native in (
         (agent / "adapter.pt", agent / "inner_link.safetensors"),
         (links / "Expert-Learner-Outerlink.pt", links / "expert_to_learner.safetensors"),
     ):
-        tensors, expected = torch.load(legacy, weights_only=True), load_file(native)
+        tensors, expected = torch.load(released, weights_only=True), load_file(native)
         assert type(tensors) in (dict, type(pair.state_dict())) and tensors.keys() == expected.keys()
         assert all(torch.equal(tensors[key], expected[key]) for key in expected)
 
 
-def test_the_releases_rules_find_every_legacy_file(pair, workplace):
+@pytest.mark.parametrize("roles, keys", [(("expert", "learner"), "el le"), (("reader", "reviewer"), "12 21")])
+def test_the_releases_rules_find_every_file_of_its_layout(roles, keys, tmp_path):
     """The composite with `weights` that name repositories only, as a released system is described."""
-    staged = workplace / "staged"
+    system, staged = tiny_chain(dict(zip(roles, ("qwen3", "llama"), strict=True))), tmp_path / "staged"
+    system.save_pretrained(tmp_path / "system")
+    stage.stage(str(tmp_path / "system"), staged, plan.Options("my-org", "Tiny", QUESTION, release_layout=True))
     config = RecursiveMASConfig.from_dict(read(staged / "Tiny" / "config.json"))
     for agent in config.agents.values():
         agent["inner_link"] = {"weights": {"source": agent["source"]}}
-    for link in config.links:
+    for link, key in zip(config.links, keys.split(), strict=True):
         link["weights"] = {"source": "my-org/Tiny-Outerlinks"}
-        link["legacy_key"] = f"outer_{link['source'][0]}{link['target'][0]}"
+        link["legacy_key"] = f"outer_{key}"
         del link["kind"]
     loaded = RecursiveMASModel.from_pretrained(staged / "Tiny", config=config, clones=staged)
-    assert loaded.solve(QUESTION, max_new_tokens=6)[0].text == pair.solve(QUESTION, max_new_tokens=6)[0].text
+    assert loaded.solve(QUESTION, max_new_tokens=6)[0].text == system.solve(QUESTION, max_new_tokens=6)[0].text
+    for name, tensor in system.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize(
@@ -154,12 +161,74 @@ def test_the_releases_rules_find_every_legacy_file(pair, workplace):
             + [{"source": "summarizer", "target": role, "feedback": True} for role in ("math", "code", "science")],
             "1s 2s 3s s1 s2 s3",
         ),
+        # Not in the release: keys that are as plain, and keys that would not be.
+        ([["a"], ["b"], ["b2"], ["a2"]], chain_links("a", "b", "b2", "a2"), "12 23 34 41"),
+        ([["reader"], ["reviewer"]], chain_links("reader", "reviewer"), "12 21"),
+        (
+            [["a", "b"], ["solver"], ["sorter"]],
+            [{"source": a, "target": b} for a, b in (("a", "solver"), ("b", "solver"), ("solver", "sorter"))],
+            "13 23 34",
+        ),
     ],
 )
-def test_legacy_keys_are_the_releases(stages, links, keys):
+def test_keys_of_links_are_the_releases(stages, links, keys):
     topology = Topology(tuple(map(tuple, stages)), tuple(Link(**link) for link in links), stages[-1][-1])
-    labels = stage.legacy_labels(topology)
+    labels = release_labels(topology)
     assert " ".join(labels[link.source] + labels[link.target] for link in topology.links) == keys
+
+
+def random_topology(rng):
+    """Up to 120 roles in stages of any size, with few initials among them; all of them reach the last one."""
+    letters = rng.sample("abcdefghijklmnopqrstuvwxyz", rng.choice([1, 2, 26]))
+    count = rng.choice([1, 2, 3, 5, 9, 10, 11, 12, 30, 120])
+    roles = [f"{rng.choice(letters)}{rng.choice(['', '_', '1'])}x{number}" for number in range(count)]
+    stages = []
+    while roles:
+        size = rng.choice([1, 1, 2, 11])
+        stages, roles = [*stages, tuple(roles[:size])], roles[size:]
+    *others, last = [role for stage in stages for role in stage]
+    return Topology(tuple(stages), tuple(Link(role, last, feedback=True) for role in others), last)
+
+
+def test_no_two_links_of_any_system_have_one_key():
+    rng = random.Random(0)
+    for _ in range(300):
+        topology = random_topology(rng)
+        labels = release_labels(topology)
+        assert list(labels) == list(topology.roles)
+        keys = [f"outer_{labels[source]}{labels[target]}" for source in labels for target in labels]
+        assert len(set(keys)) == len(keys) and all(key.replace("_", "").isalnum() for key in keys)
+
+
+@pytest.mark.parametrize("keys, message", [(["outer_2s", None], "outer_2s"), ([None, None], "A1-Solver-Outerlink.pt")])
+def test_links_with_one_key_or_one_file_are_not_staged(keys, message, tmp_path):
+    roles = ["a_1", "a1" if keys[0] is None else "a2"]
+    links = [{"source": role, "target": "solver", "legacy_key": key} for role, key in zip(roles, keys, strict=True)]
+    agents = dict.fromkeys([*roles, "solver"], "qwen3")
+    tiny_system(agents, [roles, ["solver"]], links, "solver").save_pretrained(tmp_path / "system")
+    options = plan.Options("my-org", "Tiny", release_layout=True, base_models={"a_1": "Q/Base"})
+    with pytest.raises(InputError, match=message):
+        stage.stage(str(tmp_path / "system"), tmp_path / "staged", options)
+    assert [path.name for path in tmp_path.iterdir()] == ["system"]
+
+
+def test_a_link_without_tasks_is_in_the_manifest_of_every_task(pair, tmp_path):
+    system = system_with_tasks(pair, tmp_path / "system")
+    config = read(system / "config.json")
+    config["links"][1]["weights"] = "links/learner_to_expert.safetensors"
+    (system / "config.json").write_text(json.dumps(config))
+    stage.stage(str(system), tmp_path / "staged", plan.Options("my-org", "Tasks", QUESTION, release_layout=True))
+    manifest = read(tmp_path / "staged" / "Tasks-Outerlinks" / "outerlink_config.json")
+    assert {task: [a["filename"] for a in entry["adapters"]] for task, entry in manifest["tasks"].items()} == {
+        task: [f"Expert-Learner-Outerlink({task}).pt", "Learner-Expert-Outerlink.pt"] for task in ("math", "code")
+    }
+
+
+@pytest.mark.parametrize("roles", [("a_1", "a1"), ("tool_caller", "toolcaller"), ("solver", "outerlinks")])
+def test_two_repositories_never_get_one_name(roles, tmp_path):
+    tiny_chain(dict(zip(roles, ("qwen3", "llama"), strict=True))).save_pretrained(tmp_path / "system")
+    with pytest.raises(InputError, match="one name"):
+        stage.stage(str(tmp_path / "system"), tmp_path / "staged", plan.Options("my-org", "Tiny"))
 
 
 def system_with_tasks(pair, folder):
@@ -182,7 +251,7 @@ def system_with_tasks(pair, folder):
 @pytest.mark.parametrize("self_contained", [False, True])
 def test_links_per_task_stay_links_per_task(self_contained, pair, tmp_path):
     system = system_with_tasks(pair, tmp_path / "system")
-    options = stage.Options("my-org", "Tasks", QUESTION, legacy=True, self_contained=self_contained)
+    options = plan.Options("my-org", "Tasks", QUESTION, release_layout=True, self_contained=self_contained)
     stage.stage(str(system), tmp_path / "staged", options)
     agent = tmp_path / "staged" / "Tasks-Expert"
     assert read(agent / "innerlink_config.json")["tasks"]["code"] == {"adapter.pt": "adapter(code).pt"}
@@ -201,7 +270,7 @@ def test_links_per_task_stay_links_per_task(self_contained, pair, tmp_path):
 def test_an_agent_of_a_multimodal_checkpoint_is_published_as_what_runs(self_contained, tmp_path):
     """Qwen 3.5 loads as its language part alone, which has a model type of its own."""
     tiny_chain({"expert": "qwen3_5", "learner": "qwen2"}).save_pretrained(tmp_path / "system")
-    options = stage.Options("my-org", "Multi", QUESTION, self_contained=self_contained)
+    options = plan.Options("my-org", "Multi", QUESTION, self_contained=self_contained)
     stage.stage(str(tmp_path / "system"), tmp_path / "staged", options)
     expected = RecursiveMASModel.from_pretrained(tmp_path / "system")
     where = {} if self_contained else {"clones": tmp_path / "staged"}
@@ -213,8 +282,20 @@ def test_a_folder_that_was_not_staged_is_never_replaced(workplace, tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     for replace in (False, True):
         with pytest.raises(InputError):
-            stage.stage(str(workplace / "system"), tmp_path, stage.Options("my-org", "Tiny"), replace)
+            stage.stage(str(workplace / "system"), tmp_path, plan.Options("my-org", "Tiny"), replace)
     assert (tmp_path / "thesis.txt").read_text() == "precious"
+
+
+def test_what_an_earlier_version_staged_is_replaced_but_not_pushed(workplace, staged):
+    content = read(staged / "plan.json")
+    (staged / "plan.json").write_text(json.dumps({**content, "format_version": 1}))
+    with pytest.raises(InputError, match="format version 1"):
+        push.push(staged)
+    (staged / "pushed.json").write_text('{"my-org/Tiny": {"created": true}}')
+    with pytest.raises(InputError, match="--replace"):
+        stage.stage(str(workplace / "system"), staged, plan.Options("my-org", "Tiny"))
+    stage.stage(str(workplace / "system"), staged, plan.Options("my-org", "Tiny"), replace=True)
+    assert plan.load_plan(staged).composite.id in read(staged / "pushed.json")
 
 
 @pytest.mark.parametrize(
@@ -228,7 +309,7 @@ def test_a_folder_that_was_not_staged_is_never_replaced(workplace, tmp_path):
 )
 def test_options_that_cannot_be_used_stage_nothing(options, workplace, tmp_path):
     with pytest.raises(InputError):
-        stage.stage(str(workplace / "system"), tmp_path / "staged", stage.Options(**options))
+        stage.stage(str(workplace / "system"), tmp_path / "staged", plan.Options(**options))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -250,7 +331,7 @@ def test_a_full_disk_leaves_nothing_and_a_second_run_completes(workplace, tmp_pa
     )  # fmt: skip
     assert result.returncode == 2 and "Staging stopped" in result.stderr, result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
-    stage.stage(str(workplace / "system"), tmp_path / "staged", stage.Options("my-org", "Tiny"))
+    stage.stage(str(workplace / "system"), tmp_path / "staged", plan.Options("my-org", "Tiny"))
     assert plan.load_plan(tmp_path / "staged").composite.id == "my-org/Tiny"
 
 
@@ -306,6 +387,19 @@ def test_the_scan_finds_what_must_not_go_out(message, unchecked, monkeypatch):
     assert len(problems) == 1 and message in problems[0], problems
 
 
+def test_weights_are_no_pickle_whatever_their_header_begins_with(tmp_path):
+    """A safetensors file begins with the length of its header: 640 bytes are `80 02`, as a pickle of protocol 2."""
+    for size in range(800):
+        save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors", {"padding": "x" * size})
+        if (tmp_path / "model.safetensors").read_bytes()[:2] == b"\x80\x02":
+            break
+    else:
+        raise AssertionError("no header has this length")
+    assert scan.scan(tmp_path) == []
+    (tmp_path / "model.safetensors").write_bytes(pickle.dumps({"a": 1}))
+    assert "cannot be read" in scan.scan(tmp_path)[0]
+
+
 def test_the_check_notices_changed_weights(pair, unchecked):
     """The repository still loads; only the comparison with the source can tell."""
     file = unchecked / "Tiny-Expert-Base" / "inner_link.safetensors"
@@ -314,7 +408,7 @@ def test_the_check_notices_changed_weights(pair, unchecked):
     found, error = check.load_alone(found_plan, found_plan.agents["expert"], unchecked)
     assert error is None
     problems = check.differences(check.expected_of(pair, found_plan, found_plan.agents["expert"]), found)
-    assert len(problems) == 2 and "inner_link.safetensors" in problems[0] and "thoughts" in problems[1]
+    assert len(problems) == 2 and "inner_link.safetensors" in problems[0] and "hidden states" in problems[1]
 
 
 def test_a_fingerprint_is_of_names_and_contents(tmp_path):
@@ -323,7 +417,7 @@ def test_a_fingerprint_is_of_names_and_contents(tmp_path):
     for name, content in (("one", "x"), ("one", "y"), ("two", "y"), ("b/two", "y"), ("one", "x")):
         file = tmp_path / "a" / name
         file.write_text(content)
-        prints.append(plan.fingerprint(tmp_path / "a"))
+        prints.append(files.fingerprint(tmp_path / "a"))
         file.unlink()
     assert len(set(prints)) == 4 and prints[0] == prints[-1]
 
@@ -332,7 +426,7 @@ def test_what_was_not_checked_or_changed_since_is_not_pushed(staged):
     (staged / "Tiny" / "config.json").write_text("{}")
     with pytest.raises(InputError, match="changed since the check"):
         push.push(staged)
-    (staged / plan.CHECKED).unlink()
+    (staged / files.CHECKED).unlink()
     with pytest.raises(InputError, match="not checked"):
         push.push(staged)
 
@@ -366,13 +460,13 @@ def push_command(staged, *flags):
 
 def is_whole(hub, staged, name):
     """Whether a repository on the Hub holds exactly what was staged (the composite with its pins)."""
-    files = dict(hub.repos[name].commits[-1][1])
-    files.pop(".gitattributes", None)
+    there = dict(hub.repos[name].commits[-1][1])
+    there.pop(".gitattributes", None)
     folder = staged / name.partition("/")[2]
-    local = {path.as_posix(): (folder / path).read_bytes() for path in plan.files_of(folder)}
+    local = {path.as_posix(): (folder / path).read_bytes() for path in files.files_of(folder)}
     if name == NAMES[-1]:
-        files.pop("config.json"), local.pop("config.json")
-    return files == local
+        there.pop("config.json"), local.pop("config.json")
+    return there == local
 
 
 def test_a_push_without_yes_only_reads(hub, client, staged):
@@ -419,8 +513,8 @@ def test_a_changed_system_replaces_its_own_files(hub, client, workplace, staged)
     stale = staged / "Tiny-Learner" / "adapter.pt"
     stale.unlink()
     (staged / "Tiny-Learner" / "adapter_config.json").unlink()
-    record = {name: plan.fingerprint(staged / name.partition("/")[2]) for name in NAMES}
-    (staged / plan.CHECKED).write_text(json.dumps({name.partition("/")[2]: value for name, value in record.items()}))
+    record = {name: files.fingerprint(staged / name.partition("/")[2]) for name in NAMES}
+    (staged / files.CHECKED).write_text(json.dumps({name.partition("/")[2]: value for name, value in record.items()}))
     assert client.run(*push_command(staged, "--yes"))[0] == 0
     assert all(is_whole(hub, staged, name) for name in NAMES)
     assert [len(hub.repos[name].commits) for name in NAMES] == [2, 3, 2, 3]  # the composite has a new pin
@@ -487,8 +581,8 @@ def test_an_empty_repository_is_filled_and_from_then_on_ours(hub, client, staged
 def test_a_card_that_the_hub_refuses_stops_the_push_before_anything_is_written(hub, client, staged):
     card = staged / "Tiny" / "README.md"
     card.write_text(card.read_text().replace("license: mit", "license: no-such-licence"))
-    checked = read(staged / plan.CHECKED) | {"Tiny": plan.fingerprint(staged / "Tiny")}
-    (staged / plan.CHECKED).write_text(json.dumps(checked))
+    checked = read(staged / files.CHECKED) | {"Tiny": files.fingerprint(staged / "Tiny")}
+    (staged / files.CHECKED).write_text(json.dumps(checked))
     code, output = client.run(*push_command(staged, "--yes"))
     assert code == 2 and "README.md" in output and hub.repos == {}
 

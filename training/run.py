@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import TrainingArguments
 
 from ..errors_recursivemas import CheckpointError, ConfigError, InputError
-from ..evaluation.solve import TOOLS
+from ..evaluation.commands import TOOLS
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
 from .config import TrainingConfig

@@ -14,11 +14,12 @@ from ..link_files_recursivemas import link_filename
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
 from . import probe
-from .plan import CHECKED, Plan, Repository, fingerprint, load_plan, write_json
+from .files import CHECKED, fingerprint, write_json
+from .links import links_of
+from .plan import Plan, Repository, load_plan
 from .scan import scan
-from .stage import inner_links_of, outer_links_of
 
-TOLERANCE = 1e-4  # of latent thoughts, relative to their size
+TOLERANCE = 1e-4  # of hidden states, relative to their size
 
 
 @dataclass
@@ -74,7 +75,7 @@ def expected_of(mas: RecursiveMASModel, plan: Plan, repository: Repository) -> d
     """What the probe must give, computed from the system that was staged."""
     if repository.kind == "agent":
         agent = mas.agents[repository.role]
-        links = inner_links_of(mas, repository.role)
+        links = links_of(mas, repository.role)
         files = {link_filename("inner_link", task): link for task, link in links.items() if link.state_dict()}
         result = probe.probe_agent(agent, agent.model, agent.tokenizer, plan.question)
         return {**result, "links": {name: probe.digest(link.state_dict()) for name, link in files.items()}}
@@ -82,7 +83,7 @@ def expected_of(mas: RecursiveMASModel, plan: Plan, repository: Repository) -> d
         files = {
             link_filename(link.name, task): probe.digest(built.state_dict())
             for link in mas.topology.links
-            for task, built in outer_links_of(mas, link.name).items()
+            for task, built in links_of(mas, link.name).items()
         }
         return {"links": files}
     return probe.probe_system(mas, plan.question)
@@ -96,9 +97,9 @@ def differences(expected: dict, found: dict) -> list[str]:
     if found.get("links") != expected.get("links"):
         wrong = sorted(dict(set(expected.get("links", {}).items()) ^ set(found.get("links", {}).items())))
         problems.append(f"other link weights than the source: {', '.join(wrong)}")
-    if "thoughts" in expected:
-        size = max(1.0, *map(abs, expected["thoughts"]))
-        pairs = zip(expected["thoughts"], found["thoughts"], strict=True)
+    if "hidden_states" in expected:
+        size = max(1.0, *map(abs, expected["hidden_states"]))
+        pairs = zip(expected["hidden_states"], found["hidden_states"], strict=True)
         if (gap := max(abs(a - b) for a, b in pairs)) > TOLERANCE * size:
-            problems.append(f"other latent thoughts than the source: they differ by {gap:.2g}")
+            problems.append(f"other hidden states than the source: they differ by {gap:.2g}")
     return problems

@@ -1,17 +1,19 @@
-"""What a staged folder holds: the plan of a publication, and the records that checking and pushing leave beside it."""
+"""The plan of a publication: what each repository is called and holds."""
 
 import dataclasses
-import hashlib
-import json
-import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
 
-from ..errors_recursivemas import CheckpointError, InputError
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
-PLAN, CHECKED, PUSHED = "plan.json", "checked.json", "pushed.json"
-FORMAT_VERSION = 1
+from ..configuration_recursivemas import RecursiveMASConfig
+from ..errors_recursivemas import InputError
+from ..release_recursivemas import release_title
+from .files import PLAN, read_json, write_json
+
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,10 @@ class Repository:
     def name(self) -> str:
         return self.id.partition("/")[2]
 
+    @property
+    def url(self) -> str:
+        return f"https://huggingface.co/{self.id}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -47,7 +53,7 @@ class Plan:
         style: the system's collaboration style.
         collection: title of the style's collection.
         question: the sample question of the cards, which the check runs too.
-        legacy: the release's files and manifests are there too.
+        release_layout: the release's files and manifests are there too.
         self_contained: the composite holds its agents and links.
         licence: identifier for the cards' metadata.
         repositories: agents in role order, outer links, composite: the order in which they are pushed.
@@ -58,7 +64,7 @@ class Plan:
     style: str
     collection: str
     question: str
-    legacy: bool
+    release_layout: bool
     self_contained: bool
     licence: str
     repositories: tuple[Repository, ...]
@@ -81,6 +87,86 @@ class Plan:
         write_json(folder / PLAN, dataclasses.asdict(self))
 
 
+@dataclass
+class Options:
+    """What a person decides about a publication; see `recursivemas publish stage --help`."""
+
+    namespace: str
+    name: str
+    question: str = "What is 17 + 25?"
+    collection: str | None = None
+    licence: str = "mit"
+    release_layout: bool = False
+    self_contained: bool = False
+    base_models: dict[str, str] = field(default_factory=dict)
+    datasets: list[str] = field(default_factory=list)
+    results: list[str] = field(default_factory=list)
+
+
+def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan:
+    """Names the repositories of a publication.
+
+    Raises:
+        InputError: a name that the Hub does not take, one name for two repositories, or a base model for an unknown
+            role.
+    """
+    topology = config.topology
+    unknown = set(options.base_models) - set(topology.roles)
+    if unknown:
+        raise InputError(
+            "Unknown role.",
+            where="--base-model",
+            found=", ".join(sorted(unknown)),
+            expected=", ".join(topology.roles),
+        )
+    style = config.style or options.name
+    repositories = []
+    for role in topology.roles:
+        base = options.base_models.get(role) or _hub_name(config.agents[role]["source"])
+        name = f"{options.name}-{release_title(role)}" + (f"-{base.rpartition('/')[2]}" if base else "")
+        note = f"{release_title(role)}: agent with inner link" + (f", {base}" if base else "")
+        repositories.append(Repository(f"{options.namespace}/{name}", "agent", note, role, base))
+    links = f"{options.namespace}/{options.name}-Outerlinks"
+    repositories.append(Repository(links, "outer_links", "Outer links between the agents"))
+    whole = Repository(f"{options.namespace}/{options.name}", "composite", "The whole system: load this one")
+    repositories.append(whole)
+    names = [repository.id.lower() for repository in repositories]
+    for repository in repositories:
+        if names.count(repository.id.lower()) > 1:
+            raise InputError(
+                "Two repositories would have one name.",
+                where="the system's roles",
+                found=repository.id,
+                hint="rename a role in the system's config.json",
+            )
+        try:
+            validate_repo_id(repository.id)
+        except HFValidationError as error:
+            raise InputError(
+                "The Hub does not take this name.",
+                where="--namespace, --name",
+                found=repository.id,
+                expected="letters, digits, '-', '_' and '.', at most 96 characters",
+            ) from error
+    return Plan(
+        system=system,
+        namespace=options.namespace,
+        style=style,
+        collection=options.collection or f"{release_title(style.partition('_')[0])}-Style RecursiveMAS",
+        question=options.question,
+        release_layout=options.release_layout,
+        self_contained=options.self_contained,
+        licence=options.licence,
+        repositories=tuple(repositories),
+    )
+
+
+def _hub_name(source: str) -> str | None:
+    """The Hub repository that an agent's `source` is, or `None` for a folder."""
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith(("agents/", "./", "../"))
+    return source if is_name and not Path(source).exists() else None
+
+
 def load_plan(folder: Path) -> Plan:
     """The plan of a staged folder.
 
@@ -96,43 +182,3 @@ def load_plan(folder: Path) -> Plan:
             expected=f"a folder that `recursivemas publish stage` wrote, format version {FORMAT_VERSION}",
         )
     return Plan(**{**content, "repositories": tuple(Repository(**entry) for entry in content["repositories"])})
-
-
-def read_json(path: Path) -> dict | None:
-    """The object in a JSON file; `None` where there is no file."""
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError("A file is not valid JSON.", where=path, found=error) from error
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file so that it is there as a whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def files_of(folder: Path) -> list[Path]:
-    """All files of a repository, in order, as paths relative to it."""
-    return sorted(path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
-
-
-def file_digest(file: BinaryIO) -> bytes:
-    """SHA-256 of an open file's content."""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.digest()
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 over names and contents of a repository's files."""
-    digest = hashlib.sha256()
-    for path in files_of(folder):
-        digest.update(f"{path.as_posix()}\0".encode())
-        with open(folder / path, "rb") as file:
-            digest.update(file_digest(file))
-    return digest.hexdigest()

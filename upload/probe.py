@@ -27,11 +27,11 @@ def digest(state_dict: dict[str, torch.Tensor]) -> str:
 
 @torch.no_grad()
 def probe_agent(agent, model, tokenizer, question: str) -> dict:
-    """Greedy tokens of the base model and latent thoughts of the agent."""
+    """Greedy tokens of the base model and the hidden states of the agent's latent steps."""
     inputs = tokenizer(question, return_tensors="pt").to(model.device)
     tokens = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
-    thoughts = agent.think(agent.embed(inputs["input_ids"]), inputs["attention_mask"], LATENT_STEPS)
-    return {"tokens": tokens.tolist(), "thoughts": thoughts.flatten().tolist()}
+    hidden_states = agent.think(agent.embed(inputs["input_ids"]), inputs["attention_mask"], LATENT_STEPS)
+    return {"tokens": tokens.tolist(), "hidden_states": hidden_states.flatten().tolist()}
 
 
 def probe_system(mas, question: str) -> dict:

@@ -10,7 +10,7 @@ Examples:
   recursivemas publish check staged
   recursivemas publish push staged
   recursivemas publish push staged --yes
-  recursivemas publish all my-system --namespace my-org --name Arithmetic --output staged --legacy \\
+  recursivemas publish all my-system --namespace my-org --name Arithmetic --output staged --release-layout \\
       --base-model planner=Qwen/Qwen3-1.7B --results evaluation/results/mine.json --yes
 """
 
@@ -20,9 +20,9 @@ import json
 
 from ..errors_recursivemas import InputError
 from .check import Finding, check
-from .plan import Plan
+from .plan import Options, Plan
 from .push import Step, push
-from .stage import Options, stage
+from .stage import stage
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +54,9 @@ def _add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", default=Options.question, help="sample question of the cards and the check")
     parser.add_argument("--collection", help="title of the collection (default: by style)")
     parser.add_argument("--licence", default=Options.licence, help=f"for the cards (default: {Options.licence})")
-    parser.add_argument("--legacy", action="store_true", help="add the public release's .pt files and manifests")
+    parser.add_argument(
+        "--release-layout", "--legacy", action="store_true", help="add the public release's .pt files and manifests"
+    )
     parser.add_argument("--self-contained", action="store_true", help="the composite holds its agents and links")
     parser.add_argument(
         "--base-model", action="append", default=[], metavar="ROLE=ORG/NAME", help="what an agent was made of"

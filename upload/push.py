@@ -12,7 +12,8 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from transformers.utils import logging
 
 from ..errors_recursivemas import CheckpointError, InputError
-from .plan import CHECKED, PUSHED, Plan, Repository, files_of, fingerprint, load_plan, read_json, write_json
+from .files import CHECKED, PUSHED, files_of, fingerprint, read_json, write_json
+from .plan import Plan, Repository, load_plan
 
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own file
 NOTE_LIMIT, DESCRIPTION_LIMIT = 500, 150

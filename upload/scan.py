@@ -4,13 +4,15 @@ import json
 import os
 import re
 import tempfile
+from itertools import chain
 from pathlib import Path
 
 from huggingface_hub import get_token
+from safetensors import SafetensorError, safe_open
 
 from ..errors_recursivemas import RecursiveMASError
 from ..sources_recursivemas import read_tensors
-from .plan import files_of, read_json
+from .files import files_of, read_json
 
 TEXT_SUFFIXES = {".json", ".md", ".py", ".jinja", ".txt"}
 KNOWN_SUFFIXES = TEXT_SUFFIXES | {".safetensors", ".model", ".png"}
@@ -31,31 +33,42 @@ PICKLE = re.compile(rb"\x80[\x02-\x05]")
 
 def scan(folder: Path) -> list[str]:
     """What is wrong with a repository's files, one sentence each."""
-    allowed = _legacy_files(folder)
+    allowed = _release_files(folder)
     here = {str(path) for path in (Path.cwd(), Path.home(), folder.resolve().parent, Path(tempfile.gettempdir()))}
-    token = get_token()
-    problems = []
-    for path in files_of(folder):
-        file = folder / path
+    return [f"{path}: {what}" for path in files_of(folder) for what in _problems(folder / path, allowed, here)]
+
+
+def _problems(file: Path, allowed: set[str], here: set[str]) -> list[str]:
+    """What is wrong with a file; `allowed` are names of `.pt` files, `here` folders of this machine."""
+    try:
         if file.is_symlink():
-            problems.append(f"{path}: a symbolic link")
-        elif path.name in allowed:
-            problems += _check_tensors(file)
-        elif path.suffix not in KNOWN_SUFFIXES:
-            problems.append(f"{path}: a file of a kind that does not belong here")
+            return ["a symbolic link"]
+        if file.name in allowed:  # holds tensors by name and nothing else
+            read_tensors(str(file), file.name)
+            return []
+        if file.suffix not in KNOWN_SUFFIXES:
+            return ["a file of a kind that does not belong here"]
+        if file.suffix == ".safetensors":
+            text = _names(file)
         elif _is_pickle(file):
-            problems.append(f"{path}: a pickle")
-        elif path.suffix in TEXT_SUFFIXES or path.suffix == ".safetensors":
-            text = _header(file) if path.suffix == ".safetensors" else file.read_text(encoding="utf-8")
-            problems += [f"{path}: {name}" for name, pattern in SECRETS.items() if re.search(pattern, text)]
-            if token and token in text:
-                problems.append(f"{path}: your Hugging Face token")
-            if path.name not in VOCABULARIES:
-                problems += [f"{path}: the absolute path {found}" for found in _paths(text, path.suffix, here)]
+            return ["a pickle"]
+        else:
+            text = file.read_text(encoding="utf-8") if file.suffix in TEXT_SUFFIXES else ""
+        values = _strings(json.loads(text)) if file.suffix == ".json" else []
+    except (RecursiveMASError, SafetensorError, ValueError) as error:
+        return [f"cannot be read: {error}"]
+    problems = [name for name, pattern in SECRETS.items() if re.search(pattern, text)]
+    if (token := get_token()) and token in text:
+        problems.append("your Hugging Face token")
+    if file.name not in VOCABULARIES:
+        paths = {match[0] for match in HOME.finditer(text)}
+        paths |= {path for path in here if path != os.sep and re.search(re.escape(path) + r"(?:/|\b)", text)}
+        paths |= {value for value in values if WHOLE_PATH.fullmatch(value)}
+        problems += [f"the absolute path {path}" for path in sorted(paths)]
     return problems
 
 
-def _legacy_files(folder: Path) -> set[str]:
+def _release_files(folder: Path) -> set[str]:
     """The `.pt` files that the release's manifests in this folder name."""
     names = set()
     if (folder / "adapter_config.json").is_file():
@@ -68,15 +81,6 @@ def _legacy_files(folder: Path) -> set[str]:
     return names
 
 
-def _check_tensors(file: Path) -> list[str]:
-    """A `.pt` file may hold tensors by name and nothing else."""
-    try:
-        read_tensors(str(file), str(file))
-    except RecursiveMASError as error:
-        return [f"{file.name}: {error}"]
-    return []
-
-
 def _is_pickle(file: Path) -> bool:
     """A pickle, or a zip archive (in which torch puts its pickles), whatever its name is."""
     with open(file, "rb") as stream:
@@ -84,19 +88,10 @@ def _is_pickle(file: Path) -> bool:
     return bool(PICKLE.match(start)) or start.startswith(b"PK\x03\x04")
 
 
-def _header(file: Path) -> str:
-    """The JSON header of a safetensors file: 8 bytes of length, then that many bytes."""
-    with open(file, "rb") as stream:
-        return stream.read(int.from_bytes(stream.read(8), "little")).decode("utf-8", errors="replace")
-
-
-def _paths(text: str, suffix: str, here: set[str]) -> set[str]:
-    """Absolute paths: of this machine, of somebody's home, or as a whole value in a JSON file."""
-    found = {match[0] for match in HOME.finditer(text)}
-    found |= {path for path in here if path != os.sep and re.search(re.escape(path) + r"(?:/|\b)", text)}
-    if suffix == ".json":
-        found |= {value for value in _strings(json.loads(text)) if WHOLE_PATH.fullmatch(value)}
-    return found
+def _names(file: Path) -> str:
+    """The words in a safetensors file: its metadata and the names of its tensors."""
+    with safe_open(file, "pt") as weights:
+        return "\n".join([*weights.keys(), *chain(*(weights.metadata() or {}).items())])
 
 
 def _strings(value: object) -> list[str]:

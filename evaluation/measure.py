@@ -1,0 +1,149 @@
+"""Measuring: accuracy and cost of a system over questions with known answers."""
+
+import copy
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors_recursivemas import InputError
+from ..modeling_recursivemas import RecursiveMASModel
+from ..prompts_recursivemas import slot_marker
+from ..tasks import TASKS
+from .commands import progress
+
+
+def wilson_interval(right: int, total: int) -> tuple[float, float]:
+    """95 % confidence interval of a proportion (Wilson 1927, score interval), bounds in [0, 1]."""
+    z = 1.959964
+    centre = (right + z * z / 2) / (total + z * z)
+    half = z / (total + z * z) * (right * (total - right) / total + z * z / 4) ** 0.5
+    # At 0 and 1 the bound is the proportion itself, which rounding would miss.
+    return max(0.0, centre - half) if right else 0.0, min(1.0, centre + half) if right < total else 1.0
+
+
+def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None = None) -> list[dict]:
+    """Rows with "question" and "answer": of a task by name, or of a JSON-lines file (its first `num_questions`).
+
+    `levels` says how hard a task's questions are, in turn (default: all that the task knows).
+
+    Raises:
+        InputError: no such task or file, or a line without question and answer.
+    """
+    if data in TASKS:
+        unknown = set(levels or ()) - set(TASKS[data].LEVELS)
+        if unknown:
+            raise InputError(
+                "The task has no such level.",
+                where="--levels",
+                found=sorted(unknown),
+                expected=list(TASKS[data].LEVELS),
+            )
+        return TASKS[data].generate(num_questions, levels or TASKS[data].LEVELS, seed=seed)
+    path = Path(data)
+    if not path.is_file():
+        raise InputError("No such data.", where="--data", found=data, expected=f"a file, or one of {', '.join(TASKS)}")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            row["answer"] = str(row["answer"])
+            row["question"] = str(row["question"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                "A line is no question with its answer.",
+                where=f"{path}, line {number}",
+                found=f"{line[:80]} ({error!r})",
+                expected='{"question": "…", "answer": "…"}',
+            ) from error
+        rows.append(row)
+    return rows[:num_questions]
+
+
+def without(mas: RecursiveMASModel, roles: list[str]) -> RecursiveMASModel:
+    """The system without some of its roles (its parts are shared): their slots in the others' prompts stay empty.
+
+    Raises:
+        InputError: no such role.
+        ConfigError: what is left cannot run.
+    """
+    if not roles:
+        return mas
+    if unknown := set(roles) - set(mas.topology.roles):
+        found, expected = (", ".join(sorted(roles)) for roles in (unknown, mas.topology.roles))
+        raise InputError("Unknown role.", where="without", found=found, expected=expected)
+    config = copy.deepcopy(mas.config)
+    config.stages = [kept for stage in config.stages if (kept := [role for role in stage if role not in roles])]
+    config.links = [link for link in config.links if not {link["source"], link["target"]} & set(roles)]
+    config.agents = {role: entry for role, entry in config.agents.items() if role not in roles}
+    prompts = json.dumps({role: entry for role, entry in config.prompts.items() if role not in roles})
+    for role in roles:
+        prompts = prompts.replace(slot_marker(role), "")
+    config.prompts = json.loads(prompts)
+    topology = config.topology
+    remaining = RecursiveMASModel(
+        config,
+        {role: mas.agents[role] for role in topology.roles},
+        {link.name: mas.outer_links[link.name] for link in topology.links},
+    )
+    remaining.generation_config = copy.deepcopy(mas.generation_config)
+    return remaining
+
+
+def measure(
+    mas: RecursiveMASModel,
+    rows: list[dict],
+    mode: str,
+    num_rounds: int,
+    group_by: str | None = None,
+    on_progress: Callable[[int], object] | None = None,
+    **solve_arguments: Any,
+) -> dict[str, Any]:
+    """Accuracy and cost of one setting.
+
+    Returns:
+        "accuracy" with "interval"; "by_group" value -> [right, total]; per question on average "prompt_tokens",
+        "latent_positions", "new_tokens", "seconds"; "answers", one for each row.
+    """
+    started = time.perf_counter()
+    solutions = mas.solve(
+        [row["question"] for row in rows],
+        mode=mode,
+        num_rounds=num_rounds,
+        on_progress=on_progress,
+        **solve_arguments,
+    )
+    seconds = time.perf_counter() - started
+    groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    right = [solution.answer == row["answer"] for solution, row in zip(solutions, rows, strict=True)]
+    for row, is_right in zip(rows, right, strict=True):
+        if group_by is not None and group_by in row:
+            groups[str(row[group_by])][0] += is_right
+            groups[str(row[group_by])][1] += 1
+    figures = {
+        "mode": mode,
+        "num_rounds": num_rounds,
+        "accuracy": sum(right) / len(rows),
+        "interval": wilson_interval(sum(right), len(rows)),
+        "by_group": dict(groups),
+        "seconds": seconds / len(rows),
+    }
+    for key in ("prompt_tokens", "latent_positions", "new_tokens"):
+        figures[key] = sum(solution.usage[key] for solution in solutions) / len(rows)
+    return {**figures, "answers": [solution.answer for solution in solutions]}
+
+
+def evaluate(
+    mas: RecursiveMASModel, rows: list[dict], modes: list[str], rounds: list[int], **arguments: Any
+) -> list[dict[str, Any]]:
+    """`measure` for every mode and number of rounds; "alone" has no rounds and is measured once."""
+    settings = [(mode, r) for mode in modes for r in (rounds if mode != "alone" else [1])]
+    figures = []
+    with progress(len(settings) * len(rows), "Evaluating") as bar:
+        for mode, num_rounds in settings:
+            figures.append(measure(mas, rows, mode, num_rounds, on_progress=bar.update, **arguments))
+    return figures

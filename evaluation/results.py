@@ -1,0 +1,104 @@
+"""Stored results: what they were measured on and with which code, how they are written and read, their tables."""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors_recursivemas import InputError
+from ..system_loader import ROOT
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
+
+
+def commit() -> str | None:
+    """The commit of this clone, with "-dirty" where tracked files other than results differ from it.
+
+    `None` outside a clone. A command that stores more than one result leaves the later ones' commit as clean as the
+    first one's.
+    """
+    if not (ROOT / ".git").exists():  # an installed package may lie in somebody else's repository
+        return None
+    try:
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!*/results/*")
+        return _git("rev-parse", "HEAD") + ("-dirty" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def provenance() -> dict[str, Any]:
+    """Where figures come from; every file of results holds it: "date", "commit", "versions" and "machine"."""
+    return {
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def write_results(results: dict[str, Any], path: Path) -> None:
+    """Stores results; the folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """Results that `recursivemas evaluate --output` stored.
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError("Results cannot be read.", where=path, found=error, expected="a JSON file") from error
+    if not isinstance(results, dict) or not {"date", "settings", "figures"} <= results.keys():
+        raise InputError("A file holds no results.", where=path, expected="what `recursivemas evaluate` stored")
+    return results
+
+
+def table(figures: list[dict[str, Any]]) -> str:
+    """The figures as a table, per question on average."""
+    head = "mode    rounds  accuracy  95 % interval  prompt tokens  latent positions  new tokens  ms"
+    lines = [head, "-" * len(head)]
+    for row in figures:
+        low, high = row["interval"]
+        rounds = "" if row["mode"] == "alone" else row["num_rounds"]
+        lines.append(
+            f"{row['mode']:<8}{rounds:>6}  {row['accuracy']:>8.3f}  {f'{low:.3f}–{high:.3f}':>13}"
+            f"  {row['prompt_tokens']:>13.1f}  {row['latent_positions']:>16.1f}"
+            f"  {row['new_tokens']:>10.1f}  {1000 * row['seconds']:.0f}"
+        )
+    return "\n".join(lines)
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Stored results as the table of a model card: accuracy by mode and rounds, and what a question costs."""
+    lines = [
+        "| hand-over | rounds | accuracy (95 % interval) | latent positions | tokens written |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["figures"]:
+        low, high = row["interval"]
+        rounds = "–" if row["mode"] == "alone" else row["num_rounds"]
+        lines.append(
+            f"| {row['mode']} | {rounds} | {row['accuracy']:.3f} ({low:.3f}–{high:.3f})"
+            f" | {row['latent_positions']:.1f} | {row['new_tokens']:.1f} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,46 @@
+"""The files of a staged folder: the records beside its repositories, and what the repositories hold."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..errors_recursivemas import CheckpointError
+
+PLAN, CHECKED, PUSHED = "plan.json", "checked.json", "pushed.json"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; `None` where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError("A file is not valid JSON.", where=path, found=error) from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a JSON file so that it is there as a whole or not at all."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files of a repository, in order, as paths relative to it."""
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir())
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 over names and contents of a repository's files."""
+    digest = hashlib.sha256()
+    for path in files_of(folder):
+        digest.update(f"{path.as_posix()}\0".encode())
+        with open(folder / path, "rb") as file:
+            content = hashlib.sha256()
+            while block := file.read(1 << 20):
+                content.update(block)
+        digest.update(content.digest())
+    return digest.hexdigest()
