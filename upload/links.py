@@ -1,33 +1,35 @@
-"""The links of a system as its repositories hold them: one for all tasks, or one a task."""
+"""The links of a system as its repositories hold them: one for all tasks (the task is `None`), or one a task."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 
 from ..system_loader import InnerLink, OuterLink, RecursiveMASModel, remote_module
 
 _sources = remote_module("sources_recursivemas")
 build_link = remote_module("links_recursivemas").build_link
 
-# Task -> link, of a link that has weights per task; else `None` -> the one link.
-LinkByTask = dict[str | None, InnerLink | OuterLink]
+
+def inner_links_of(mas: RecursiveMASModel, role: str) -> dict[str | None, InnerLink]:
+    """Task -> inner link of an agent."""
+    link = mas.agents[role].inner_link
+    shape = {"kind": link.kind, "in_features": link.in_features}
+    stored = _stored(mas, mas.config.agents[role]["inner_link"].get("weights"), role)
+    return {task: build_link(tensors, where=where, **shape) for task, tensors, where in stored} or {None: link}
 
 
-def links_of(mas: RecursiveMASModel, name: str) -> LinkByTask:
-    """One link of a system for each task that it has weights for.
+def outer_links_of(mas: RecursiveMASModel, name: str) -> dict[str | None, OuterLink]:
+    """Task -> outer link, by the link's name."""
+    link = mas.outer_links[name]
+    shape = {"kind": link.kind, "in_features": link.in_features, "out_features": link.out_features}
+    position = [entry.name for entry in mas.topology.links].index(name)
+    stored = _stored(mas, mas.config.links[position].get("weights"), name)
+    return {task: build_link(tensors, where=where, **shape) for task, tensors, where in stored} or {None: link}
 
-    Args:
-        mas: the system.
-        name: the link's name, the role for an inner link.
-    """
-    if name in mas.agents:
-        loaded, widths = mas.agents[name].inner_link, {"in_features": mas.agents[name].hidden_size}
-        weights = mas.config.agents[name]["inner_link"].get("weights")
-    else:
-        loaded = mas.outer_links[name]
-        widths = {"in_features": loaded.in_features, "out_features": loaded.out_features}
-        names = [link.name for link in mas.topology.links]
-        weights = mas.config.links[names.index(name)].get("weights")
-    if not (isinstance(weights, dict) and "tasks" in weights):
-        return {None: loaded}
-    links = {}
-    for task in weights["tasks"]:
+
+def _stored(mas: RecursiveMASModel, weights: Any, name: str) -> Iterator[tuple[str, dict[str, torch.Tensor], str]]:
+    """Task, weights and where they came from, of a link whose `weights` in the configuration are per task."""
+    for task in weights["tasks"] if isinstance(weights, dict) and "tasks" in weights else ():
         tensors, where, _ = _sources.read_link(_sources.Source(mas.config.name_or_path), weights, name, task)
-        links[task] = build_link(tensors, where=where, kind=loaded.kind, **widths)
-    return links
+        yield task, tensors, where

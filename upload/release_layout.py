@@ -4,13 +4,12 @@ from pathlib import Path
 
 import torch
 
-from ..system_loader import INNER_KINDS, InputError, RecursiveMASModel
+from ..system_loader import INNER_KINDS, InnerLink, InputError, OuterLink, RecursiveMASModel
 from .files import write_json
-from .links import LinkByTask
 from .names import release_filename, release_labels, release_outer_name
 
 
-def write_inner_links(links: LinkByTask, role: str, folder: Path) -> None:
+def write_inner_links(links: dict[str | None, InnerLink], role: str, folder: Path) -> None:
     """Writes `adapter.pt` or `adapter(<task>).pt`, with manifests.
 
     Raises:
@@ -33,11 +32,13 @@ def write_inner_links(links: LinkByTask, role: str, folder: Path) -> None:
         write_json(folder / "innerlink_config.json", {"tasks": tasks})
 
 
-def write_outer_links(links: dict[str, LinkByTask], mas: RecursiveMASModel, style: str, folder: Path) -> None:
+def write_outer_links(
+    links: dict[str, dict[str | None, OuterLink]], mas: RecursiveMASModel, style: str, folder: Path
+) -> None:
     """Writes `<Source>-<Target>-Outerlink.pt`, one a task where there are tasks, and outerlink_config.json.
 
     Args:
-        links: name -> task -> link, see `links_of`.
+        links: name -> task -> link, see `outer_links_of`.
         mas: the system.
         style: its style, the release's "paradigm".
         folder: where to write.

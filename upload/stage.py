@@ -21,7 +21,7 @@ from ..system_loader import (
 )
 from .cards import Cards
 from .files import PLAN, PUSHED, read_json, write_json
-from .links import links_of
+from .links import inner_links_of, outer_links_of
 from .plan import Options, Plan, Repository, make_plan
 from .release_layout import write_inner_links, write_outer_links
 
@@ -104,17 +104,16 @@ def _progress(repositories: tuple[Repository, ...]) -> Iterator[Repository]:
 
 
 def _stage_agent(mas: RecursiveMASModel, plan: Plan, role: str, folder: Path) -> None:
-    agent, links = mas.agents[role], links_of(mas, role)
-    if None in links:
-        agent.save_pretrained(folder)
-    else:
-        agent.save_pretrained(folder, inner_links=links, task=mas.config.link_task)
+    links = inner_links_of(mas, role)
+    by_task = {task: link for task, link in links.items() if task is not None}
+    task = mas.config.link_task if by_task else None
+    mas.agents[role].save_pretrained(folder, inner_links=by_task or None, task=task)
     if plan.release_layout:
         write_inner_links(links, role, folder)
 
 
 def _stage_outer_links(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
-    links = {link.name: links_of(mas, link.name) for link in mas.topology.links}
+    links = {link.name: outer_links_of(mas, link.name) for link in mas.topology.links}
     table = []
     for link in mas.topology.links:
         files = {task: link_filename(link.name, task) for task in links[link.name]}
@@ -162,13 +161,13 @@ def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
         return weights.get(None) if None in links else {"tasks": weights}
 
     for role, entry in config["agents"].items():
-        links = links_of(mas, role)
+        links = inner_links_of(mas, role)
         weights = place(plan.agents[role], "inner_link", role, links)
         entry["inner_link"] = {"kind": mas.agents[role].inner_link.kind, "weights": weights}
         entry["model_type"] = mas.agents[role].model.config.model_type  # of what runs
         entry["revision"] = None
     for link, entry in zip(mas.topology.links, config["links"], strict=True):
-        entry["weights"] = place(plan.outer_links, link.name, link.name, links_of(mas, link.name))
+        entry["weights"] = place(plan.outer_links, link.name, link.name, outer_links_of(mas, link.name))
     config["link_task"] = original.link_task
     config.pop("name_or_path", None)
     write_json(folder / "config.json", config)
