@@ -63,13 +63,10 @@ def run(arguments: argparse.Namespace) -> int:
             solutions[mode] = mas.solve(questions, num_rounds=ROUNDS[-1], mode=mode)
             times.append((time.perf_counter() - started) / len(questions))
     for mode, times in seconds.items():
-        usage = {
-            key: mean((s.usage or {})[key] for s in solutions[mode]) for key in ("latent_positions", "new_tokens")
-        }
-        print(
-            f"  {mode:<7}{usage['latent_positions']:5.0f} latent positions {usage['new_tokens']:5.0f} tokens written"
-            f" {1000 * min(times):7.0f} ms"
-        )
+        usages = [solution.usage or {} for solution in solutions[mode]]
+        positions, tokens = (mean(usage[key] for usage in usages) for key in ("latent_positions", "new_tokens"))
+        cost = f"{positions:5.0f} latent positions {tokens:5.0f} tokens written {1000 * min(times):7.0f} ms"
+        print(f"  {mode:<7}{cost}")
     return 0
 
 
