@@ -14,22 +14,26 @@ build_link = remote_module("links_recursivemas").build_link
 def inner_links_of(mas: RecursiveMASModel, role: str) -> dict[str | None, InnerLink]:
     """Task -> inner link of an agent."""
     link = mas.agents[role].inner_link
-    shape = {"kind": link.kind, "in_features": link.in_features}
-    stored = _stored(mas, mas.config.agents[role]["inner_link"].get("weights"), role)
-    return {task: build_link(tensors, where=where, **shape) for task, tensors, where in stored} or {None: link}
+    links: dict[str | None, InnerLink] = {}
+    for task, tensors, where in _stored(mas, mas.config.agents[role]["inner_link"].get("weights"), role):
+        links[task] = build_link(tensors, where=where, kind=link.kind, in_features=link.in_features)
+    return links or {None: link}
 
 
 def outer_links_of(mas: RecursiveMASModel, name: str) -> dict[str | None, OuterLink]:
     """Task -> outer link, by the link's name."""
     link = mas.outer_links[name]
-    shape = {"kind": link.kind, "in_features": link.in_features, "out_features": link.out_features}
+    width, target_width = link.in_features, link.out_features
     position = [entry.name for entry in mas.topology.links].index(name)
-    stored = _stored(mas, mas.config.links[position].get("weights"), name)
-    return {task: build_link(tensors, where=where, **shape) for task, tensors, where in stored} or {None: link}
+    links: dict[str | None, OuterLink] = {}
+    for task, tensors, where in _stored(mas, mas.config.links[position].get("weights"), name):
+        links[task] = build_link(tensors, where=where, kind=link.kind, in_features=width, out_features=target_width)
+    return links or {None: link}
 
 
 def _stored(mas: RecursiveMASModel, weights: Any, name: str) -> Iterator[tuple[str, dict[str, torch.Tensor], str]]:
     """Task, weights and where they came from, of a link whose `weights` in the configuration are per task."""
+    source = _sources.Source(mas.config.name_or_path or "")
     for task in weights["tasks"] if isinstance(weights, dict) and "tasks" in weights else ():
-        tensors, where, _ = _sources.read_link(_sources.Source(mas.config.name_or_path), weights, name, task)
+        tensors, where, _ = _sources.read_link(source, weights, name, task)
         yield task, tensors, where

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from transformers.utils import logging
@@ -145,7 +146,7 @@ def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
 
     def place(repository: Repository, name: str, local_name: str, links: dict) -> object:
         """The `weights` entry for the links of one name; writes them where the composite holds them."""
-        weights = {}
+        weights: dict[str | None, Any] = {}
         for task, link in links.items():
             if not link.state_dict():
                 continue
