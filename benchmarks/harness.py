@@ -14,15 +14,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
 from transformers.utils import logging
 
+from ..errors_recursivemas import InputError
 from ..evaluation.commands import progress
 from ..evaluation.plots import new_figure
 from ..evaluation.results import provenance
-from ..system_loader import InputError
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le}
 # "cpu" is the processor time of this process: with one thread, what others do on the machine hardly counts.
@@ -69,10 +70,11 @@ def in_turn(ways: dict[str, Callable[[], float | None]], repeats: int, warm_up: 
             for repeat in range(-1 if warm_up else 0, repeats):
                 for name, call in ways.items():
                     gc.collect()
-                    own: list[float | None] = []
-                    elapsed = timed(lambda call=call, own=own: own.append(call()))
+                    started = now()
+                    own = call()
+                    elapsed = now() - started
                     if repeat >= 0:
-                        seconds[name].append(elapsed if own[0] is None else own[0])
+                        seconds[name].append(elapsed if own is None else own)
                     bar.update()
         finally:
             if enabled:
@@ -95,7 +97,8 @@ def row(name: str, what: str, values: list[float], seconds: dict[str, list[float
         seconds: way -> seconds in each repeat.
         target: `">= 12"` or `"<= 0.85"`, held against the median.
     """
-    line = {"name": name, "what": what, "value": spread(values), "seconds": {k: spread(v) for k, v in seconds.items()}}
+    line: dict[str, Any] = {"name": name, "what": what, "value": spread(values)}
+    line["seconds"] = {way: spread(times) for way, times in seconds.items()}
     if target is not None:
         comparison, bound = target.split()
         met = COMPARISONS[comparison](line["value"]["median"], float(bound))

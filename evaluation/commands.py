@@ -52,6 +52,6 @@ def limit_threads(mas: RecursiveMASModel) -> None:
         torch.set_num_threads(1)
 
 
-def progress(total: int, description: str, unit: str = "question") -> logging.tqdm:
-    """A progress bar on standard error, for what takes more than two seconds."""
+def progress(total: int, description: str, unit: str = "question") -> Any:
+    """A progress bar (of tqdm) on standard error, for what takes more than two seconds."""
     return logging.tqdm(total=total, desc=description, unit=unit, leave=False, delay=2)

@@ -44,8 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
         for num_rounds in ROUNDS:
             solution = mas.solve([question], num_rounds=num_rounds, return_latents=True)[0]
             if num_rounds == ROUNDS[-1]:
+                latents = solution.latents or {}
                 for round_index in range(1, num_rounds + 1):
-                    said = [read_latents(mas, solution.latents, role, round_index) for role in mas.topology.roles]
+                    said = [read_latents(mas, latents, role, round_index) for role in mas.topology.roles]
                     last = "" if round_index < num_rounds else f" → solver writes {solution.text}"
                     print(f"    round {round_index}: thought " + " → ".join(filter(None, said)) + last)
             else:
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  r = {ROUNDS[-1]}: {solution.text}   (truth: {_truth(question)})\n")
     solutions = {}
     alone = mas.solve(questions, mode="alone")
-    print("The solver alone answers: " + ", ".join(solution.text for solution in alone) + "\n")
+    print("The solver alone answers: " + ", ".join(str(solution.text) for solution in alone) + "\n")
     print(f"Cost per question at r = {ROUNDS[-1]}, {len(questions)} questions side by side, best of {REPEATS} turns:")
     seconds: dict[str, list[float]] = {"latent": [], "text": []}
     for _ in range(REPEATS):  # in turn, so that what else the machine does hits both
@@ -63,11 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
             solutions[mode] = mas.solve(questions, num_rounds=ROUNDS[-1], mode=mode)
             times.append((time.perf_counter() - started) / len(questions))
     for mode, times in seconds.items():
-        usage = {key: mean(s.usage[key] for s in solutions[mode]) for key in ("latent_positions", "new_tokens")}
-        print(
-            f"  {mode:<7}{usage['latent_positions']:5.0f} latent positions {usage['new_tokens']:5.0f} tokens written"
-            f" {1000 * min(times):7.0f} ms"
-        )
+        usages = [solution.usage or {} for solution in solutions[mode]]
+        positions, tokens = (mean(usage[key] for usage in usages) for key in ("latent_positions", "new_tokens"))
+        cost = f"{positions:5.0f} latent positions {tokens:5.0f} tokens written {1000 * min(times):7.0f} ms"
+        print(f"  {mode:<7}{cost}")
     return 0
 
 

@@ -100,7 +100,7 @@ def measure(
     mode: str,
     num_rounds: int,
     group_by: str | None = None,
-    on_progress: Callable[[int], object] | None = None,
+    on_progress: Callable[[int], None] | None = None,
     **solve_arguments: Any,
 ) -> dict[str, Any]:
     """Accuracy and cost of one setting.
@@ -132,8 +132,9 @@ def measure(
         "by_group": dict(groups),
         "seconds": seconds / len(rows),
     }
+    usages = [solution.usage or {} for solution in solutions]
     for key in ("prompt_tokens", "latent_positions", "new_tokens"):
-        figures[key] = sum(solution.usage[key] for solution in solutions) / len(rows)
+        figures[key] = sum(usage[key] for usage in usages) / len(rows)
     return {**figures, "answers": [solution.answer for solution in solutions]}
 
 

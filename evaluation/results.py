@@ -39,10 +39,12 @@ def _git(*arguments: str) -> str:
 
 def provenance() -> dict[str, Any]:
     """Where figures come from; every file of results holds it: "date", "commit", "versions" and "machine"."""
+    versions = {"python": platform.python_version()}
+    versions |= {name: version(name) for name in LIBRARIES}
     return {
         "date": date.today().isoformat(),
         "commit": commit(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+        "versions": versions,
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),

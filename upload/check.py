@@ -15,7 +15,7 @@ from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
 from . import probe
 from .files import CHECKED, fingerprint, write_json
-from .links import links_of
+from .links import inner_links_of, outer_links_of
 from .plan import Plan, Repository, load_plan
 from .scan import scan
 
@@ -75,17 +75,17 @@ def expected_of(mas: RecursiveMASModel, plan: Plan, repository: Repository) -> d
     """What the probe must give, computed from the system that was staged."""
     if repository.kind == "agent":
         agent = mas.agents[repository.role]
-        links = links_of(mas, repository.role)
+        links = inner_links_of(mas, repository.role)
         files = {link_filename("inner_link", task): link for task, link in links.items() if link.state_dict()}
         result = probe.probe_agent(agent, agent.model, agent.tokenizer, plan.question)
         return {**result, "links": {name: probe.digest(link.state_dict()) for name, link in files.items()}}
     if repository.kind == "outer_links":
-        files = {
+        digests = {
             link_filename(link.name, task): probe.digest(built.state_dict())
             for link in mas.topology.links
-            for task, built in links_of(mas, link.name).items()
+            for task, built in outer_links_of(mas, link.name).items()
         }
-        return {"links": files}
+        return {"links": digests}
     return probe.probe_system(mas, plan.question)
 
 

@@ -24,14 +24,14 @@ class Repository:
         id: `namespace/name`; its files are in the staged folder's `name/`.
         kind: "agent", "outer_links" or "composite".
         note: what stands beside it in the collection.
-        role: of an agent.
+        role: of an agent; otherwise empty.
         base_model: Hub name of the model that the agent was made of, if it has one.
     """
 
     id: str
     kind: str
     note: str
-    role: str | None = None
+    role: str = ""
     base_model: str | None = None
 
     @property

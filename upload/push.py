@@ -84,7 +84,8 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
     for repository in plan.repositories:
         with _speaking_to_the_hub(f"{repository.id}, README.md"):
             ModelCard.load(folder / repository.name / "README.md").validate()
-    steps, commits = [], {}
+    steps: list[Step] = []
+    commits: dict[str, str] = {}
     for repository in logging.tqdm(plan.repositories, desc="Pushing", unit="repository", leave=False):
         with _speaking_to_the_hub(repository.id):
             action = "update" if heads[repository.id] else "create"
@@ -120,7 +121,7 @@ def _head(api: HfApi, repository: Repository, record: dict, overwrite: bool) -> 
         InputError: it exists, holds something, and was not created from this folder.
     """
     try:
-        info = api.repo_info(repository.id)
+        info = api.model_info(repository.id)
     except RepositoryNotFoundError:
         return None
     files = {file.rfilename for file in info.siblings or []} - {GIT_ATTRIBUTES}
@@ -158,7 +159,7 @@ def _upload(api: HfApi, plan: Plan, repository: Repository, folder: Path, commit
             content = pinned(json.loads((local / path).read_text(encoding="utf-8")), commits)
         operations.append(CommitOperationAdd(path.as_posix(), content))
     names = {operation.path_in_repo for operation in operations} | {GIT_ATTRIBUTES}
-    info = api.repo_info(repository.id)
+    info = api.model_info(repository.id)
     stale = {file.rfilename for file in info.siblings or []} - names
     operations += [CommitOperationDelete(name) for name in sorted(stale)]
     # The parent makes the Hub refuse the commit if somebody else wrote in between.

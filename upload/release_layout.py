@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from ..errors_recursivemas import InputError
-from ..links_recursivemas import INNER_KINDS
+from ..links_recursivemas import INNER_KINDS, AnyInnerLink, OuterLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..release_recursivemas import (
     INNER_FILE,
@@ -17,10 +17,9 @@ from ..release_recursivemas import (
     release_outer_name,
 )
 from .files import write_json
-from .links import LinkByTask
 
 
-def write_inner_links(links: LinkByTask, role: str, folder: Path) -> None:
+def write_inner_links(links: dict[str | None, AnyInnerLink], role: str, folder: Path) -> None:
     """Writes `adapter.pt` or `adapter(<task>).pt`, with manifests.
 
     Raises:
@@ -43,11 +42,13 @@ def write_inner_links(links: LinkByTask, role: str, folder: Path) -> None:
         write_json(folder / INNER_MANIFEST, {"tasks": tasks})
 
 
-def write_outer_links(links: dict[str, LinkByTask], mas: RecursiveMASModel, style: str, folder: Path) -> None:
+def write_outer_links(
+    links: dict[str, dict[str | None, OuterLink]], mas: RecursiveMASModel, style: str, folder: Path
+) -> None:
     """Writes `<Source>-<Target>-Outerlink.pt`, one a task where there are tasks, and outerlink_config.json.
 
     Args:
-        links: name -> task -> link, see `links_of`.
+        links: name -> task -> link, see `outer_links_of`.
         mas: the system.
         style: its style, the release's "paradigm".
         folder: where to write.

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from safetensors import SafetensorError
 from ..errors_recursivemas import CheckpointError, InputError, RecursiveMASError
 from ..evaluation.results import read_results
 from ..link_files_recursivemas import link_filename
+from ..links_recursivemas import AnyInnerLink, OuterLink
 from ..loading_recursivemas import quiet_progress
 from ..modeling_recursivemas import RecursiveMASModel
 from ..saving_recursivemas import SavedLink, save_system, write_agent
@@ -17,7 +19,7 @@ from ..sources_recursivemas import write_tensors
 from ..system_loader import ROOT, load_mas_system
 from .cards import Cards
 from .files import PLAN, PUSHED, read_json, write_json
-from .links import links_of
+from .links import inner_links_of, outer_links_of
 from .plan import Options, Plan, make_plan
 from .release_layout import write_inner_links, write_outer_links
 
@@ -87,17 +89,16 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
 
 
 def _stage_agent(mas: RecursiveMASModel, plan: Plan, role: str, folder: Path) -> None:
-    agent, links = mas.agents[role], links_of(mas, role)
-    if None in links:
-        agent.save_pretrained(folder)
-    else:
-        agent.save_pretrained(folder, inner_links=links, task=mas.config.link_task)
+    links = inner_links_of(mas, role)
+    by_task = {task: link for task, link in links.items() if task is not None}
+    task = mas.config.link_task if by_task else None
+    mas.agents[role].save_pretrained(folder, inner_links=by_task or None, task=task)
     if plan.release_layout:
         write_inner_links(links, role, folder)
 
 
 def _stage_outer_links(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
-    links = {link.name: links_of(mas, link.name) for link in mas.topology.links}
+    links = {link.name: outer_links_of(mas, link.name) for link in mas.topology.links}
     table = []
     for link in mas.topology.links:
         files = {task: link_filename(link.name, task) for task in links[link.name]}
@@ -124,10 +125,11 @@ def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
             "revision": None,  # `push` pins the commits
             "model_type": agent.model.config.model_type,  # of what runs
         }
-        links[role] = _saved(mas, role, None if plan.self_contained else repository.id, "inner_link")
+        place = None if plan.self_contained else repository.id
+        links[role] = _saved(inner_links_of(mas, role), place, "inner_link")
     for link in mas.topology.links:
         place = None if plan.self_contained else plan.outer_links.id
-        links[link.name] = _saved(mas, link.name, place, link.name)
+        links[link.name] = _saved(outer_links_of(mas, link.name), place, link.name)
     agents = mas.agents.items() if plan.self_contained else ()
     save_system(
         folder,
@@ -141,8 +143,7 @@ def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
         shutil.copyfile(ROOT / name, folder / name)
 
 
-def _saved(mas: RecursiveMASModel, name: str, repository: str | None, filename: str) -> SavedLink:
-    """A link of a system as its composite holds or names it."""
-    by_task = links_of(mas, name)
+def _saved(by_task: Mapping[str | None, AnyInnerLink | OuterLink], repository: str | None, filename: str) -> SavedLink:
+    """A link as its composite holds or names it."""
     weights = {task: link.state_dict() for task, link in by_task.items()}
     return SavedLink(next(iter(by_task.values())).kind, weights, repository, filename)
