@@ -8,8 +8,9 @@ import sys
 
 import pytest
 from recursivemas import cli
+from recursivemas.errors_recursivemas import InputError
 from recursivemas.evaluation import plots, results
-from recursivemas.system_loader import ROOT, InputError
+from recursivemas.system_loader import ROOT
 
 STORED = [
     path

@@ -278,10 +278,10 @@ PROMPTS = [
 
 TOPOLOGY = [
     remote(
-        "feedback-in-the-first-round",
-        " and (round_index > 1 or not link.feedback)",
-        "",
-        "topology",
+        "feedback-one-round-late",
+        "(round_index > 1 or not link.feedback)",
+        "(round_index > 2 or not link.feedback)",
+        "topology::test_the_first_round_has_no_feedback_slot",
     ),
     remote(
         "feedback-from-the-same-round",
@@ -435,6 +435,18 @@ LOADING = [
         "model.generation_config = GenerationConfig.from_dict(saved)",
         "pass",
         "saving::test_the_settings_of_a_system_and_of_its_answers_are_saved",
+    ),
+    remote(
+        "arguments-for-agents-ignored",
+        "options |= _for_role(agent_kwargs, role, topology.roles)",
+        "pass",
+        "loading::test_an_argument_is_for_every_agent_or_by_role",
+    ),
+    remote(
+        "chat-templates-get-nothing",
+        "PromptRenderer(agent.tokenizer, role, config.chat_template_kwargs)",
+        "PromptRenderer(agent.tokenizer, role)",
+        "loading::test_what_chat_templates_get_reaches_every_agent",
     ),
     remote(
         "task-chooses-no-links",
@@ -669,6 +681,18 @@ TOOLS = [
         "tools::test_no_more_than_the_allowed_calls_are_answered",
     ),
     remote(
+        "call-at-the-limit-answered",
+        "if call is None or len(ids) == room or calls == MAX_CALLS:",
+        "if call is None or calls == MAX_CALLS:",
+        "tools::test_a_call_at_the_limit_is_not_answered",
+    ),
+    remote(
+        "room-of-the-neighbour",
+        "            ids = ids[:room]\n",
+        "",
+        "tools::test_every_row_has_the_same_room_whatever_its_calls_took",
+    ),
+    remote(
         "endless-result",
         "{str(tools[tag](inside))[:MAX_RESULT]}",
         "{str(tools[tag](inside))}",
@@ -763,6 +787,12 @@ DOORS = [
         "own = {key: getattr(generation_config, key, None) for key in METHOD_KEYS}",
         "own = {}",
         "generation::test_settings_of_the_method_may_stand_on_a_generation_config",
+    ),
+    remote(
+        "answer-of-no-task",
+        "Solution(text, extract_answer(text, run.task), usage",
+        'Solution(text, extract_answer(text, "default"), usage',
+        "generation::test_the_task_says_what_an_answer_is",
     ),
     remote(
         "answers-in-the-order-of-lengths",
@@ -904,6 +934,12 @@ TRAINING = [
         "    if changed:\n",
         "    if False:\n",
         "training::test_a_run_with_other_settings_is_not_gone_on_with",
+    ),
+    workshop(
+        "everything-is-right",
+        "right += sum(s.answer == row.answer.strip() for",
+        "right += sum(s.answer is not None for",
+        "training::test_an_evaluation_counts_the_questions_that_the_system_answers",
     ),
     workshop(
         "worse-called-better",
