@@ -9,7 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import GenerationConfig
@@ -46,9 +46,9 @@ class Solution(ModelOutput):
         latents: (round, source, target) -> what travelled, (latent steps, width of the target), if asked for.
     """
 
-    text: str | None = None
+    text: str = None  # type: ignore[assignment]  # always given; `ModelOutput` wants defaults
     answer: str | None = None
-    usage: dict | None = None
+    usage: dict[str, Any] = None  # type: ignore[assignment]
     messages: dict | None = None
     latents: dict | None = None
 

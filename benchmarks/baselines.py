@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -62,7 +63,8 @@ def recompute_and_reload(
     latents: dict[tuple[int, str, str], torch.Tensor] = {}
     for round_index, role in mas.topology.schedule(num_rounds):
         agent = mas.agents[role]
-        model = AutoModelForCausalLM.from_pretrained(folders[role], dtype=agent.dtype).to(agent.device)
+        model: Any = AutoModelForCausalLM.from_pretrained(folders[role], dtype=agent.dtype)
+        model = model.to(agent.device)
         received = {
             link.source: latents[round_index - link.feedback, link.source, role]
             for link in mas.topology.incoming(role, round_index)

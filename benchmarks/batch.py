@@ -1,6 +1,7 @@
 """Questions per second in batches, against one question at a time."""
 
 import argparse
+from functools import partial
 
 from .harness import in_turn, row
 from .systems import random_questions, random_system
@@ -32,7 +33,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
         )
 
     names = {size: f"batch of {size}" for size in sizes}
-    seconds = in_turn({names[size]: (lambda size=size: solve(size)) for size in sizes}, arguments.repeats)
+    seconds = in_turn({names[size]: partial(solve, size) for size in sizes}, arguments.repeats)
     rows = []
     for size in sizes[1:]:
         pair = {names[s]: seconds[names[s]] for s in (1, size)}

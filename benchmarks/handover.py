@@ -5,6 +5,7 @@ not read what the first one read; here latents travel, and the second agent read
 """
 
 import argparse
+from typing import Any
 
 import torch
 
@@ -30,9 +31,10 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     model, tokenizer = random_base(arguments.shape, arguments.dtype, arguments.device)
     connector = HuggingFaceConnector(model=model, tokenizer=tokenizer, device=arguments.device)
     agent = mas.agents["agenta"]
-    chat = tokenizer.apply_chat_template(
+    chat: Any = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    ).to(arguments.device)
+    )
+    chat = chat.to(arguments.device)
     embeds = agent.embed(chat["input_ids"])
 
     def think_here() -> None:

@@ -12,7 +12,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def timed(call: Callable[[], object]) -> float:
     return now() - started
 
 
-def in_turn(ways: dict[str, Callable[[], float | None]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
+def in_turn(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
     """Runs the ways A B A B …
 
     Args:

@@ -7,6 +7,7 @@ what the hand-over costs; what several devices gain is measured where there are 
 import argparse
 import tempfile
 from collections import Counter
+from typing import Any
 
 import torch
 
@@ -54,7 +55,8 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
         local.to(arguments.device)
         seconds = in_turn({"one process": lambda: solve(local), "actors": lambda: solve(remote)}, arguments.repeats)
         solutions = local.solve(questions, batch_size=arguments.batch_size, return_latents=True, **settings)
-        remote.executor.shutdown()
+        executor: Any = remote.executor
+        executor.shutdown()
     rows = [ratio_row(f"{count} questions", seconds, "one process", "actors")]
     sent: Counter[str] = Counter()
     for solution in solutions:

@@ -4,6 +4,7 @@ import itertools
 import random
 import string
 from functools import cache
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -81,7 +82,8 @@ def random_base(shape: str, dtype: torch.dtype, device: str) -> tuple[PreTrained
 def random_agent(shape: str, role: str, dtype: torch.dtype, device: str) -> RecursiveMASAgent:
     """An agent around `random_base`, with an inner link of random weights in float32."""
     model, tokenizer = random_base(shape, dtype, device)
-    width = model.get_input_embeddings().embedding_dim
+    embeddings: Any = model.get_input_embeddings()
+    width = embeddings.embedding_dim
     return RecursiveMASAgent(model, InnerLink("ln_res_adapter", width).to(device), tokenizer, role)
 
 
@@ -89,13 +91,13 @@ def random_system(shapes: list[str], dtype: torch.dtype, device: str) -> Recursi
     """A sequential system: one agent for each shape, each hands over to the next, the last one back to the first."""
     roles = [f"agent{letter}" for letter in string.ascii_lowercase[: len(shapes)]]
     agents = {role: random_agent(shape, role, dtype, device) for role, shape in zip(roles, shapes, strict=True)}
-    links = [{"source": a, "target": b} for a, b in itertools.pairwise(roles)]
+    links: list[dict[str, Any]] = [{"source": a, "target": b} for a, b in itertools.pairwise(roles)]
     links += [{"source": roles[-1], "target": roles[0], "feedback": True}] if len(roles) > 1 else []
     outer_links = {}
     for link in links:
         widths = [agents[link[end]].hidden_size for end in ("source", "target")]
         outer_links[f"{link['source']}_to_{link['target']}"] = OuterLink("outer_ln_res_adapter", *widths).to(device)
-    prompts = {}
+    prompts: dict[str, dict[str, Any]] = {}
     for index, role in enumerate(roles):
         sender = roles[index - 1]
         received = f"<|question|>\nRead this: <|latents:{sender}|>\nThink."

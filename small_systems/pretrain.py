@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -44,11 +44,10 @@ def encode_examples(
     """
     pairs = []
     for example in examples:
-        prompt = []
+        prompt: list[int] = []
         pieces = renderer.pieces(prompts["system"], prompts["default"][example["prompt"]], example["question"])
         for piece in pieces:
-            is_slot = isinstance(piece, Slot)
-            prompt += renderer.message_ids(example["messages"][piece.role]) if is_slot else piece
+            prompt += renderer.message_ids(example["messages"][piece.role]) if isinstance(piece, Slot) else piece
         for text in example.get("said", ()):
             prompt += renderer.message_ids(text)
         pairs.append((prompt, [*renderer.message_ids(example["target"]), renderer.tokenizer.eos_token_id]))
@@ -106,7 +105,7 @@ def silence_unused_tokens(model: PreTrainedModel, used_ids: set[int]) -> None:
     Outer links may start from a ridge regression between the embeddings that two agents share. Rows that mean nothing
     (most of the 256 bytes) would disturb it; the tied output head would even push them all in one direction.
     """
-    embeddings = model.get_input_embeddings().weight
+    embeddings = cast(torch.nn.Embedding, model.get_input_embeddings()).weight
     used = torch.zeros(embeddings.shape[0], 1)
     used[sorted(used_ids)] = 1.0
     with torch.no_grad():
@@ -134,7 +133,8 @@ def exact_match(
             {"input_ids": [prompt for prompt, _ in batch]}, padding_side="left", return_tensors="pt"
         )
         longest = max(len(target) for _, target in batch)
-        new_ids = model.generate(**inputs, max_new_tokens=longest)[:, inputs["input_ids"].shape[1] :].tolist()
+        generate: Any = model.generate
+        new_ids = generate(**inputs, max_new_tokens=longest)[:, inputs["input_ids"].shape[1] :].tolist()
         for example, (_, target), found in zip(examples[start : start + batch_size], batch, new_ids, strict=True):
             hits[example["prompt"]][example[group_by]].append(found[: len(target)] == target)
     model.train()

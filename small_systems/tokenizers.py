@@ -145,6 +145,7 @@ def build_tokenizer(
     random.Random(f"{family}-{seed}").shuffle(tokens)
     vocab = {token: index for index, token in enumerate(tokens)}
 
+    tokenizer: PreTrainedTokenizerBase
     names = {"bos_token": spec.bos, "eos_token": spec.eos, "pad_token": spec.pad}
     extra = {"extra_special_tokens": list(spec.special_tokens), "padding_side": "left", "model_max_length": 1024}
     if spec.tokenizer_class is PreTrainedTokenizerFast:

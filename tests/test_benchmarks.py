@@ -54,7 +54,7 @@ def test_the_plain_way_thinks_the_same_thoughts():
     agent = random_agent("tiny", "solo", torch.float32, "cpu")
     embeds = torch.randn(1, 9, agent.hidden_size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        fast = agent.rollout(embeds, torch.ones(1, 9, dtype=torch.long), 5).thoughts
+        fast = agent.rollout(embeds, torch.ones(1, 9, dtype=torch.long), 5).latents
     torch.testing.assert_close(
         baselines.recompute_thoughts(agent.model, agent.inner_link, embeds, 5), fast, atol=1e-4, rtol=1e-4
     )

@@ -339,7 +339,7 @@ def test_gradients_through_the_cache_equal_those_without_one(architecture):
     embeds[1, :5] = 0
     from recursivemas.training.caches import differentiable_cache
 
-    found = agent.rollout(embeds, mask, 4, differentiable_cache(agent)).thoughts
+    found = agent.rollout(embeds, mask, 4, differentiable_cache(agent)).latents
     thoughts, seen, seen_mask = [], embeds, mask
     for _ in range(4):
         thoughts.append(agent.inner_link(agent.encode(seen, seen_mask)[:, -1]))
