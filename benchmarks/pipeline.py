@@ -60,9 +60,9 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     rows = [ratio_row(f"{count} questions", seconds, "one process", "actors")]
     sent: Counter[str] = Counter()
     for solution in solutions:
-        for (_, source, target), latents in solution.latents.items():
+        for (_, source, target), latents in (solution.latents or {}).items():
             sent[f"{source} to {target}"] += latents.nbytes
-    turns = Counter(f"{source} to {target}" for _, source, target in solutions[0].latents)
+    turns = Counter(f"{source} to {target}" for _, source, target in solutions[0].latents or {})
     config = local.agents["agenta"].model.config
     positions = question_tokens + steps  # at least: the prompt's own words come on top
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

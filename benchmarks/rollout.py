@@ -1,6 +1,7 @@
 """A latent rollout against recomputing the whole sequence at every step, with torch's kernels and with ours."""
 
 import argparse
+from collections.abc import Callable
 
 import torch
 
@@ -35,7 +36,11 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
         def rollout(embeds=embeds, mask=mask, steps=steps) -> None:
             agent.rollout(embeds, mask, steps)
 
-        ways = {"recompute": recompute_plainly, "recompute, fast kernels": recompute, "rollout": rollout}
+        ways: dict[str, Callable[[], None]] = {
+            "recompute": recompute_plainly,
+            "recompute, fast kernels": recompute,
+            "rollout": rollout,
+        }
         # No warm-up run: a rollout is long enough for its first step not to count.
         seconds = in_turn(ways, arguments.repeats, warm_up=False)
         target = TARGETS.get((arguments.shape, length, steps))
