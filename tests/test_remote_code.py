@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import tomllib
+from packaging.requirements import Requirement
+from packaging.version import Version
 from recursivemas import system_loader
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -146,3 +149,15 @@ def test_a_fresh_process_with_an_empty_cache_loads_from_anywhere(chain_folder, c
     assert result.returncode == 0, result.stderr
     expected = chain.solve(["Why?"], max_new_tokens=6)[0].text
     assert json.loads(result.stdout.splitlines()[-1]) == [expected] * 3
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    texts = [*project["dependencies"], *(text for extra in ("train", "plots", "test") for text in extras[extra])]
+    needed = [Requirement(text) for text in texts]
+    bounds = {r.name: Version(s.version) for r in needed for s in r.specifier if s.operator == ">="}
+    lines = [line for line in (ROOT / "tests" / "oldest.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {name: Version(version) for name, version in (line.split("==") for line in lines)}
+    tools = {"torch", "ruff", "mypy"}  # torch: see the file; the others check the code and do not run it
+    assert pins == {name: version for name, version in bounds.items() if name not in tools}
