@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import tomllib
 from packaging.requirements import Requirement
 from packaging.version import Version
 from recursivemas import system_loader
@@ -152,6 +151,7 @@ def test_a_fresh_process_with_an_empty_cache_loads_from_anywhere(chain_folder, c
 
 
 def test_the_oldest_versions_are_the_lower_bounds():
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     texts = [*project["dependencies"], *(text for extra in ("train", "plots", "test") for text in extras[extra])]
