@@ -18,7 +18,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from ..system_loader import RecursiveMASConfig, RecursiveMASModel
-from .config import TrainingConfig
+from .arguments import LinkTrainingArguments
 from .data import write_rows
 from .init_links import init_system
 from .pretrain import SYSTEMS
@@ -32,7 +32,7 @@ class Recipe:
     Attributes:
         config: topology and defaults of the system, as in config.json.
         rows: number of training rows.
-        training: settings of the inner loop (see training/config.py).
+        training: settings of the inner loop (see training/arguments.py).
         max_new_tokens: of the answer and of messages.
     """
 
@@ -43,7 +43,7 @@ class Recipe:
 
 
 INNER_LOOP = {
-    "inner_kind": "ln_res_adapter", "num_rounds": 4, "max_steps": 600, "batch_size": 32,
+    "inner_kind": "ln_res_adapter", "num_rounds": 4, "max_steps": 600, "per_device_train_batch_size": 32,
     "learning_rate": 2e-3, "warmup_steps": 30, "logging_steps": 50,
 }  # fmt: skip
 RECIPES = {
@@ -158,7 +158,7 @@ def build(name: str, output: Path, seed: int = 0) -> dict[str, Any]:
             "eval_rows": 260,
             "seed": seed,
         }
-        result = train("inner", TrainingConfig(**settings | recipe.training))
+        result = train("inner", LinkTrainingArguments(**settings | recipe.training))
         # Neither the agents, which lie there already, nor the remote code, of which the repository has one copy.
         ignored = shutil.ignore_patterns("agents", "training", "*.py")
         shutil.copytree(Path(scratch, "trained"), output, ignore=ignored, dirs_exist_ok=True)

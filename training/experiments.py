@@ -24,11 +24,11 @@ import torch
 
 from ..evaluation.evaluate import machine, measure
 from ..system_loader import ROOT, RecursiveMASModel, load_mas_system
-from .config import TrainingConfig
+from .arguments import LinkTrainingArguments
 from .data import Encoder, read_rows, write_rows
 from .inspection import gradients
-from .loops import text_states
-from .run import build_loop, read_curve, train
+from .objectives import OuterSettings, text_states
+from .run import build_objective, read_curve, train
 from .situations import SITUATIONS, lift, plot_curves
 from .start import (
     ExpectedEmbeddingLink,
@@ -40,11 +40,10 @@ from .start import (
     token_bytes,
 )
 from .tasks import TASKS
-from .trainer import Examples
 
 OPERATORS = range(7)  # of the questions of the outer loop: two rounds of three agents solve up to six
 OUTER = {
-    "num_rounds": 2, "batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 20, "logging_steps": 10,
+    "num_rounds": 2, "per_device_train_batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 20, "logging_steps": 10,
     "eval_rows": 140, "threads": 1,
 }  # fmt: skip
 RECEIVERS = {"supervise": "receivers", "earlier_rounds_weight": 1.0}
@@ -92,7 +91,7 @@ def linear_inner_links(mas: RecursiveMASModel, count: int = 256) -> None:
     rows, _ = read_rows(TASKS["arithmetic"].generate(count, seed=40_000), mas.topology.roles, 4)
     encoder = Encoder(mas, "default")
     for role, agent in mas.agents.items():
-        parts = [encoder.text_part(row, role, 1 + index % 4) for index, row in enumerate(rows)]
+        parts = [encoder.part(row, role, 1 + index % 4) for index, row in enumerate(rows)]
         states = text_states(agent, parts)
         valid = states.labels >= 0
         embeddings = agent.embed(states.labels[valid])
@@ -113,7 +112,7 @@ def starts(count: int) -> dict[str, Any]:
         "inner links trained, outer links ridge (as shipped)": accuracies(mas, rounds, levels, count),
     }
     with tempfile.TemporaryDirectory() as scratch:
-        config = TrainingConfig(
+        config = LinkTrainingArguments(
             system=str(ROOT),
             output=str(Path(scratch, "trained")),
             data=write_questions(Path(scratch, "train.jsonl"), 6000, 1),
@@ -148,7 +147,7 @@ def partial_system(folder: Path, share: float, seed: int = 0) -> str:
 
 def curve(system: str, folder: Path, data: dict[str, str], steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One run of the outer loop: losses, gradient norms and accuracy over the steps, and what came of it."""
-    config = TrainingConfig(
+    config = LinkTrainingArguments(
         system=system,
         output=str(folder),
         max_steps=steps,
@@ -204,18 +203,10 @@ def round_gradients(count: int = 32, num_rounds: int = 4) -> dict[str, Any]:
         for loss, settings in {**forms, "every receiver in every round": RECEIVERS}.items():
             torch.manual_seed(0)
             mas = load_mas_system(ROOT)
-            build_loop("outer", TrainingConfig(**links), mas)
-            rows, _ = read_rows(TASKS["arithmetic"].generate(count, seed=50_000), mas.topology.roles, num_rounds)
-            schedule = mas.topology.schedule(num_rounds)
-            examples = list(Examples(rows, Encoder(mas, "default"), [schedule], text=False))
-            results[f"{start}, {loss}"] = gradients(
-                mas,
-                examples,
-                num_rounds=num_rounds,
-                latent_steps=mas.config.latent_steps,
-                halting=mas.config.latent_halting,
-                **settings,
-            )
+            build_objective("outer", LinkTrainingArguments(**links), mas)
+            rows, report = read_rows(TASKS["arithmetic"].generate(count, seed=50_000), mas.topology.roles, num_rounds)
+            examples = Encoder(mas).examples(rows, [mas.topology.schedule(num_rounds)], report)
+            results[f"{start}, {loss}"] = gradients(mas, examples, OuterSettings(num_rounds=num_rounds, **settings))
     return {"rows": count, "seed": 50_000, "rounds": num_rounds, "gradients": results}
 
 

@@ -23,11 +23,11 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..system_loader import PromptRenderer, RecursiveMASConfig, Slot, remote_module
+from .objectives import IGNORE_INDEX
 from .tasks import TASKS
 from .tokenizers import build_tokenizer, save_tokenizer
 
 MARKER = remote_module("prompts_recursivemas").MARKER
-IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def training_batch(pairs: Sequence[tuple[list[int], list[int]]], pad_token_id: i
     length = max(len(prompt) + len(target) for prompt, target in pairs)
     input_ids = torch.full((len(pairs), length), pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORED_LABEL)
+    labels = torch.full_like(input_ids, IGNORE_INDEX)
     for row, (prompt, target) in enumerate(pairs):
         end = len(prompt) + len(target)
         input_ids[row, :end] = torch.tensor(prompt + target)

@@ -17,7 +17,7 @@ from typing import Any
 from ..evaluation.evaluate import measure
 from ..evaluation.solve import TOOLS
 from ..system_loader import ROOT, RecursiveMASModel, load_mas_system
-from .config import TrainingConfig
+from .arguments import LinkTrainingArguments
 from .data import write_rows
 from .run import read_curve, train
 from .start import fit_outer_link, set_outer_link
@@ -27,8 +27,8 @@ ROUNDS = (1, 2)
 SYMBOLS, LETTERS = "0123456789+-*", "ABCDEFGHIJPMT"
 STRANGER = "critic"
 SETTINGS = {
-    "num_rounds": 2, "batch_size": 32, "warmup_steps": 20, "logging_steps": 20, "eval_rows": 140, "threads": 1,
-    "outer_kind": "outer_ln_res_adapter", "supervise": "receivers", "earlier_rounds_weight": 1.0,
+    "num_rounds": 2, "per_device_train_batch_size": 32, "warmup_steps": 20, "logging_steps": 20, "eval_rows": 140,
+    "threads": 1, "outer_kind": "outer_ln_res_adapter", "supervise": "receivers", "earlier_rounds_weight": 1.0,
 }  # fmt: skip
 ROLLOUT = {"latents": "rollout", "train_inner_links": True}
 
@@ -139,7 +139,7 @@ def lift(
     steps = steps or situation.steps
     situation.make(folder / "start")
     start = load_mas_system(folder / "start")
-    config = TrainingConfig(
+    config = LinkTrainingArguments(
         system=str(folder / "start"),
         output=str(folder / "trained"),
         data=situation.write_rows(folder / "train.jsonl", rows, seed=1),
