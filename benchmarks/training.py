@@ -4,6 +4,7 @@ Runs on the system that ships, whatever `--shape` says: the data must be such th
 """
 
 import argparse
+import json
 import multiprocessing
 import os
 import resource
@@ -11,20 +12,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import TASKS
-from ..training.config import TrainingConfig
-from ..training.data import Encoder, read_rows, write_rows
-from ..training.loops import Example, OuterLoop
+from ..training.arguments import LinkTrainingArguments
+from ..training.data import Encoder, Example, read_rows, write_rows
+from ..training.objectives import OuterObjective, OuterSettings
 from ..training.run import read_curve, train
-from ..training.trainer import Examples, LikeLengths
-from .harness import in_turn, row, timed
+from .harness import in_turn, ratio_row, row, timed
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -34,53 +37,44 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _loop(num_rounds: int, latents: str, checkpointing: bool = False) -> OuterLoop:
+def _objective(num_rounds: int, **settings: Any) -> OuterObjective:
     mas = load_mas_system(ROOT)
-    loop = OuterLoop(
-        mas,
-        list(mas.outer_links),
-        num_rounds=num_rounds,
-        latent_steps=mas.config.latent_steps,
-        halting=mas.config.latent_halting,
-        supervise="receivers",
-        earlier_rounds_weight=1.0,
-        latents=latents,
-        activation_checkpointing=checkpointing,
-    )
-    return loop.train()
+    what = OuterSettings(num_rounds, supervise="receivers", earlier_rounds_weight=1.0, **settings)
+    return OuterObjective(mas, list(mas.outer_links), settings=what).train()
 
 
-def _examples(loop: OuterLoop, count: int) -> Examples:
-    rows, _ = read_rows(TASKS["arithmetic"].generate(count, seed=1), loop.mas.topology.roles, loop.num_rounds)
-    return Examples(rows, Encoder(loop.mas, "default"), [loop.schedule], text=False)
+def _examples(objective: OuterObjective, count: int) -> list[Example]:
+    mas = objective.mas
+    rows, report = read_rows(TASKS["arithmetic"].generate(count, seed=1), mas.topology.roles, objective.num_rounds)
+    return Encoder(mas).examples(rows, [objective.schedule], report)
 
 
-def _step(loop: OuterLoop, examples: list[Example], batch_size: int) -> None:
+def _step(objective: OuterObjective, examples: list[Example], batch_size: int) -> None:
     """Gradients of the mean loss of all examples, `batch_size` of them at a time."""
-    loop.zero_grad()
+    objective.zero_grad()
     for start in range(0, len(examples), batch_size):
-        (loop(examples[start : start + batch_size])["loss"] * batch_size / len(examples)).backward()
+        (objective(examples[start : start + batch_size])["loss"] * batch_size / len(examples)).backward()
 
 
 def _peak(num_rounds: int, checkpointing: bool, batch_size: int, threads: int) -> tuple[float, float]:
     """MiB that a step needs above what was held before it, and its seconds; in a process of its own."""
     torch.set_num_threads(threads)
-    loop = _loop(num_rounds, "teacher", checkpointing)
-    examples = list(_examples(loop, batch_size))
-    _step(loop, examples[:1], 1)
+    objective = _objective(num_rounds, activation_checkpointing=checkpointing)
+    examples = _examples(objective, batch_size)
+    _step(objective, examples[:1], 1)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    seconds = timed(lambda: _step(loop, examples, batch_size))
+    seconds = timed(lambda: _step(objective, examples, batch_size))
     return max(0.1, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before), seconds
 
 
-def _run_settings(folder: Path, name: str, batch_size: int, steps: int) -> TrainingConfig:
+def _run_settings(folder: Path, name: str, batch_size: int, steps: int) -> LinkTrainingArguments:
     data = folder / "rows.jsonl"
     if not data.exists():
         write_rows(data, TASKS["arithmetic"].generate(4 * batch_size, seed=2))
-    return TrainingConfig(
+    return LinkTrainingArguments(
         system=str(ROOT), data=str(data), output=str(folder / name), outer_kind="outer_ln_res_adapter", num_rounds=2,
-        max_steps=steps, save_steps=1, keep_checkpoints=steps, logging_steps=1, warmup_steps=1, batch_size=batch_size,
-        threads=1,
+        max_steps=steps, save_steps=1, save_total_limit=steps, logging_steps=1, warmup_steps=1,
+        per_device_train_batch_size=batch_size, threads=1,
     )  # fmt: skip
 
 
@@ -112,7 +106,8 @@ def two_processes(folder: Path, batch_size: int, steps: int) -> dict:
     """Share of steps whose losses agree to 1e-5, two gloo processes against one of the same global batch."""
     one = _run_settings(folder, "one", batch_size, steps)
     seconds = {"one process": [timed(lambda: _quietly(lambda: train("outer", one)))]}
-    (folder / "two.json").write_text(_run_settings(folder, "two", batch_size // 2, steps).to_json(), encoding="utf-8")
+    two = _run_settings(folder, "two", batch_size // 2, steps)
+    (folder / "two.json").write_text(json.dumps(two.settings()), encoding="utf-8")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command += ["-m", "recursivemas.cli", "train", "outer", "--config", str(folder / "two.json")]
@@ -130,25 +125,15 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     rounds = arguments.rounds or ([1] if arguments.quick else [2, 1, 4])
     rows = []
     for latents in ("teacher", "rollout"):
-        loop = _loop(rounds[0], latents)
-        data = _examples(loop, (1 if arguments.quick else 4) * batch_size)
-        examples = list(data)
-        orders = {
-            f"{latents} latents, batches of {batch_size}": examples,
-            f"{latents} latents, batches of {batch_size} rows of like length": [
-                data[index] for index in LikeLengths(data.lengths, batch_size, seed=0)
-            ],
+        objective = _objective(rounds[0], latents=latents)
+        examples = _examples(objective, (1 if arguments.quick else 4) * batch_size)
+        ways: dict[str, Callable[[], None]] = {
+            name: partial(_step, objective, examples, size)
+            for name, size in (("one sample at a time", 1), ("batches", batch_size))
         }
-        ways = {"one sample at a time": lambda loop=loop, examples=examples: _step(loop, examples, 1)}
-        for name, order in orders.items():
-            ways[name] = lambda loop=loop, order=order: _step(loop, order, batch_size)
-        alone, *many = in_turn(ways, arguments.repeats).items()
-        for name, seconds in many:
-            values = [one / batched for one, batched in zip(alone[1], seconds, strict=True)]
-            target = ">= 5" if name == list(orders)[-1] and not arguments.quick else None
-            rows.append(
-                row(name, "samples per second / one by one", values, dict([alone, ("batches", seconds)]), target)
-            )
+        seconds = in_turn(ways, arguments.repeats)
+        name = f"{latents} latents, batches of {batch_size}"
+        rows.append(ratio_row(name, seconds, *ways))
     context = multiprocessing.get_context("spawn")
     for num_rounds in sorted(rounds):
         found = {}

@@ -30,24 +30,21 @@ from ..links_recursivemas import ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import TASKS
-from ..training.config import TrainingConfig
+from ..training.arguments import LinkTrainingArguments
 from ..training.data import Encoder, read_rows, write_rows
-from ..training.loops import text_states
-from ..training.run import build_loop, read_curve, train
+from ..training.objectives import OuterSettings, text_states
+from ..training.run import build_objective, read_curve, train
 from ..training.start import (
     fit_inner_link,
     fit_outer_link,
-    set_inner_link,
-    set_outer_link,
     shared_tokens,
     token_bytes,
 )
-from ..training.trainer import Examples
 from .situations import SITUATIONS, lift
 
 OPERATORS = range(7)  # of the questions of the outer loop: two rounds of three agents solve up to six
 OUTER = {
-    "num_rounds": 2, "batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 20, "logging_steps": 10,
+    "num_rounds": 2, "per_device_train_batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 20, "logging_steps": 10,
     "eval_rows": 140, "threads": 1,
 }  # fmt: skip
 RECEIVERS = {"supervise": "receivers", "earlier_rounds_weight": 1.0}
@@ -95,11 +92,11 @@ def linear_inner_links(mas: RecursiveMASModel, count: int = 256) -> None:
     rows, _ = read_rows(TASKS["arithmetic"].generate(count, seed=40_000), mas.topology.roles, 4)
     encoder = Encoder(mas, "default")
     for role, agent in mas.agents.items():
-        parts = [encoder.text_part(row, role, 1 + index % 4) for index, row in enumerate(rows)]
+        parts = [encoder.part(row, role, 1 + index % 4) for index, row in enumerate(rows)]
         states = text_states(agent, parts)
         valid = states.labels >= 0
         embeddings = agent.embed(states.labels[valid])
-        set_inner_link(mas, role, fit_inner_link(states.hidden_states[valid], embeddings))
+        mas.set_link(role, fit_inner_link(states.hidden_states[valid], embeddings))
 
 
 def starts(count: int) -> dict[str, Any]:
@@ -116,7 +113,7 @@ def starts(count: int) -> dict[str, Any]:
         "inner links trained, outer links ridge (as shipped)": accuracies(mas, rounds, levels, count),
     }
     with tempfile.TemporaryDirectory() as scratch:
-        config = TrainingConfig(
+        config = LinkTrainingArguments(
             system=str(ROOT),
             output=str(Path(scratch, "trained")),
             data=write_questions(Path(scratch, "train.jsonl"), 6000, 1),
@@ -127,7 +124,7 @@ def starts(count: int) -> dict[str, Any]:
         trained = load_mas_system(config.output)
         results["inner links trained, then outer links from ridge"] = accuracies(trained, rounds, levels, count)
     for role, agent in mas.agents.items():
-        set_inner_link(mas, role, ExpectedEmbeddingLink(agent.hidden_size))
+        mas.set_link(role, ExpectedEmbeddingLink(agent.hidden_size))
     results["nothing trained: expected embedding, ridge"] = accuracies(mas, rounds, levels, count)
     linear_inner_links(mas)
     results["nothing trained: linear inner links, ridge"] = accuracies(mas, rounds, levels, count)
@@ -144,14 +141,14 @@ def partial_system(folder: Path, share: float, seed: int = 0) -> str:
         hidden = {token_bytes(source.tokenizer)[text] for text in used if text not in known}
         pairs = [pair for pair in zip(*shared_tokens(source, target), strict=True) if pair[0] not in hidden]
         tokens = [a for a, _ in pairs], [b for _, b in pairs]
-        set_outer_link(mas, link.name, fit_outer_link(source, target, tokens=tokens))
+        mas.set_link(link.name, fit_outer_link(source, target, tokens=tokens))
     mas.save_pretrained(folder)
     return str(folder)
 
 
 def curve(system: str, folder: Path, data: dict[str, str], steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One run of the outer loop: losses, gradient norms and accuracy over the steps, and what came of it."""
-    config = TrainingConfig(
+    config = LinkTrainingArguments(
         system=system,
         output=str(folder),
         max_steps=steps,
@@ -207,18 +204,10 @@ def round_gradients(count: int = 32, num_rounds: int = 4) -> dict[str, Any]:
         for loss, settings in {**forms, "every receiver in every round": RECEIVERS}.items():
             torch.manual_seed(0)
             mas = load_mas_system(ROOT)
-            build_loop("outer", TrainingConfig(**links), mas)
-            rows, _ = read_rows(TASKS["arithmetic"].generate(count, seed=50_000), mas.topology.roles, num_rounds)
-            schedule = mas.topology.schedule(num_rounds)
-            examples = list(Examples(rows, Encoder(mas, "default"), [schedule], text=False))
-            results[f"{start}, {loss}"] = gradients(
-                mas,
-                examples,
-                num_rounds=num_rounds,
-                latent_steps=mas.config.latent_steps,
-                halting=mas.config.latent_halting,
-                **settings,
-            )
+            build_objective("outer", LinkTrainingArguments(**links), mas)
+            rows, report = read_rows(TASKS["arithmetic"].generate(count, seed=50_000), mas.topology.roles, num_rounds)
+            examples = Encoder(mas).examples(rows, [mas.topology.schedule(num_rounds)], report)
+            results[f"{start}, {loss}"] = gradients(mas, examples, OuterSettings(num_rounds=num_rounds, **settings))
     return {"rows": count, "seed": 50_000, "rounds": num_rounds, "gradients": results}
 
 

@@ -19,17 +19,17 @@ from ..evaluation.measure import measure
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import TASKS
-from ..training.config import TrainingConfig
+from ..training.arguments import LinkTrainingArguments
 from ..training.data import write_rows
 from ..training.run import read_curve, train
-from ..training.start import fit_outer_link, set_outer_link
+from ..training.start import fit_outer_link
 
 ROUNDS = (1, 2)
 SYMBOLS, LETTERS = "0123456789+-*", "ABCDEFGHIJPMT"
 STRANGER = "critic"
 SETTINGS = {
-    "num_rounds": 2, "batch_size": 32, "warmup_steps": 20, "logging_steps": 20, "eval_rows": 140, "threads": 1,
-    "outer_kind": "outer_ln_res_adapter", "supervise": "receivers", "earlier_rounds_weight": 1.0,
+    "num_rounds": 2, "per_device_train_batch_size": 32, "warmup_steps": 20, "logging_steps": 20, "eval_rows": 140,
+    "threads": 1, "outer_kind": "outer_ln_res_adapter", "supervise": "receivers", "earlier_rounds_weight": 1.0,
 }  # fmt: skip
 ROLLOUT = {"latents": "rollout", "train_inner_links": True}
 
@@ -56,7 +56,7 @@ def with_stranger(folder: Path) -> None:
     path.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
     mas = load_mas_system(folder)
     for link in mas.topology.links:
-        set_outer_link(mas, link.name, fit_outer_link(mas.agents[link.source], mas.agents[link.target]))
+        mas.set_link(link.name, fit_outer_link(mas.agents[link.source], mas.agents[link.target]))
     mas.save_pretrained(folder)
 
 
@@ -140,7 +140,7 @@ def lift(
     steps = steps or situation.steps
     situation.make(folder / "start")
     start = load_mas_system(folder / "start")
-    config = TrainingConfig(
+    config = LinkTrainingArguments(
         system=str(folder / "start"),
         output=str(folder / "trained"),
         data=situation.write_rows(folder / "train.jsonl", rows, seed=1),

@@ -28,21 +28,21 @@ from ..evaluation.plots import plot_fidelity, plot_gradients, plot_latents
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
 from ..tasks import TASKS
-from ..training.data import Encoder, Row, check_lengths, read_rows, refuse_bad_rows
-from ..training.loops import IGNORED, Example, OuterLoop, text_states
+from ..training.data import Encoder, Example, read_rows, refuse_bad_rows
+from ..training.objectives import IGNORE_INDEX, OuterObjective, OuterSettings, text_states
 from ..training.start import shared_tokens
 
 PLOTS = {"gradients": plot_gradients, "fidelity": plot_fidelity, "thoughts": plot_latents}
 
 
-class UntiedOuterLoop(OuterLoop):
-    """The outer loop with a copy of every link for every round, so that the rounds' gradients are told apart.
+class UntiedOuterObjective(OuterObjective):
+    """The outer objective with a copy of every link for every round, so that the rounds' gradients are told apart.
 
     The gradient of a link is the sum of those of its copies.
     """
 
-    def __init__(self, mas: RecursiveMASModel, links: list[str], inner: list[str] = (), **settings: Any) -> None:
-        super().__init__(mas, links, inner, **settings)
+    def __init__(self, mas: RecursiveMASModel, links: list[str], inner: list[str], settings: OuterSettings) -> None:
+        super().__init__(mas, links, inner, settings)
         rounds = range(1, self.num_rounds + 1)
         self.copies = {(name, r): copy.deepcopy(link) for name, link in self.outer_links.items() for r in rounds}
         self.copies |= {(name, r): copy.deepcopy(link) for name, link in self.inner_links.items() for r in rounds}
@@ -62,29 +62,31 @@ def _flat_gradient(link: nn.Module) -> torch.Tensor | None:
     return torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten().float() for p in parameters])
 
 
-def gradients(mas: RecursiveMASModel, examples: list[Example], batch_size: int = 32, **settings: Any) -> dict:
+def gradients(
+    mas: RecursiveMASModel, examples: list[Example], settings: OuterSettings, batch_size: int = 32
+) -> dict[str, dict[str, dict[int, float]]]:
     """Gradient norms of each link by the round that it sent in.
 
     Args:
         mas: the system.
         examples: the rows, every part of the schedule.
+        settings: of the outer objective.
         batch_size: rows of one loss; norms are means over the batches.
-        settings: of `OuterLoop` (num_rounds, latent_steps, supervise, earlier_rounds_weight, latents, halting).
 
     Returns:
         Link -> {"norms": {round: norm}, "lost_in_bfloat16": {round: share}}: the share of a round's gradient that
         rounding eats when it is added to the sum of the later rounds' in bfloat16 (1 and more: nothing is left).
     """
     inner = [role for role in mas.agents if list(mas.agents[role].inner_link.parameters())]
-    loop = UntiedOuterLoop(mas, list(mas.outer_links), inner, **settings)
+    objective = UntiedOuterObjective(mas, list(mas.outer_links), inner, settings)
     norms: dict[str, dict[int, list[float]]] = {}
     lost: dict[str, dict[int, list[float]]] = {}
     for start in range(0, len(examples), batch_size):
-        for link in loop.copies.values():
+        for link in objective.copies.values():
             link.zero_grad(set_to_none=True)
-        loop(examples[start : start + batch_size])["loss"].backward()
-        for name in (*loop.inner_links, *loop.outer_links):
-            found = {r: _flat_gradient(loop.copies[name, r]) for r in range(1, loop.num_rounds + 1)}
+        objective(examples[start : start + batch_size])["loss"].backward()
+        for name in (*objective.inner_links, *objective.outer_links):
+            found = {r: _flat_gradient(objective.copies[name, r]) for r in range(1, objective.num_rounds + 1)}
             found = {r: gradient for r, gradient in found.items() if gradient is not None}
             for r, gradient in found.items():
                 norms.setdefault(name, {}).setdefault(r, []).append(float(gradient.norm()))
@@ -121,17 +123,17 @@ def _closeness(agent: RecursiveMASAgent, vectors: torch.Tensor, token_ids: torch
 
 
 @torch.no_grad()
-def fidelity(mas: RecursiveMASModel, rows: list[Row], num_rounds: int, task: str) -> dict[str, dict[str, float]]:
+def fidelity(mas: RecursiveMASModel, examples: list[Example], num_rounds: int) -> dict[str, dict[str, float]]:
     """Closeness of every link's output to the embedding that it stands for, on the agents' target texts.
 
     An inner link stands for the agent's next token, an outer link for the receiver's token with the same text; tokens
     that the receiver does not have are left out.
     """
-    encoder, results = Encoder(mas, task), {}
+    results = {}
     for role, agent in mas.agents.items():
-        parts = [encoder.text_part(row, role, 1 + index % num_rounds) for index, row in enumerate(rows)]
+        parts = [example.parts[1 + index % num_rounds, role] for index, example in enumerate(examples)]
         states = text_states(agent, parts)
-        valid = states.labels != IGNORED
+        valid = states.labels != IGNORE_INDEX
         labels, thoughts = states.labels[valid], agent.inner_link(states.hidden_states[valid])
         results[role] = _closeness(agent, thoughts, labels)
         for link in mas.topology.outgoing(role):
@@ -173,16 +175,16 @@ def thoughts(mas: RecursiveMASModel, questions: list[str], **solve_arguments: An
     return results
 
 
-def _rows(arguments: argparse.Namespace, mas: RecursiveMASModel, num_rounds: int, task: str) -> list[Row]:
+def _examples(arguments: argparse.Namespace, mas: RecursiveMASModel, num_rounds: int) -> list[Example]:
     if not arguments.data:
         raise InputError("There is no data.", where="--data", expected=f"a file of rows, or one of {', '.join(TASKS)}")
     source = arguments.data
     if source in TASKS:
         source = TASKS[source].generate(arguments.num_rows, seed=arguments.seed)
     rows, report = read_rows(source, mas.topology.roles, num_rounds, limit=arguments.num_rows)
-    rows = check_lengths(rows, Encoder(mas, task), mas.topology.schedule(num_rounds), None, report)
-    refuse_bad_rows(report, rows)
-    return rows
+    examples = Encoder(mas, arguments.task).examples(rows, [mas.topology.schedule(num_rounds)], report)
+    refuse_bad_rows(report)
+    return examples
 
 
 def _table(kind: str, results: Any) -> str:
@@ -230,30 +232,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     mas = load_mas_system(arguments.system) if arguments.system else load_mas_system()
-    num_rounds, task = arguments.rounds or mas.config.num_rounds, arguments.task or mas.config.task
+    num_rounds = arguments.rounds or mas.config.num_rounds
     if arguments.what == "thoughts":
         results = thoughts(
-            mas, arguments.questions, num_rounds=num_rounds, latent_steps=arguments.latent_steps, task=task
+            mas, arguments.questions, num_rounds=num_rounds, latent_steps=arguments.latent_steps, task=arguments.task
         )
     else:
-        rows = _rows(arguments, mas, num_rounds, task)
+        examples = _examples(arguments, mas, num_rounds)
         if arguments.what == "fidelity":
-            results = fidelity(mas, rows, num_rounds, task)
+            results = fidelity(mas, examples, num_rounds)
         else:
-            encoder, schedule = Encoder(mas, task), mas.topology.schedule(num_rounds)
-            examples = [
-                Example(row.line, {(r, role): encoder.part(row, role, r) for r, role in schedule}) for row in rows
-            ]
-            results = gradients(
-                mas,
-                examples,
+            settings = OuterSettings(
                 num_rounds=num_rounds,
-                latent_steps=arguments.latent_steps or mas.config.latent_steps,
+                latent_steps=arguments.latent_steps,
                 supervise=arguments.supervise,
                 earlier_rounds_weight=arguments.earlier_rounds_weight,
                 latents=arguments.latents,
-                halting=mas.config.latent_halting,
             )
+            results = gradients(mas, examples, settings)
     print(json.dumps(results) if arguments.json else _table(arguments.what, results))
     if arguments.plot:
         PLOTS[arguments.what](results, arguments.plot)

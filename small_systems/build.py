@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..modeling_recursivemas import RecursiveMASModel
-from ..training.config import TrainingConfig
+from ..training.arguments import LinkTrainingArguments
 from ..training.data import write_rows
 from ..training.init_links import init_system
 from ..training.run import train
@@ -67,7 +67,7 @@ def train_inner_links(name: str, folder: Path) -> dict[str, Any]:
         task, seed = recipe.task_module(), settings["seed"]
         result = train(
             "inner",
-            TrainingConfig(
+            LinkTrainingArguments(
                 system=str(Path(scratch, "start")),
                 output=str(Path(scratch, "trained")),
                 data=write_rows(Path(scratch, "train.jsonl"), task.generate(recipe.rows, seed=seed + 10)),

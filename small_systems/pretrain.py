@@ -23,10 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..prompts_recursivemas import MARKER, PromptRenderer, Slot
+from ..training.objectives import IGNORE_INDEX
 from .recipes import RECIPES, THREADS, AgentRecipe
 from .tokenizers import build_tokenizer, save_tokenizer
-
-IGNORED_LABEL = -100
 
 
 def prompt_renderer(tokenizer: PreTrainedTokenizerBase, role: str) -> PromptRenderer:
@@ -59,7 +58,7 @@ def training_batch(pairs: Sequence[tuple[list[int], list[int]]], pad_token_id: i
     length = max(len(prompt) + len(target) for prompt, target in pairs)
     input_ids = torch.full((len(pairs), length), pad_token_id)
     attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORED_LABEL)
+    labels = torch.full_like(input_ids, IGNORE_INDEX)
     for row, (prompt, target) in enumerate(pairs):
         end = len(prompt) + len(target)
         input_ids[row, :end] = torch.tensor(prompt + target)

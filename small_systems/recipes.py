@@ -70,8 +70,9 @@ class Recipe:
 
 # Settings of the inner loop. The shipped links were trained with torch's own epsilon.
 INNER: dict[str, Any] = {
-    "inner_kind": "ln_res_adapter", "num_rounds": 4, "max_steps": 600, "batch_size": 32, "learning_rate": 2e-3,
-    "warmup_steps": 30, "adam_epsilon": 1e-8, "logging_steps": 50, "seed": 0, "threads": THREADS,
+    "inner_kind": "ln_res_adapter", "num_rounds": 4, "max_steps": 600, "per_device_train_batch_size": 32,
+    "learning_rate": 2e-3, "warmup_steps": 30, "adam_epsilon": 1e-8, "logging_steps": 50, "seed": 0,
+    "threads": THREADS,
 }  # fmt: skip
 SPECIALISTS = ("adder", "subtracter", "multiplier")
 RECIPES: dict[str, Recipe] = {

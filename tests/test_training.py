@@ -12,14 +12,15 @@ import torch
 from recursivemas import cli
 from recursivemas.errors_recursivemas import ConfigError, InputError
 from recursivemas.experiments.situations import SITUATIONS, as_stranger_writes, lift, with_stranger
-from recursivemas.inspection.inspect import UntiedOuterLoop, _closeness
+from recursivemas.inspection.inspect import UntiedOuterObjective, _closeness
 from recursivemas.links_recursivemas import OUTER_KINDS, ExpectedEmbeddingLink, OuterLink
 from recursivemas.system_loader import ROOT, load_mas_system
-from recursivemas.training import loops
-from recursivemas.training.config import TrainingConfig, load_config
-from recursivemas.training.data import DataError, Encoder, read_rows, refuse_bad_rows
-from recursivemas.training.loops import Example, InnerLoop, OuterLoop
-from recursivemas.training.run import build_loop, last_checkpoint, train, verdict
+from recursivemas.training import objectives
+from recursivemas.training.arguments import OWN_SETTINGS, SETTINGS, LinkTrainingArguments, default_of, read_arguments
+from recursivemas.training.caches import differentiable_cache
+from recursivemas.training.data import DataError, Encoder, Example, read_rows, refuse_bad_rows
+from recursivemas.training.objectives import InnerObjective, OuterObjective, OuterSettings
+from recursivemas.training.run import build_objective, last_checkpoint, train, verdict
 from recursivemas.training.start import (
     embedding_rms,
     embedding_scale,
@@ -30,7 +31,7 @@ from recursivemas.training.start import (
     start_inner_link,
     token_bytes,
 )
-from recursivemas.training.trainer import LikeLengths, NonFiniteError
+from recursivemas.training.trainer import NonFiniteError
 from safetensors.torch import load_file
 from tiny import ARCHITECTURES, tiny_agent, tiny_chain
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -52,21 +53,19 @@ def rows_of(count: int) -> list[dict]:
     ]
 
 
-def examples_of(mas, count: int, num_rounds: int = 2, text: bool = False) -> list[Example]:
-    rows, _ = read_rows(rows_of(count), mas.topology.roles, num_rounds)
-    encode = Encoder(mas, "default").text_part if text else Encoder(mas, "default").part
-    schedule = mas.topology.schedule(num_rounds)
-    return [Example(row.line, {(r, role): encode(row, role, r) for r, role in schedule}) for row in rows]
+def examples_of(mas, count: int, num_rounds: int = 2) -> list[Example]:
+    rows, report = read_rows(rows_of(count), mas.topology.roles, num_rounds)
+    return Encoder(mas).examples(rows, [mas.topology.schedule(num_rounds)], report)
 
 
-def gradients_of(loop, examples) -> dict[str, torch.Tensor]:
-    loop.zero_grad()
-    loop(examples)["loss"].backward()
-    return {name: parameter.grad.clone() for name, parameter in loop.named_parameters()}
+def gradients_of(objective, examples) -> dict[str, torch.Tensor]:
+    objective.zero_grad()
+    objective(examples)["loss"].backward()
+    return {name: parameter.grad.clone() for name, parameter in objective.named_parameters()}
 
 
-def outer_loop(mas, **settings) -> OuterLoop:
-    return OuterLoop(mas, list(mas.outer_links), **{"num_rounds": 2, "latent_steps": 5, **settings})
+def outer_objective(mas, inner=(), kind=OuterObjective, **settings) -> OuterObjective:
+    return kind(mas, list(mas.outer_links), inner, OuterSettings(**{"num_rounds": 2, "latent_steps": 5, **settings}))
 
 
 # Data
@@ -85,8 +84,8 @@ def test_bad_rows_are_reported_with_count_lines_and_reason(tmp_path):
     assert "no question (line 3)" in text and "no target text for solver (line 4)" in text
     assert "2 target texts for solver, fewer than 3 rounds (line 8)" in text and "(line 2)" in text
     with pytest.raises(DataError, match="5 bad"):
-        refuse_bad_rows(report, rows)
-    refuse_bad_rows(report, rows, allowed=5)
+        refuse_bad_rows(report)
+    refuse_bad_rows(report, allowed=5)
 
 
 def test_columns_of_the_release_are_read_as_they_are(tmp_path):
@@ -118,11 +117,34 @@ def test_a_dataset_on_disk_gives_the_rows_of_its_json_lines(tmp_path):
 # Settings
 
 
-def test_settings_are_defaults_then_file_then_assignments(tmp_path):
-    (tmp_path / "c.json").write_text('{"max_steps": 5, "learning_rate": 1}')
-    config = load_config(tmp_path / "c.json", ["max_steps=7", 'roles=["a"]', "trainer.bf16=true", "output=x"])
-    assert (config.max_steps, config.learning_rate, config.roles) == (7, 1.0, ["a"])
-    assert (config.trainer, config.output, config.batch_size) == ({"bf16": True}, "x", TrainingConfig().batch_size)
+def test_settings_are_defaults_then_file_then_assignments_then_flags(tmp_path, capsys):
+    (tmp_path / "c.json").write_text('{"max_steps": 5, "learning_rate": 1, "seed": 2, "schedule": "linear"}')
+    command = ["train", "outer", "--config", str(tmp_path / "c.json"), "--set=max_steps=7", "--set=seed=3",
+               '--set=roles=["a"]', "--set=output=x", "--seed", "4", "--eval-rows", "9", "--show"]  # fmt: skip
+    assert cli.main(command) == 0
+    shown = json.loads(capsys.readouterr().out)
+    expected = {"learning_rate": 1, "lr_scheduler_type": "linear", "max_steps": 7, "roles": ["a"], "output": "x",
+                "seed": 4, "eval_rows": 9}  # fmt: skip
+    assert {name: value for name, value in shown.items() if value != default_of(name)} == {**expected, "columns": {}}
+    assert set(OWN_SETTINGS) < shown.keys()
+
+
+def test_names_that_settings_had_before_are_understood():
+    found = read_arguments(
+        None, ["batch_size=4", "schedule=linear", "save_total_limit=3", "betas=[0.5, 0.6]", "trainer.bf16=true"]
+    ).settings()
+    now = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "lr_scheduler_type": "linear",
+           "save_total_limit": 3, "adam_beta1": 0.5, "adam_beta2": 0.6, "bf16": True}  # fmt: skip
+    assert {name: value for name, value in found.items() if value != default_of(name)} == {**now, "columns": {}}
+
+
+def test_the_help_of_train_says_what_every_setting_means(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    own, others = capsys.readouterr().out.split("settings of transformers")
+    assert all(f"--{name} " in own for name in OWN_SETTINGS)
+    assert "--learning_rate" in others and "(default: 0.0005)" in others and "--fsdp" in others
+    assert all(SETTINGS[name].metadata["help"] for name in OWN_SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -134,11 +156,18 @@ def test_settings_are_defaults_then_file_then_assignments(tmp_path):
         ("supervise=everyone", "receivers"),
         ("max_steps", "key=value"),
         ("batch_size=true", "batch_size"),
+        ("betas=[0.9]", "betas"),
+        ("adam_beta2=1", r"in \[0, 1\)"),
+        ("roles=[1]", "roles"),
+        ("columns={", "columns"),
+        ("lr_scheduler_type=zigzag", "lr_scheduler_type"),
+        ("dataloader_prefetch_factor=2", "dataloader_prefetch_factor"),
+        ("num_train_epochs=2", "max_steps"),
     ],
 )
 def test_a_setting_that_cannot_be_used_is_named(assignment, message):
     with pytest.raises(ConfigError, match=message):
-        load_config(None, [assignment])
+        read_arguments(None, [assignment])
 
 
 # Closed-form start
@@ -249,10 +278,11 @@ def test_a_part_is_what_inference_reads_and_the_target_is_what_the_agent_would_w
 def test_teacher_forced_latents_stand_for_the_words_of_a_target_and_not_for_its_end():
     mas = tiny_chain()
     for most in (2, 99):
-        loop = outer_loop(mas, latent_steps=most)
+        objective = outer_objective(mas, latent_steps=most)
         examples = examples_of(mas, 3)
         parts = [example.parts[1, "planner"] for example in examples]
-        _, going = loop._stage((1, "planner"), parts, loop._prompt_builders(examples)["planner"], {})
+        builder = objective._prompt_builders(examples)["planner"]
+        _, going = objective._stage((1, "planner"), parts, builder, {})
         expected = [min(most, len(part.target_ids) - 1) for part in parts]
         assert [len(latents) for latents in going["critic"]] == expected
 
@@ -260,10 +290,10 @@ def test_teacher_forced_latents_stand_for_the_words_of_a_target_and_not_for_its_
 def test_the_first_teacher_forced_latent_is_the_first_of_a_rollout(chain):
     mas = tiny_chain()
     for latents in ("teacher", "rollout"):
-        loop = outer_loop(mas, latents=latents, latent_steps=1)
+        objective = outer_objective(mas, latents=latents, latent_steps=1)
         examples = examples_of(mas, 1)
-        builder, part = loop._prompt_builders(examples)["planner"], examples[0].parts[1, "planner"]
-        _, going = loop._stage((1, "planner"), [part], builder, {})
+        builder, part = objective._prompt_builders(examples)["planner"], examples[0].parts[1, "planner"]
+        _, going = objective._stage((1, "planner"), [part], builder, {})
         sent = going["critic"][0] if latents == "teacher" else sent - going["critic"][0]  # noqa: F821
     assert sent.shape == (1, mas.agents["critic"].hidden_size) and float(sent.detach().abs().max()) < 1e-5
 
@@ -272,16 +302,12 @@ def test_the_first_teacher_forced_latent_is_the_first_of_a_rollout(chain):
 @pytest.mark.parametrize("supervise", ["decoder", "receivers"])
 def test_the_loss_of_a_batch_is_the_mean_of_the_losses_of_its_rows(latents, supervise):
     mas = tiny_chain()
-    loop = outer_loop(mas, latents=latents, supervise=supervise, earlier_rounds_weight=0.5)
+    outer = outer_objective(mas, latents=latents, supervise=supervise, earlier_rounds_weight=0.5)
     examples = examples_of(mas, 4)
-    with torch.no_grad():
-        whole = float(loop(examples)["loss"])
-        alone = [float(loop([example])["loss"]) for example in examples]
-        inner = InnerLoop(mas, ROLES)
-        texts = examples_of(mas, 4, text=True)
-        inner_whole, inner_alone = float(inner(texts)["loss"]), [float(inner([text])["loss"]) for text in texts]
-    assert whole == pytest.approx(sum(alone) / 4, abs=1e-4)
-    assert inner_whole == pytest.approx(sum(inner_alone) / 4, abs=1e-4)
+    for objective in (outer, InnerObjective(mas, ROLES)):
+        with torch.no_grad():
+            whole, alone = objective(examples)["loss"], [objective([example])["loss"] for example in examples]
+        assert float(whole) == pytest.approx(float(sum(alone)) / 4, abs=1e-4)
 
 
 @pytest.mark.parametrize("latents", ["teacher", "rollout"])
@@ -289,19 +315,19 @@ def test_heads_that_are_read_once_change_no_loss_and_no_gradient(latents, monkey
     mas = tiny_chain()
     examples, results = examples_of(mas, 3), []
     for reuse in (True, False):
-        loop = outer_loop(mas, latents=latents, supervise="receivers", earlier_rounds_weight=1.0)
-        monkeypatch.setattr(loops, "can_crop", lambda cache, reuse=reuse: reuse)
-        results.append(gradients_of(loop, examples))
+        objective = outer_objective(mas, latents=latents, supervise="receivers", earlier_rounds_weight=1.0)
+        monkeypatch.setattr(objectives, "can_crop", lambda cache, reuse=reuse: reuse)
+        results.append(gradients_of(objective, examples))
     for name, gradient in results[0].items():
         torch.testing.assert_close(gradient, results[1][name], atol=1e-5, rtol=1e-4)
 
 
 def test_loss_weights_add_the_mean_of_the_earlier_rounds():
     mas = tiny_chain()
-    loops = {weight: outer_loop(mas, num_rounds=3, earlier_rounds_weight=weight) for weight in (0.0, 0.2)}
-    assert loops[0.0].weights == {(3, "solver"): 1.0}
-    assert loops[0.2].weights == {(1, "solver"): 0.1, (2, "solver"): 0.1, (3, "solver"): 1.0}
-    weights = outer_loop(mas, num_rounds=2, earlier_rounds_weight=1.0, supervise="receivers").weights
+    found = {w: outer_objective(mas, num_rounds=3, earlier_rounds_weight=w).weights for w in (0.0, 0.2)}
+    assert found[0.0] == {(3, "solver"): 1.0}
+    assert found[0.2] == {(1, "solver"): 0.1, (2, "solver"): 0.1, (3, "solver"): 1.0}
+    weights = outer_objective(mas, num_rounds=2, earlier_rounds_weight=1.0, supervise="receivers").weights
     assert (1, "planner") not in weights and weights[2, "planner"] == pytest.approx(1 / 3)
     assert sum(weight for (r, _), weight in weights.items() if r == 1) == pytest.approx(1)
 
@@ -309,8 +335,7 @@ def test_loss_weights_add_the_mean_of_the_earlier_rounds():
 @pytest.mark.parametrize("latents", ["teacher", "rollout"])
 def test_gradients_reach_every_link_of_every_kind_and_no_agent(latents):
     mas = tiny_chain()
-    loop = OuterLoop(mas, list(mas.outer_links), ROLES, num_rounds=2, latent_steps=3, latents=latents)
-    gradients = gradients_of(loop, examples_of(mas, 2))
+    gradients = gradients_of(outer_objective(mas, ROLES, latent_steps=3, latents=latents), examples_of(mas, 2))
     assert all(gradient.abs().sum() > 0 for gradient in gradients.values())
     assert {name.split(".")[0] for name in gradients} == {"inner_links", "outer_links"}
     assert all(p.grad is None for agent in mas.agents.values() for p in agent.model.parameters())
@@ -321,9 +346,9 @@ def test_activation_checkpointing_changes_no_loss_and_no_gradient(latents):
     mas = tiny_chain()
     examples, results = examples_of(mas, 2), []
     for checkpointing in (False, True):
-        loop = outer_loop(mas, latents=latents, supervise="receivers", earlier_rounds_weight=1.0,
-                          activation_checkpointing=checkpointing).train()  # fmt: skip
-        results.append(gradients_of(loop, examples))
+        objective = outer_objective(mas, latents=latents, supervise="receivers", earlier_rounds_weight=1.0,
+                                    activation_checkpointing=checkpointing).train()  # fmt: skip
+        results.append(gradients_of(objective, examples))
     for name, gradient in results[0].items():
         assert torch.equal(gradient, results[1][name])
 
@@ -337,8 +362,6 @@ def test_gradients_through_the_cache_equal_those_without_one(architecture):
     embeds, mask = torch.randn(2, 12, agent.hidden_size) * 0.6, torch.ones(2, 12, dtype=torch.long)
     mask[1, :5] = 0
     embeds[1, :5] = 0
-    from recursivemas.training.caches import differentiable_cache
-
     found = agent.rollout(embeds, mask, 4, differentiable_cache(agent)).latents
     thoughts, seen, seen_mask = [], embeds, mask
     for _ in range(4):
@@ -358,17 +381,16 @@ def test_links_train_in_float32_beside_bfloat16_agents():
     for agent in mas.agents.values():
         agent.model.to(torch.bfloat16)
         agent.inner_link.to(torch.bfloat16)
-    loop = OuterLoop(mas, list(mas.outer_links), ROLES, num_rounds=2, latent_steps=3)
-    gradients = gradients_of(loop, examples_of(mas, 2))
+    gradients = gradients_of(outer_objective(mas, ROLES, latent_steps=3), examples_of(mas, 2))
     assert all(gradient.dtype == torch.float32 and gradient.isfinite().all() for gradient in gradients.values())
     assert {agent.dtype for agent in mas.agents.values()} == {torch.bfloat16}
 
 
 def test_the_gradients_of_the_rounds_add_up_to_that_of_the_link():
     mas = tiny_chain()
-    examples, settings = examples_of(mas, 3, 3 - 1), {"num_rounds": 2, "latent_steps": 4, "earlier_rounds_weight": 0.5}
-    tied = gradients_of(OuterLoop(mas, list(mas.outer_links), ROLES, **settings), examples)
-    untied = UntiedOuterLoop(mas, list(mas.outer_links), ROLES, **settings)
+    examples, settings = examples_of(mas, 3), {"latent_steps": 4, "earlier_rounds_weight": 0.5}
+    tied = gradients_of(outer_objective(mas, ROLES, **settings), examples)
+    untied = outer_objective(mas, ROLES, UntiedOuterObjective, **settings)
     untied(examples)["loss"].backward()
     for name, gradient in tied.items():
         _, link, parameter = name.split(".", 2)
@@ -397,12 +419,13 @@ def workshop(tmp_path_factory):
     return folder
 
 
-def settings(workshop: Path, output: Path, **changes) -> TrainingConfig:
+def settings(workshop: Path, output: Path, **changes) -> LinkTrainingArguments:
     values = {
         "system": str(workshop / "system"), "data": str(workshop / "rows.jsonl"), "output": str(output),
-        "max_steps": 6, "batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-3, "logging_steps": 1, "save_steps": 2,
+        "max_steps": 6, "per_device_train_batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-3, "logging_steps": 1,
+        "save_steps": 2,
     }  # fmt: skip
-    return TrainingConfig(**values | changes)
+    return LinkTrainingArguments(**values | changes)
 
 
 def losses_of(output: Path) -> list[float]:
@@ -431,11 +454,9 @@ def test_a_run_lowers_the_loss_saves_links_only_and_a_system_that_loads(workshop
 
 @pytest.mark.parametrize("kind", ["inner", "outer"])
 def test_a_resumed_run_ends_with_the_same_bits(workshop, tmp_path, kind):
-    changes = {"group_by_length": True}
-    if kind == "outer":
-        changes = {"outer_kind": "outer_ln_res_adapter", "outer_start": "random"}
+    changes = {"outer_kind": "outer_ln_res_adapter", "outer_start": "random"} if kind == "outer" else {}
     train(kind, settings(workshop, tmp_path / "whole", **changes))
-    config = settings(workshop, tmp_path / "again", keep_checkpoints=3, **changes)
+    config = settings(workshop, tmp_path / "again", save_total_limit=3, **changes)
     train(kind, config)
     shutil.rmtree(tmp_path / "again" / "training" / "checkpoint-6")
     (tmp_path / "again" / "training" / "checkpoint-4" / "trainer_state.json").unlink()  # killed while it was written
@@ -474,18 +495,6 @@ def test_a_run_says_whether_it_made_the_system_worse():
     assert verdict({"eval_loss": 2.0}) is None and verdict({}) is None
 
 
-def test_batches_of_like_lengths_hold_every_row_once_in_a_new_order_each_epoch():
-    lengths = [(7 * index) % 50 for index in range(403)]
-    sampler, epochs = LikeLengths(lengths, 4, seed=0), []
-    for epoch in range(2):
-        sampler.set_epoch(epoch)
-        epochs.append(list(sampler))
-        assert len(set(epochs[-1])) == len(epochs[-1]) == 400
-        batches = [[lengths[index] for index in epochs[-1][at : at + 4]] for at in range(0, 400, 4)]
-        assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 10
-    assert epochs[0] != epochs[1] and epochs[1] == list(sampler)
-
-
 def test_a_run_with_other_settings_is_not_gone_on_with(workshop, tmp_path):
     train("outer", settings(workshop, tmp_path, max_steps=2))
     with pytest.raises(InputError, match="earlier run"):
@@ -494,20 +503,39 @@ def test_a_run_with_other_settings_is_not_gone_on_with(workshop, tmp_path):
         train("outer", settings(workshop, tmp_path, max_steps=2, learning_rate=0.5), resume=True)
 
 
+def test_a_run_that_began_under_earlier_names_of_its_settings_goes_on(workshop, tmp_path):
+    train("outer", settings(workshop, tmp_path, max_steps=2))
+    path = tmp_path / "training" / "training_config.json"
+    before = json.loads(path.read_text())
+    old = {name: before[name] for name in (*OWN_SETTINGS, "max_steps", "learning_rate", "warmup_steps", "seed")}
+    old |= {"batch_size": 4, "schedule": "cosine", "betas": [0.9, 0.95], "keep_checkpoints": 2, "trainer": {}}
+    path.write_text(json.dumps(old))
+    with pytest.raises(ConfigError, match=r"found: adam_beta2: 0\.95 -> 0\.9\n"):
+        train("outer", settings(workshop, tmp_path, max_steps=2, adam_beta2=0.9), resume=True)
+    assert train("outer", settings(workshop, tmp_path, max_steps=2), resume=True)["step"] == 2
+
+
+def test_a_run_encodes_every_row_once(workshop, tmp_path, monkeypatch):
+    part, seen = Encoder.part, []
+    monkeypatch.setattr(Encoder, "part", lambda self, row, *at: seen.append((row.line, *at)) or part(self, row, *at))
+    train("outer", settings(workshop, tmp_path, max_steps=12, save_steps=0))  # two epochs
+    assert len(seen) == len(set(seen)) == 24 * 2 * 3
+
+
 def test_accumulated_batches_equal_one_large_batch(workshop, tmp_path):
-    train("outer", settings(workshop, tmp_path / "one", batch_size=8, save_steps=0, max_steps=3))
+    train("outer", settings(workshop, tmp_path / "one", per_device_train_batch_size=8, save_steps=0, max_steps=3))
     train("outer", settings(workshop, tmp_path / "two", gradient_accumulation_steps=2, save_steps=0, max_steps=3))
     assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "two"), abs=1e-5)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_rows(workshop, tmp_path, monkeypatch):
-    whole = OuterLoop.forward
+    whole = OuterObjective.forward
 
     def broken(self, examples):
-        output = whole(self, examples)
-        return {"loss": output["loss"] * float("nan")} if any(example.line == 7 for example in examples) else output
+        factor = float("nan") if any(example.row.line == 7 for example in examples) else 1
+        return {"loss": whole(self, examples)["loss"] * factor}
 
-    monkeypatch.setattr(OuterLoop, "forward", broken)
+    monkeypatch.setattr(OuterObjective, "forward", broken)
     with pytest.raises(NonFiniteError, match=r"rows of lines .*\b7\b"):
         train("outer", settings(workshop, tmp_path, max_steps=20))
 
@@ -524,14 +552,14 @@ def test_rows_that_cannot_be_used_stop_a_run_before_any_compute(workshop, tmp_pa
 
 def test_new_links_start_where_the_settings_say():
     mas = tiny_chain(outer_kind="outer_linear_adapter")
-    build_loop("outer", TrainingConfig(outer_kind="outer_ln_res_adapter"), mas)
+    build_objective("outer", LinkTrainingArguments(outer_kind="outer_ln_res_adapter"), mas)
     assert float(mas.outer_links["planner_to_critic"].proj2.weight.detach().abs().max()) == 0
     assert mas.config.links[0]["kind"] == "outer_ln_res_adapter"
     with pytest.raises(InputError, match="Unknown links"):
-        build_loop("outer", TrainingConfig(links=["planner_to_nobody"]), mas)
+        build_objective("outer", LinkTrainingArguments(links=["planner_to_nobody"]), mas)
     with pytest.raises(InputError, match="send nothing in 1 rounds"):
-        build_loop("outer", TrainingConfig(links=["solver_to_planner"], num_rounds=1), mas)
-    assert "solver_to_planner" not in build_loop("outer", TrainingConfig(num_rounds=1), mas).outer_links
+        build_objective("outer", LinkTrainingArguments(links=["solver_to_planner"], num_rounds=1), mas)
+    assert "solver_to_planner" not in build_objective("outer", LinkTrainingArguments(num_rounds=1), mas).outer_links
 
 
 # Commands
@@ -580,7 +608,7 @@ def test_the_train_command_runs_both_loops(workshop, tmp_path, capsys):
     base = [f"--set=system={workshop / 'system'}", f"--set=data={workshop / 'rows.jsonl'}", "--set=max_steps=1",
             "--set=batch_size=2", "--json"]  # fmt: skip
     assert cli.main(["train", "inner", *base, f"--set=output={tmp_path / 'i'}", "--set=inner_kind=adapter"]) == 0
-    assert cli.main(["train", "outer", *base, f"--set=output={tmp_path / 'o'}"]) == 0
+    assert cli.main(["train", "outer", *base, "--output", str(tmp_path / "o"), "--activation-checkpointing"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["step"] == 1
 
 
@@ -611,19 +639,18 @@ def launch(*arguments: str, processes: int = 1) -> subprocess.Popen:
     return subprocess.Popen([*command, "train", "outer", *arguments])
 
 
-def assignments(config: TrainingConfig) -> list[str]:
-    changed = {k: v for k, v in vars(config).items() if v != getattr(TrainingConfig(), k)}
-    return [f"--set={key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items()]
+def flags(arguments: LinkTrainingArguments) -> list[str]:
+    changed = {name: value for name, value in arguments.settings().items() if value and value != default_of(name)}
+    return [word for name, value in changed.items() for word in (f"--{name}", str(value))]
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(workshop, tmp_path):
     evaluation = {"eval_data": str(workshop / "rows.jsonl"), "eval_rows": 7, "threads": 1}
-    evaluation["group_by_length"] = True
-    one = settings(workshop, tmp_path / "one", batch_size=8, **evaluation)
-    two = settings(workshop, tmp_path / "two", batch_size=4, **evaluation)
+    one = settings(workshop, tmp_path / "one", per_device_train_batch_size=8, **evaluation)
+    two = settings(workshop, tmp_path / "two", **evaluation)
     train("outer", one)
-    assert launch(*assignments(two), processes=2).wait(300) == 0
+    assert launch(*flags(two), processes=2).wait(300) == 0
     results = [json.loads((tmp_path / name / "training" / "result.json").read_text()) for name in ("one", "two")]
     assert results[0] == pytest.approx(results[1], abs=1e-5)
     assert losses_of(tmp_path / "one") == pytest.approx(losses_of(tmp_path / "two"), abs=1e-5)
@@ -634,7 +661,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(workshop, tmp_path):
     changes = {"max_steps": 60, "save_steps": 1, "threads": 1}
     train("outer", settings(workshop, tmp_path / "whole", **changes))
     config = settings(workshop, tmp_path / "killed", **changes)
-    run = launch(*assignments(config))
+    run = launch(*flags(config))
     while last_checkpoint(tmp_path / "killed" / "training") is None:
         assert run.poll() is None
         time.sleep(0.05)
@@ -642,7 +669,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(workshop, tmp_path):
     assert run.poll() is None, "the run was over before it could be killed"
     run.kill()
     run.wait()
-    assert launch(*assignments(config), "--resume").wait(300) == 0
+    assert launch(*flags(config), "--resume").wait(300) == 0
     for path in (tmp_path / "whole" / "links").iterdir():
         a, b = load_file(path), load_file(tmp_path / "killed" / "links" / path.name)
         assert all(torch.equal(a[key], b[key]) for key in a)

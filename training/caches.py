@@ -24,10 +24,11 @@ class DifferentiableLinearAttentionLayer(LinearAttentionLayer):
         """Returns the previous states with the new ones, (batch, channels, kept + new), and keeps the last ones."""
         size = conv_kernel_size or conv_states.shape[-1]
         if self.has_previous_state[state_idx]:
-            conv_states = torch.cat([self.conv_states[state_idx], conv_states], dim=-1)
+            conv_states = torch.cat([self.conv_states[state_idx], conv_states], dim=-1)  # type: ignore[list-item]
         kept = functional.pad(conv_states, (max(0, size - conv_states.shape[-1]), 0))[..., -size:]
         self.conv_states[state_idx] = kept
-        self.conv_kernel_size[state_idx], self.device, self.dtype = size, kept.device, kept.dtype
+        self.conv_kernel_size[state_idx] = size
+        self.device, self.dtype = kept.device, kept.dtype  # type: ignore[assignment]
         self.is_conv_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
         return conv_states
 

@@ -8,10 +8,14 @@ other column names are given as `columns={"question": ..., "answer": ..., role: 
 
 import json
 import os
+import sys
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from ..errors_recursivemas import ConfigError, InputError
 from ..modeling_recursivemas import RecursiveMASModel
@@ -173,7 +177,7 @@ def read_rows(
     Raises:
         DataError: there is no such source.
     """
-    roles, rows = tuple(roles), []
+    rows: list[Row] = []
     report = Report(str(source) if isinstance(source, str | os.PathLike) else "rows")
     for line, record in _records(source):
         if limit is not None and len(rows) == limit:
@@ -193,9 +197,9 @@ def write_rows(path: Path, rows: Iterable[Mapping]) -> str:
     return str(path)
 
 
-def refuse_bad_rows(report: Report, rows: list[Row], allowed: int = 0) -> None:
+def refuse_bad_rows(report: Report, allowed: int = 0) -> None:
     """Raises DataError with the report, if there are more bad rows than allowed or no good one."""
-    if report.bad_rows > allowed or not rows:
+    if report.bad_rows > allowed or report.bad_rows == report.rows:
         raise DataError(
             "The training data has bad rows." if report.bad_rows else "The training data holds no row.",
             where=report.source,
@@ -205,15 +209,50 @@ def refuse_bad_rows(report: Report, rows: list[Row], allowed: int = 0) -> None:
         )
 
 
-@dataclass(frozen=True)
 class Part:
-    """What one role reads and should say in one round: pieces of its prompt and the ids of its target text.
+    """What one role reads and should say in one round; ids are kept as compact arrays.
 
-    The target ends with the agent's end-of-sequence token.
+    Args:
+        pieces: token ids and slots of its prompt.
+        target_ids: token ids of its target text, which ends with the agent's end-of-sequence token.
+        messages: source role -> token ids of that role's target text, in this role's vocabulary.
     """
 
-    pieces: list[list[int] | Slot]
-    target_ids: list[int]
+    def __init__(self, pieces: list[list[int] | Slot], target_ids: list[int], messages: dict[str, list[int]]) -> None:
+        self._pieces = [piece if isinstance(piece, Slot) else array("i", piece) for piece in pieces]
+        self._target_ids = array("i", target_ids)
+        self._messages = {source: array("i", ids) for source, ids in messages.items()}
+
+    @property
+    def pieces(self) -> list[list[int] | Slot]:
+        """The prompt with open slots."""
+        return [piece if isinstance(piece, Slot) else piece.tolist() for piece in self._pieces]
+
+    @property
+    def text_pieces(self) -> list[list[int]]:
+        """The prompt with the other roles' target texts in the slots."""
+        return [(self._messages[p.role] if isinstance(p, Slot) else p).tolist() for p in self._pieces]
+
+    @property
+    def target_ids(self) -> list[int]:
+        return self._target_ids.tolist()
+
+    def __len__(self) -> int:
+        """Positions of the prompt with texts in its slots, and of the target."""
+        return sum(map(len, self.text_pieces)) + len(self._target_ids)
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a row is trained on at once.
+
+    Attributes:
+        row: the row.
+        parts: (round, role) -> prompt and target.
+    """
+
+    row: Row
+    parts: dict[tuple[int, str], Part]
 
 
 class Encoder:
@@ -221,14 +260,14 @@ class Encoder:
 
     Args:
         mas: the system.
-        task: chooses the prompts.
+        task: chooses the prompts; default the system's.
 
     Raises:
         ConfigError: an agent has no end-of-sequence token, which every target ends with.
     """
 
-    def __init__(self, mas: RecursiveMASModel, task: str) -> None:
-        self.mas, self.task = mas, task
+    def __init__(self, mas: RecursiveMASModel, task: str | None = None) -> None:
+        self.mas, self.task = mas, task or mas.config.task
         for role, agent in mas.agents.items():
             if not agent.eos_token_ids:
                 raise ConfigError(
@@ -238,43 +277,46 @@ class Encoder:
                 )
 
     def part(self, row: Row, role: str, round_index: int) -> Part:
-        """The prompt of a role in a round, and its target."""
+        """The prompt of a role in a round, its target, and what the others would tell it over text."""
         phase = phase_of(round_index)
         system, template = template_for(self.mas.config.prompts, role, self.task, phase)
         renderer, agent = self.mas.renderers[role], self.mas.agents[role]
-        pieces = renderer.pieces(system, template, row.question)
-        return Part(pieces, [*renderer.message_ids(row.target(role, round_index)), agent.eos_token_ids[0]])
+        return Part(
+            renderer.pieces(system, template, row.question),
+            [*renderer.message_ids(row.target(role, round_index)), agent.eos_token_ids[0]],
+            {
+                link.source: renderer.message_ids(row.target(link.source, round_index - link.feedback))
+                for link in self.mas.topology.incoming(role, round_index)
+            },
+        )
 
-    def text_part(self, row: Row, role: str, round_index: int) -> Part:
-        """The same with the other roles' target texts in the slots."""
-        part = self.part(row, role, round_index)
-        renderer, sent = self.mas.renderers[role], {}
-        for link in self.mas.topology.incoming(role, round_index):
-            sent[link.source] = renderer.message_ids(row.target(link.source, round_index - link.feedback))
-        return Part([sent[p.role] if isinstance(p, Slot) else p for p in part.pieces], part.target_ids)
+    def examples(
+        self,
+        rows: list[Row],
+        groups: list[list[tuple[int, str]]],
+        report: Report,
+        max_length: int | None = None,
+        quiet: bool = False,
+    ) -> list[Example]:
+        """The rows whose every part fits, encoded; the others go into the report.
 
-
-def check_lengths(
-    rows: list[Row], encoder: Encoder, parts: list[tuple[int, str]], max_length: int | None, report: Report
-) -> list[Row]:
-    """The rows whose every part fits; the others go into the report.
-
-    Args:
-        parts: (round, role) pairs that will be trained on.
-        max_length: most positions of prompt and target with texts in the slots; `None` is the agent's own limit.
-    """
-    good = []
-    for row in rows:
-        reason = None
-        for round_index, role in parts:
-            agent = encoder.mas.agents[role]
-            limit = max_length or getattr(agent.decoder.config, "max_position_embeddings", None)
-            part = encoder.text_part(row, role, round_index)
-            if limit is not None and sum(map(len, part.pieces)) + len(part.target_ids) > limit:
-                reason = f"prompt and target of {role} exceed {limit} positions"
-                break
-        if reason:
-            report.add(reason, row.line)
-        else:
-            good.append(row)
-    return good
+        Args:
+            rows: the rows.
+            groups: the (round, role) pairs of one example; a row makes as many examples as there are groups.
+            report: of what was read.
+            max_length: most positions of prompt and target with texts in the slots; `None` is the agents' own limits.
+            quiet: show no progress bar where it takes long.
+        """
+        limits = {
+            role: max_length or getattr(agent.decoder.config, "max_position_embeddings", None) or sys.maxsize
+            for role, agent in self.mas.agents.items()
+        }
+        examples = []
+        for row in tqdm(rows, desc=f"encoding {report.source}", unit="row", delay=2, leave=False, disable=quiet):
+            parts = {(r, role): self.part(row, role, r) for group in groups for r, role in group}
+            long = [role for (_, role), part in parts.items() if len(part) > limits[role]]
+            if long:
+                report.add(f"prompt and target of {long[0]} exceed {limits[long[0]]} positions", row.line)
+            else:
+                examples += [Example(row, {key: parts[key] for key in group}) for group in groups]
+        return examples

@@ -27,7 +27,6 @@ from ..sources_recursivemas import Source
 from ..system_loader import load_mas_system, read_style
 from .start import (
     fit_outer_link,
-    set_inner_link,
     shared_tokens,
     start_inner_link,
 )
@@ -89,7 +88,7 @@ def init_system(
     mas = RecursiveMASModel(config, agents, outer_links)
     if inner_kind != EXPECTED_EMBEDDING:
         for role in topology.roles if keep is None else swapped:
-            set_inner_link(mas, role, start_inner_link(agents[role], inner_kind))
+            mas.set_link(role, start_inner_link(agents[role], inner_kind))
     return mas
 
 

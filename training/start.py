@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..agent_recursivemas import RecursiveMASAgent
 from ..errors_recursivemas import ConfigError
-from ..links_recursivemas import OUTER_KINDS, ExpectedEmbeddingLink, InnerLink, OuterLink
-from ..modeling_recursivemas import RecursiveMASModel
+from ..links_recursivemas import OUTER_KINDS, InnerLink, OuterLink
 
 PENALTY = 1e-3  # of the ridge regressions, relative to the mean square of an input feature
 LEAST_SHARED = 16  # fewer shared tokens than this say nothing about a map between two spaces
@@ -232,20 +231,3 @@ def random_outer_link(source: RecursiveMASAgent, target: RecursiveMASAgent, kind
             layer.weight.mul_(factor)
             layer.bias.mul_(factor)
     return link
-
-
-def set_inner_link(mas: RecursiveMASModel, role: str, link: InnerLink | ExpectedEmbeddingLink) -> None:
-    """Replaces an agent's inner link."""
-    agent = mas.agents[role]
-    agent.inner_link = link.to(agent.device).requires_grad_(False)
-    if isinstance(link, ExpectedEmbeddingLink):
-        link.bind(agent.model)
-    mas.config.agents[role]["inner_link"] = {"kind": link.kind}
-
-
-def set_outer_link(mas: RecursiveMASModel, name: str, link: OuterLink) -> None:
-    """Replaces an outer link."""
-    names = [known.name for known in mas.topology.links]
-    source = mas.agents[mas.topology.links[names.index(name)].source]
-    mas.outer_links[name] = link.to(source.device).requires_grad_(False)
-    mas.config.links[names.index(name)]["kind"] = link.kind

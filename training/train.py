@@ -1,42 +1,65 @@
 """Train the links of a system: `inner` links agent by agent, `outer` links over unrolled recursion rounds.
 
-Agents stay frozen. Settings: defaults, then --config, then --set (see training/config.py). Writes the trained system
-to `output`, and checkpoints, TensorBoard logs and the settings to `output`/training.
+Agents stay frozen. Settings: defaults, then --config, then --set, then flags such as --learning_rate 1e-4. Writes the
+trained system to `output`, and checkpoints, TensorBoard logs and the settings to `output`/training.
 
 Examples:
-  recursivemas train inner --set system=my-system --set data=rows.jsonl --set output=my-system-1 \\
-      --set inner_kind=ln_res_adapter
-  recursivemas train outer --config outer.json --set learning_rate=1e-4
+  recursivemas train inner --system my-system --data rows.jsonl --output my-system-1 --inner_kind ln_res_adapter
+  recursivemas train outer --config outer.json --learning_rate 1e-4 --set columns='{"question": "problem"}'
   recursivemas train outer --config outer.json --resume
   accelerate launch --num_processes 2 -m recursivemas.cli train outer --config outer.json
 """
 
 import argparse
-import dataclasses
 import json
 
-from .config import TrainingConfig, load_config
+from transformers import HfArgumentParser
+
+from .arguments import (
+    BASE_SETTINGS,
+    OWN_SETTINGS,
+    REPLACED,
+    SETTINGS,
+    LinkTrainingArguments,
+    default_of,
+    read_arguments,
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("loop", choices=("inner", "outer"), help="which links are trained")
+    parser.usage = f"{parser.prog} {{inner,outer}} [--config FILE] [--set KEY=VALUE] [--SETTING VALUE] [--resume] ..."
+    parser.add_argument("kind", choices=("inner", "outer"), help="which links are trained")
     parser.add_argument("--config", help="JSON file with the settings that differ from the defaults")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments", help="one setting; repeatable"
-    )
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
+        help="one setting, its value as JSON or text; repeatable",
+    )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of `output`")
-    parser.add_argument("--show", action="store_true", help="print all settings and stop")
+    parser.add_argument("--show", action="store_true", help="print the settings and stop")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    own = parser.add_argument_group("settings")
+    others = parser.add_argument_group("settings of transformers' TrainingArguments")
+    flags = HfArgumentParser(LinkTrainingArguments, add_help=False)._actions  # type: ignore[arg-type]
+    for action in sorted(flags, key=lambda action: list(SETTINGS).index(action.dest)):
+        name = action.dest
+        if name not in REPLACED:
+            default = default_of(name)
+            meaning = action.help or BASE_SETTINGS[name].metadata["help"]
+            action.help = meaning if default in (None, "") else f"{meaning} (default: {default})"
+            action.default = argparse.SUPPRESS  # only what is given counts over --config and --set
+            (own if name in OWN_SETTINGS else others)._add_action(action)
+            action.option_strings = action.option_strings[:1]  # --learning-rate is read too, and not printed
 
 
 def run(arguments: argparse.Namespace) -> int:
-    config: TrainingConfig = load_config(arguments.config, arguments.assignments)
+    flags = {name: value for name, value in vars(arguments).items() if name in SETTINGS}
+    settings = read_arguments(arguments.config, arguments.assignments, flags)
     if arguments.show:
-        print(json.dumps(dataclasses.asdict(config), indent=2))
+        print(json.dumps(settings.settings(), indent=2))
         return 0
     from .run import train
 
-    result = train(arguments.loop, config, arguments.resume)
+    result = train(arguments.kind, settings, arguments.resume)
     if arguments.json:
         print(json.dumps(result))
     else:

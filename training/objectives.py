@@ -5,10 +5,10 @@ only. Every loss is a mean over rows of means over a row's tokens, so that it do
 over batches, accumulation steps and processes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,22 +21,9 @@ from ..caches_recursivemas import can_crop
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import phase_of
 from .caches import differentiable_cache
-from .data import Part
+from .data import Example, Part
 
-IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row of a batch.
-
-    Attributes:
-        line: where it stands in the data, for messages.
-        parts: (round, role) -> prompt and target.
-    """
-
-    line: int
-    parts: dict[tuple[int, str], Part]
+IGNORE_INDEX = -100  # the label of positions that no loss counts
 
 
 @dataclass
@@ -45,7 +32,7 @@ class TargetStates:
 
     Attributes:
         hidden_states: last hidden states h_t, from which token t + 1 follows, (batch, tokens, hidden_size).
-        labels: the tokens that follow, (batch, tokens); `IGNORED` on padding, which stands on the left.
+        labels: the tokens that follow, (batch, tokens); `IGNORE_INDEX` on padding, which stands on the left.
         lengths: number of target tokens of each row, the end-of-sequence token included.
     """
 
@@ -54,17 +41,17 @@ class TargetStates:
     lengths: list[int]
 
 
-def target_states(agent: RecursiveMASAgent, prompt: Any, targets: list[list[int]]) -> TargetStates:
+def target_states(agent: RecursiveMASAgent, prompt: PromptBatch, targets: list[list[int]]) -> TargetStates:
     """Runs an agent over prompts and their targets (teacher forcing).
 
     Args:
         agent: the frozen agent.
-        prompt: an engine's `Prompt` of a batch, with each row's target but for its last token behind it.
+        prompt: the prompts of a batch, with each row's target but for its last token behind it.
         targets: token ids of each row's target text.
     """
     lengths = [len(target) for target in targets]
     tokens = max(lengths)
-    labels = [[IGNORED] * (tokens - len(target)) + target for target in targets]
+    labels = [[IGNORE_INDEX] * (tokens - len(target)) + target for target in targets]
     new = prompt.inputs_embeds[:, prompt.past :]
     hidden_states = agent.encode(new, prompt.attention_mask, prompt.past_key_values)[:, -tokens:]
     short = tokens - hidden_states.shape[1]
@@ -74,14 +61,14 @@ def target_states(agent: RecursiveMASAgent, prompt: Any, targets: list[list[int]
 
 
 def text_states(agent: RecursiveMASAgent, parts: list[Part]) -> TargetStates:
-    """`target_states` of parts whose slots hold texts."""
-    rows = [[*part.pieces, part.target_ids[:-1]] for part in parts]
+    """`target_states` of prompts with the other roles' target texts in their slots."""
+    rows = [[*part.text_pieces, part.target_ids[:-1]] for part in parts]
     return target_states(agent, PromptBatch(*embed_rows(agent, rows)), [part.target_ids for part in parts])
 
 
 def row_means(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean over each row's target tokens, (batch, tokens) -> (batch,)."""
-    valid = labels != IGNORED
+    valid = labels != IGNORE_INDEX
     return (values * valid).sum(-1) / valid.sum(-1)
 
 
@@ -89,13 +76,13 @@ def cross_entropy(agent: RecursiveMASAgent, states: TargetStates) -> torch.Tenso
     """Cross-entropy of each row's target text, (batch,), computed in float32."""
     logits = agent.logits(states.hidden_states).float()
     losses = functional.cross_entropy(
-        logits.flatten(0, 1), states.labels.flatten(), ignore_index=IGNORED, reduction="none"
+        logits.flatten(0, 1), states.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     )
     return row_means(losses.view_as(states.labels), states.labels)
 
 
-class LinkLoop(nn.Module):
-    """Base of the two loops.
+class LinkObjective(nn.Module):
+    """Base of the two objectives.
 
     Args:
         mas: the system; its links become trainable here where they are named, in float32.
@@ -105,6 +92,7 @@ class LinkLoop(nn.Module):
 
     # The loss is a mean already: Trainer must divide by accumulation steps and must not scale by processes.
     accepts_loss_kwargs = False
+    mas: RecursiveMASModel
 
     def __init__(self, mas: RecursiveMASModel, inner: Iterable[str] = (), outer: Iterable[str] = ()) -> None:
         super().__init__()
@@ -115,10 +103,13 @@ class LinkLoop(nn.Module):
         object.__setattr__(self, "mas", mas)
         self._records: dict[bool, list[dict[str, float]]] = {True: [], False: []}
 
-    def _apply(self, fn, recurse: bool = True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "LinkObjective":
         """Moves the whole system, which holds the links too."""
         self.mas._apply(fn)
         return self
+
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """Trainer calls this (since transformers 5.24) where the setting is on; `OuterSettings` says so already."""
 
     def record(self, values: dict[str, torch.Tensor]) -> None:
         """Adds the parts of a loss to what `take_records` gives; training and evaluation are kept apart."""
@@ -131,7 +122,7 @@ class LinkLoop(nn.Module):
         return {name: sum(record[name] for record in records) / len(records) for name in (records or [{}])[0]}
 
 
-class InnerLoop(LinkLoop):
+class InnerObjective(LinkObjective):
     """Regresses each agent's inner link on the embeddings of its own target texts, agents frozen.
 
     Loss of a token: 1 - cos(R_in(h_t), Emb(y_{t+1})) + w |R_in(h_t) - Emb(y_{t+1})|^2 / mean |Emb|^2, the second term
@@ -150,8 +141,9 @@ class InnerLoop(LinkLoop):
         self.squared_error_weight = squared_error_weight
 
     def forward(self, examples: list[Example]) -> dict[str, torch.Tensor]:
-        """The loss of a batch; each example holds one part a role, with texts in its slots."""
-        total, records = 0, {}
+        """The loss of a batch; each example holds one part a role."""
+        total = torch.zeros(())
+        records: dict[str, torch.Tensor] = {}
         for role, link in self.inner_links.items():
             agent = self.mas.agents[role]
             parts = [part for example in examples for (_, name), part in example.parts.items() if name == role]
@@ -159,38 +151,55 @@ class InnerLoop(LinkLoop):
                 states = text_states(agent, parts)
                 wanted = agent.embed(states.labels.clamp_min(0)).float()
                 scale = row_means(wanted.pow(2).sum(-1), states.labels)[:, None]
-            thoughts = link(states.hidden_states).float()
-            cosine = row_means(1 - functional.cosine_similarity(thoughts, wanted, dim=-1), states.labels).mean()
-            error = row_means((thoughts - wanted).pow(2).sum(-1) / scale, states.labels).mean()
+            latents = link(states.hidden_states).float()
+            cosine = row_means(1 - functional.cosine_similarity(latents, wanted, dim=-1), states.labels).mean()
+            error = row_means((latents - wanted).pow(2).sum(-1) / scale, states.labels).mean()
             total = total + cosine + self.squared_error_weight * error
             records |= {f"{role}_cosine_loss": cosine, f"{role}_squared_error": error}
         self.record(records)
         return {"loss": total}
 
 
-class OuterLoop(LinkLoop):
+@dataclass(frozen=True)
+class OuterSettings:
+    """What the outer objective computes.
+
+    Attributes:
+        num_rounds: rounds to unroll; default the system's.
+        latent_steps: most latents a sender sends (teacher-forced), or the steps of a rollout; default the system's.
+        latent_halting: see `RecursiveMASAgent.rollout`; default the system's.
+        supervise: whose texts count: the decoding agent's, or those of every agent that received latents.
+        earlier_rounds_weight: w.
+        latents: "teacher" or "rollout".
+        activation_checkpointing: keep only what travels between stages, and compute each stage again on the way back.
+    """
+
+    num_rounds: int | None = None
+    latent_steps: int | None = None
+    latent_halting: bool | None = None
+    supervise: Literal["decoder", "receivers"] = "decoder"
+    earlier_rounds_weight: float = 0.0
+    latents: Literal["teacher", "rollout"] = "teacher"
+    activation_checkpointing: bool = False
+
+
+class OuterObjective(LinkObjective):
     """Cross-entropy of a system's texts over unrolled rounds, with gradients through every link of every round.
 
     One loss: CE(last round) + w mean over earlier rounds CE(round), where CE(round) is the mean over the supervised
     roles of that round. `supervise="decoder"` with w = 0 is the paper's; w = 0.1 its variant; `supervise="receivers"`
     takes the text of every agent that received latents in that round.
 
-    Latents are teacher-forced (`latents="teacher"`: the thoughts at the positions that predict the sender's target
-    text, its end-of-sequence token left out) or rolled out as in inference (`"rollout"`: gradients through the latent
-    steps). Differs from the public trainer, which sends the positions one later, so that its first latent stands for
-    the second token while a rollout's first stands for the first.
+    Latents are teacher-forced (`latents="teacher"`: those at the positions that predict the sender's target text, its
+    end-of-sequence token left out) or rolled out as in inference (`"rollout"`: gradients through the latent steps).
+    Differs from the public trainer, which sends the positions one later, so that its first latent stands for the
+    second token while a rollout's first stands for the first.
 
     Args:
         mas: the system.
         links: names of the outer links that are trained.
         inner: roles whose inner links are trained along.
-        num_rounds: rounds to unroll.
-        supervise: "decoder" or "receivers".
-        earlier_rounds_weight: w.
-        latents: "teacher" or "rollout".
-        latent_steps: most latents a sender sends (teacher-forced), or the steps of a rollout.
-        halting: see `RecursiveMASAgent.rollout`.
-        activation_checkpointing: keep only what travels between stages, and compute each stage again on the way back.
+        settings: what is computed.
     """
 
     def __init__(
@@ -198,38 +207,33 @@ class OuterLoop(LinkLoop):
         mas: RecursiveMASModel,
         links: Iterable[str],
         inner: Iterable[str] = (),
-        *,
-        num_rounds: int,
-        latent_steps: int,
-        supervise: str = "decoder",
-        earlier_rounds_weight: float = 0.0,
-        latents: str = "teacher",
-        halting: bool = False,
-        activation_checkpointing: bool = False,
+        settings: OuterSettings = OuterSettings(),
     ) -> None:
         super().__init__(mas, inner=inner, outer=links)
-        self.num_rounds, self.latent_steps, self.halting = num_rounds, latent_steps, halting
-        self.latents, self.activation_checkpointing = latents, activation_checkpointing
-        topology = mas.topology
-        self.schedule = topology.schedule(num_rounds)
+        config, topology, self.settings = mas.config, mas.topology, settings
+        self.num_rounds = settings.num_rounds or config.num_rounds
+        self.latent_steps = settings.latent_steps or config.latent_steps
+        self.halting = config.latent_halting if settings.latent_halting is None else settings.latent_halting
+        self.schedule = topology.schedule(self.num_rounds)
         supervised = {
             (r, role)
             for r, role in self.schedule
-            if (supervise == "receivers" and topology.incoming(role, r)) or role == topology.decoding_role
+            if (settings.supervise == "receivers" and topology.incoming(role, r)) or role == topology.decoding_role
         }
         self.weights = {}
         for r, role in supervised:
             peers = sum(other == r for other, _ in supervised)
-            earlier = len({other for other, _ in supervised if other < num_rounds})
-            weight = 1.0 if r == num_rounds else earlier_rounds_weight / earlier
+            earlier = len({other for other, _ in supervised if other < self.num_rounds})
+            weight = 1.0 if r == self.num_rounds else settings.earlier_rounds_weight / earlier
             if weight:
                 self.weights[r, role] = weight / peers
 
     def forward(self, examples: list[Example]) -> dict[str, torch.Tensor]:
-        """The loss of a batch; each example holds every part of the schedule, with open slots."""
+        """The loss of a batch; each example holds every part of the schedule."""
         sent: dict[tuple[int, str, str], list[torch.Tensor]] = {}
         builders = self._prompt_builders(examples)
-        total, records = 0, {}
+        total = torch.zeros(())
+        records: dict[str, torch.Tensor] = {}
         for stage in self.schedule:
             round_index, role = stage
             messages = {
@@ -237,12 +241,12 @@ class OuterLoop(LinkLoop):
                 for link in self.mas.topology.incoming(role, round_index)
             }
             parts = [example.parts[stage] for example in examples]
-            if self.activation_checkpointing and self.training:
+            if self.settings.activation_checkpointing and self.training:
                 losses, going = checkpoint(self._stage, stage, parts, builders[role], messages, use_reentrant=False)
             else:
                 losses, going = self._stage(stage, parts, builders[role], messages)
-            for target, latents in going.items():
-                sent[round_index, role, target] = latents
+            for target, messages_out in going.items():
+                sent[round_index, role, target] = messages_out
             if losses is not None:
                 loss = losses.mean()
                 total = total + self.weights[stage] * loss
@@ -258,7 +262,7 @@ class OuterLoop(LinkLoop):
         """The outer link that sends in a round: the same in every round, unless a subclass says otherwise."""
         return self.mas.outer_links[name]
 
-    def _prompt_builders(self, examples: list[Example]) -> dict[str, Any]:
+    def _prompt_builders(self, examples: list[Example]) -> dict[str, PromptBuilder]:
         """Role -> what builds its prompts: the head of a prompt, which no link reaches, is read once.
 
         It is read without gradients, for all rounds. Not where a cache cannot be set back (sliding windows, recurrent
@@ -278,7 +282,7 @@ class OuterLoop(LinkLoop):
         self,
         stage: tuple[int, str],
         parts: list[Part],
-        builder: Any,
+        builder: PromptBuilder,
         messages: dict[str, list[torch.Tensor]],
     ) -> tuple[torch.Tensor | None, dict[str, list[torch.Tensor]]]:
         """One role in one round: the cross-entropy of each row where it counts, and what goes out on each link."""
@@ -287,15 +291,16 @@ class OuterLoop(LinkLoop):
         build = partial(builder.build, phase_of(round_index), messages, can_crop(agent.new_cache()))
         receivers = self.mas.topology.receivers(role, round_index, self.num_rounds)
         losses, states = None, None
-        if stage in self.weights or self.latents == "teacher":
+        if stage in self.weights or self.settings.latents == "teacher":
             prompt, _ = build([target[:-1] for target in targets])
             states = target_states(agent, prompt, targets)
             if stage in self.weights:
                 losses = cross_entropy(agent, states)
         if not receivers:
             return losses, {}
-        if self.latents == "teacher":
-            thoughts = self.inner_link(role, round_index)(states.hidden_states)
+        if self.settings.latents == "teacher":
+            assert states is not None
+            latents = self.inner_link(role, round_index)(states.hidden_states)
             tokens = states.labels.shape[1]
             spans = [(tokens - n, tokens - n + min(n - 1, self.latent_steps)) for n in states.lengths]
         else:
@@ -303,12 +308,10 @@ class OuterLoop(LinkLoop):
             cache = differentiable_cache(agent) if prompt.past_key_values is None else prompt.past_key_values
             new = prompt.inputs_embeds[:, prompt.past :]
             rollout = agent.rollout(new, prompt.attention_mask, self.latent_steps, cache, self.halting)
-            thoughts, spans = rollout.latents, [(0, n) for n in rollout.lengths.tolist()]
+            latents, spans = rollout.latents, [(0, n) for n in rollout.lengths.tolist()]
         going = {}
         for link in receivers:
-            latents = self.outer_link(link.name, round_index)(thoughts)
-            going[link.target] = [
-                latents[row, start:end].to(self.mas.agents[link.target].device)
-                for row, (start, end) in enumerate(spans)
-            ]
+            sent = self.outer_link(link.name, round_index)(latents)
+            device = self.mas.agents[link.target].device
+            going[link.target] = [sent[row, start:end].to(device) for row, (start, end) in enumerate(spans)]
         return losses, going
