@@ -504,15 +504,16 @@ def test_a_run_with_other_settings_is_not_gone_on_with(workshop, tmp_path):
 
 
 def test_a_run_that_began_under_earlier_names_of_its_settings_goes_on(workshop, tmp_path):
-    train("outer", settings(workshop, tmp_path, max_steps=2))
+    train("outer", settings(workshop, tmp_path, max_steps=4))
+    shutil.rmtree(tmp_path / "training" / "checkpoint-4")
     path = tmp_path / "training" / "training_config.json"
     before = json.loads(path.read_text())
     old = {name: before[name] for name in (*OWN_SETTINGS, "max_steps", "learning_rate", "warmup_steps", "seed")}
     old |= {"batch_size": 4, "schedule": "cosine", "betas": [0.9, 0.95], "keep_checkpoints": 2, "trainer": {}}
     path.write_text(json.dumps(old))
     with pytest.raises(ConfigError, match=r"found: adam_beta2: 0\.95 -> 0\.9\n"):
-        train("outer", settings(workshop, tmp_path, max_steps=2, adam_beta2=0.9), resume=True)
-    assert train("outer", settings(workshop, tmp_path, max_steps=2), resume=True)["step"] == 2
+        train("outer", settings(workshop, tmp_path, max_steps=4, adam_beta2=0.9), resume=True)
+    assert train("outer", settings(workshop, tmp_path, max_steps=4), resume=True)["step"] == 4
 
 
 def test_a_run_encodes_every_row_once(workshop, tmp_path, monkeypatch):
