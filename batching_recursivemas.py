@@ -1,5 +1,6 @@
 """Batches of prompts: token ids and received latents as embeddings, heads that rounds and rows share read once."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +56,7 @@ class PromptBuilder:
     def build(
         self,
         phase: str,
-        messages: dict[str, list[torch.Tensor | list[int]]],
+        messages: Mapping[str, Sequence[torch.Tensor | list[int]]],
         reuse: bool = True,
         continuations: list[list[int]] | None = None,
     ) -> tuple[PromptBatch, list[int]]:
@@ -109,7 +110,7 @@ class PromptBuilder:
             self.agent.encode(embeds, None, cache)
             cache.batch_repeat_interleave(len(self._heads))
             masks.append(mask.expand(len(self._heads), -1))
-        rests: list[list[torch.Tensor | list[int]]] = [[head[length:]] for head in self._heads]
+        rests = [[head[length:]] for head in self._heads]
         if any(rest for (rest,) in rests):
             embeds, mask = embed_rows(self.agent, rests)
             masks.append(mask)
@@ -131,7 +132,7 @@ def _common(rows: list[list[int]]) -> list[int]:
 
 
 def embed_rows(
-    agent: RecursiveMASAgent, rows: list[list[torch.Tensor | list[int]]]
+    agent: RecursiveMASAgent, rows: Sequence[Sequence[torch.Tensor | list[int]]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of token ids and latents (n, hidden_size) -> embeddings, padded on the left, and their mask.
 

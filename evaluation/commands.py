@@ -8,10 +8,10 @@ from transformers.utils import logging
 
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import ROOT, load_mas_system
-from ..tools_recursivemas import calculator
+from ..tools_recursivemas import Tools, calculator
 
 # What --tools knows: name -> tags and their functions, see `RecursiveMASModel.solve`.
-TOOLS = {"calculator": {"python": calculator}}
+TOOLS: dict[str, Tools] = {"calculator": {"python": calculator}}
 
 SMALL_AGENT = 10_000_000  # parameters
 

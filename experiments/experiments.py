@@ -43,14 +43,14 @@ from ..training.start import (
 from .situations import SITUATIONS, lift
 
 OPERATORS = range(7)  # of the questions of the outer loop: two rounds of three agents solve up to six
-OUTER = {
+OUTER: dict[str, Any] = {
     "num_rounds": 2, "per_device_train_batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 20, "logging_steps": 10,
     "eval_rows": 140, "threads": 1,
 }  # fmt: skip
-RECEIVERS = {"supervise": "receivers", "earlier_rounds_weight": 1.0}
-RANDOM = {"outer_start": "random"}
-NORM = {"outer_kind": "outer_ln_res_adapter"}
-LINEAR = {"outer_kind": "outer_linear_adapter"}
+RECEIVERS: dict[str, Any] = {"supervise": "receivers", "earlier_rounds_weight": 1.0}
+RANDOM: dict[str, Any] = {"outer_start": "random"}
+NORM: dict[str, Any] = {"outer_kind": "outer_ln_res_adapter"}
+LINEAR: dict[str, Any] = {"outer_kind": "outer_linear_adapter"}
 RUNS: dict[str, dict[str, Any]] = {
     "random start, last round only": {**NORM, **RANDOM},
     "random start, earlier rounds at 0.1": {**NORM, **RANDOM, "earlier_rounds_weight": 0.1},
@@ -64,7 +64,7 @@ RUNS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 BOTH = "ridge start, every receiver in every round, epsilon 1e-4"  # the run that `starts` takes for "after both"
-LOSSES = {
+LOSSES: dict[str, dict[str, Any]] = {
     "last round only": {},
     "every receiver in every round": RECEIVERS,
     "every receiver in every round, learning rate 5e-4": {**RECEIVERS, "learning_rate": 5e-4},
@@ -146,7 +146,7 @@ def partial_system(folder: Path, share: float, seed: int = 0) -> str:
     return str(folder)
 
 
-def curve(system: str, folder: Path, data: dict[str, str], steps: int, settings: dict[str, Any]) -> dict[str, Any]:
+def curve(system: str, folder: Path, data: dict[str, Any], steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One run of the outer loop: losses, gradient norms and accuracy over the steps, and what came of it."""
     config = LinkTrainingArguments(
         system=system,
@@ -197,10 +197,11 @@ def lifts(steps: int | None = None, only: list[str] | None = None) -> Iterator[d
 
 
 def round_gradients(count: int = 32, num_rounds: int = 4) -> dict[str, Any]:
-    """Gradient norms of every link by round, see inspection.py."""
+    """Gradient norms of every link by round, see `inspection`."""
     results: dict[str, Any] = {}
-    forms = {"last round only": {}, "earlier rounds at 0.1": {"earlier_rounds_weight": 0.1}}
-    for start, links in (("random links", {**NORM, **RANDOM}), ("shipped links", {})):
+    forms: dict[str, dict[str, Any]] = {"last round only": {}, "earlier rounds at 0.1": {"earlier_rounds_weight": 0.1}}
+    starts: dict[str, dict[str, Any]] = {"random links": {**NORM, **RANDOM}, "shipped links": {}}
+    for start, links in starts.items():
         for loss, settings in {**forms, "every receiver in every round": RECEIVERS}.items():
             torch.manual_seed(0)
             mas = load_mas_system(ROOT)

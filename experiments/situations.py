@@ -27,11 +27,11 @@ from ..training.start import fit_outer_link
 ROUNDS = (1, 2)
 SYMBOLS, LETTERS = "0123456789+-*", "ABCDEFGHIJPMT"
 STRANGER = "critic"
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "num_rounds": 2, "per_device_train_batch_size": 32, "warmup_steps": 20, "logging_steps": 20, "eval_rows": 140,
     "threads": 1, "outer_kind": "outer_ln_res_adapter", "supervise": "receivers", "earlier_rounds_weight": 1.0,
 }  # fmt: skip
-ROLLOUT = {"latents": "rollout", "train_inner_links": True}
+ROLLOUT: dict[str, Any] = {"latents": "rollout", "train_inner_links": True}
 
 
 def without_halting(shipped: Path, latent_steps: int) -> Callable[[Path], None]:
@@ -94,7 +94,7 @@ class Situation:
     def measure(self, mas: RecursiveMASModel, mode: str, count: int, seed: int = 30_000) -> dict[int, dict[str, Any]]:
         """Rounds -> accuracy with its interval, and what was sent and written, over fresh questions."""
         rows = TASKS[self.task].generate(count, self.levels, seed=seed)
-        tools = TOOLS.get(self.training.get("tools"))
+        tools = TOOLS.get(self.training.get("tools", ""))
         keys = ("accuracy", "interval", "latent_positions", "new_tokens")
         results = {}
         for num_rounds in ROUNDS:

@@ -15,6 +15,7 @@ Examples:
 import argparse
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ from ..training.data import Encoder, Example, read_rows, refuse_bad_rows
 from ..training.objectives import IGNORE_INDEX, OuterObjective, OuterSettings, text_states
 from ..training.start import shared_tokens
 
-PLOTS = {"gradients": plot_gradients, "fidelity": plot_fidelity, "thoughts": plot_latents}
+PLOTS: dict[str, Callable[[Any, Path], None]] = {
+    "gradients": plot_gradients,
+    "fidelity": plot_fidelity,
+    "thoughts": plot_latents,
+}
 
 
 class UntiedOuterObjective(OuterObjective):
@@ -86,8 +91,9 @@ def gradients(
             link.zero_grad(set_to_none=True)
         objective(examples[start : start + batch_size])["loss"].backward()
         for name in (*objective.inner_links, *objective.outer_links):
-            found = {r: _flat_gradient(objective.copies[name, r]) for r in range(1, objective.num_rounds + 1)}
-            found = {r: gradient for r, gradient in found.items() if gradient is not None}
+            rounds = range(1, objective.num_rounds + 1)
+            gradients_of = {r: _flat_gradient(objective.copies[name, r]) for r in rounds}
+            found = {r: gradient for r, gradient in gradients_of.items() if gradient is not None}
             for r, gradient in found.items():
                 norms.setdefault(name, {}).setdefault(r, []).append(float(gradient.norm()))
             total = None
@@ -157,7 +163,7 @@ def thoughts(mas: RecursiveMASModel, questions: list[str], **solve_arguments: An
     solutions = mas.solve(questions, return_latents=True, **solve_arguments)
     for question, solution in zip(questions, solutions, strict=True):
         said = []
-        for (round_index, source, target), latents in solution.latents.items():
+        for (round_index, source, target), latents in (solution.latents or {}).items():
             agent = mas.agents[target]
             ids = agent.nearest_token_ids(latents)
             cosines = functional.cosine_similarity(latents.float(), agent.embed(ids).float(), dim=-1)
@@ -233,6 +239,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     mas = load_mas_system(arguments.system) if arguments.system else load_mas_system()
     num_rounds = arguments.rounds or mas.config.num_rounds
+    results: Any
     if arguments.what == "thoughts":
         results = thoughts(
             mas, arguments.questions, num_rounds=num_rounds, latent_steps=arguments.latent_steps, task=arguments.task

@@ -46,7 +46,8 @@ def load_agent(config: RecursiveMASConfig, role: str, folder: Path, dtype: str =
     place = place.fetch((*SMALL_FILES, *WEIGHT_FILES))
     tokenizer = load_tokenizer(place, role)
     model = load_base_model(place, role, dtype=dtype)
-    return RecursiveMASAgent(model, ExpectedEmbeddingLink(model.get_input_embeddings().embedding_dim), tokenizer, role)
+    width = model.config.get_text_config().hidden_size
+    return RecursiveMASAgent(model, ExpectedEmbeddingLink(width), tokenizer, role)
 
 
 def init_system(
@@ -131,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = RecursiveMASConfig(style=Path(arguments.style).stem, **read_style(arguments.style))
     else:
         keep = load_mas_system(arguments.system, dtype=arguments.dtype)
-        folder = Path(keep.config.name_or_path)
+        folder = Path(keep.config.name_or_path or "")
         config = copy.deepcopy(keep.config)
         unknown = sorted(set(sources) - set(config.agents))
         if unknown or not sources:

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 
 from ..errors_recursivemas import RecursiveMASError
-from ..evaluation.solve import TOOLS
+from ..evaluation.commands import TOOLS
 from .arguments import LinkTrainingArguments
 from .data import Example
 from .objectives import LinkObjective
