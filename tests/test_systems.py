@@ -12,7 +12,7 @@ from recursivemas.evaluation.measure import measure, without
 from recursivemas.evaluation.results import markdown
 from recursivemas.small_systems.build import differences, start_system, train_inner_links
 from recursivemas.small_systems.pretrain import pretrain_agent
-from recursivemas.small_systems.recipes import RECIPES, shipped_folder
+from recursivemas.small_systems.recipes import CPU_CAPABILITY, RECIPES, shipped_folder
 from recursivemas.system_loader import load_mas_system
 from recursivemas.tasks import facts, registers, variables
 from recursivemas.tools_recursivemas import calculator
@@ -177,14 +177,22 @@ def test_a_recipe_gives_the_shipped_outer_links_settings_and_prompts_to_the_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sequential", "mixture"])
-def test_a_recipe_gives_the_shipped_inner_links_to_the_bit(name, one_thread, tmp_path):
+def test_a_recipe_gives_the_shipped_inner_links(name, one_thread, tmp_path):
+    """To the bit on a processor like the one that made them, to rounding on any other."""
     shutil.copytree(FOLDERS[name] / "agents", tmp_path / "agents")
     train_inner_links(name, tmp_path)
-    equal = differences(name, tmp_path)
-    assert len(equal) > 3 * len(RECIPES[name].agents) and all(equal.values()), equal
+    gaps = differences(name, tmp_path)
+    links = [link for link in gaps if "_to_" in link or link.startswith("agents/")]  # outer links, and copied agents
+    assert len(gaps) > len(links) > len(RECIPES[name].agents) and not any(gaps[link] for link in links)
+    assert max(gaps.values()) <= (0 if torch.backends.cpu.get_cpu_capability() == CPU_CAPABILITY else 1e-5)
 
 
 @pytest.mark.slow
-def test_a_recipe_gives_a_shipped_agent_to_the_bit(one_thread, tmp_path):
-    pretrain_agent("mixture", "adder", tmp_path / "agents" / "adder", eval_examples=2)
-    assert differences("mixture", tmp_path)["agents/adder/model.safetensors"]
+def test_a_recipe_gives_a_shipped_agent(one_thread, tmp_path):
+    """To the bit on a processor like the one that made it; on any other, an agent that can do as much."""
+    pretrain_agent("mixture", "adder", tmp_path / "agents" / "adder", eval_examples=20)
+    reports = [folder / "agents" / "adder" / "pretraining.json" for folder in (FOLDERS["mixture"], tmp_path)]
+    shipped, found = (json.loads(path.read_text())["exact_match"] for path in reports)
+    assert found >= shipped - 0.01
+    if torch.backends.cpu.get_cpu_capability() == CPU_CAPABILITY:
+        assert differences("mixture", tmp_path)["agents/adder/model.safetensors"] == 0
