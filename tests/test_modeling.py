@@ -9,7 +9,7 @@ import torch
 from recursivemas import modeling_recursivemas as modeling
 from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError, RecursiveMASError
-from recursivemas.links_recursivemas import OuterLink
+from recursivemas.links_recursivemas import ExpectedEmbeddingLink, InnerLink, OuterLink
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.prompts_recursivemas import questions_of_ids
 from recursivemas.system_loader import load_mas_system
@@ -374,6 +374,55 @@ def test_transfer_is_the_outer_link_of_the_inner_link(chain):
     assert expected.shape == (2, 5, chain.agents["critic"].hidden_size)
     with pytest.raises(InputError, match="critic_to_planner"):
         chain.transfer("critic", "planner", hidden_states)
+
+
+def test_set_link_puts_a_link_in_frozen_and_the_configuration_says_so(tmp_path):
+    mas = tiny_chain()
+    before = mas.solve(QUESTIONS[:1], max_new_tokens=8)[0].text
+    planner = mas.agents["planner"]
+    torch.manual_seed(3)
+    links = {
+        "planner": InnerLink("adapter", planner.hidden_size),
+        "critic_to_solver": OuterLink(
+            "outer_adapter", mas.agents["critic"].hidden_size, mas.agents["solver"].hidden_size
+        ),
+    }
+    mas.config.links[1]["weights"] = {"tasks": {"math": "links/other.safetensors"}}  # where the one before came from
+    for name, link in links.items():
+        mas.set_link(name, link)
+        assert not any(parameter.requires_grad for parameter in link.parameters())
+    assert planner.inner_link is links["planner"] and mas.outer_links["critic_to_solver"] is links["critic_to_solver"]
+    assert mas.config.agents["planner"]["inner_link"] == {"kind": "adapter"}
+    assert mas.config.links[1] == {"source": "critic", "target": "solver", "kind": "outer_adapter"}
+    answer = mas.solve(QUESTIONS[:1], max_new_tokens=8)[0].text
+    mas.save_pretrained(tmp_path)
+    assert answer == load_mas_system(tmp_path).solve(QUESTIONS[:1], max_new_tokens=8)[0].text != before
+
+
+def test_an_expected_embedding_that_is_put_in_has_its_agents_head():
+    mas = tiny_chain()
+    mas.set_link("planner", ExpectedEmbeddingLink(mas.agents["planner"].hidden_size))
+    hidden_states = torch.randn(2, mas.agents["planner"].hidden_size)
+    found = mas.agents["planner"].inner_link(hidden_states)
+    probabilities = mas.agents["planner"].logits(hidden_states).softmax(-1)
+    torch.testing.assert_close(found, probabilities @ mas.agents["planner"].get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "link", "error", "message"),
+    [
+        ("nobody", InnerLink("adapter", 32), InputError, "nobody"),
+        ("planner", OuterLink("outer_adapter", 32, 48), InputError, "planner: OuterLink"),
+        ("planner_to_critic", InnerLink("adapter", 32), InputError, "planner_to_critic: InnerLink"),
+        ("planner", InnerLink("adapter", 7), ConfigError, "width 7"),
+        ("planner_to_critic", OuterLink("outer_adapter", 32, 7), ConfigError, "32 -> 7"),
+    ],
+)
+def test_a_link_that_does_not_fit_is_not_put_in(chain, name, link, error, message):
+    before = {key: value.clone() for key, value in chain.state_dict().items()}
+    with pytest.raises(error, match=message):
+        chain.set_link(name, link)
+    assert all(torch.equal(before[key], value) for key, value in chain.state_dict().items())
 
 
 def test_think_refuses_what_does_not_fit(chain):

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -161,3 +162,25 @@ def test_the_oldest_versions_are_the_lower_bounds():
     pins = {name: Version(version) for name, version in (line.split("==") for line in lines)}
     tools = {"torch", "ruff", "mypy"}  # torch: see the file; the others check the code and do not run it
     assert pins == {name: version for name, version in bounds.items() if name not in tools}
+
+
+@pytest.mark.slow
+def test_type_checkers_know_what_the_doors_give(tmp_path):
+    (tmp_path / "user.py").write_text(
+        "from recursivemas import load_mas_system\n"
+        "from recursivemas.links_recursivemas import build_link\n"
+        "mas = load_mas_system()\n"
+        "reveal_type(mas)\n"
+        "reveal_type(mas.solve('Why?'))\n"
+        "reveal_type(mas.agents['planner'].hidden_size)\n"
+        "reveal_type(build_link({}, where='', in_features=1, out_features=2))\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), "user.py"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    found = re.findall(r'Revealed type is "(.*)"', result.stdout)
+    assert found == [
+        "recursivemas.modeling_recursivemas.RecursiveMASModel",
+        "list[recursivemas.engine_recursivemas.Solution]",
+        "int",
+        "recursivemas.links_recursivemas.OuterLink",
+    ], result.stdout
