@@ -5,6 +5,7 @@ compared run in turn (A B A B …) in one process, each repeat gives one ratio, 
 ratios are the figure.
 """
 
+import argparse
 import gc
 import json
 import operator
@@ -12,9 +13,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -29,6 +30,21 @@ COMPARISONS = {">=": operator.ge, "<=": operator.le}
 # "cpu" is the processor time of this process: with one thread, what others do on the machine hardly counts.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _clock = CLOCKS["wall"]
+
+
+class Option(NamedTuple):
+    """An argument of one benchmark; more than one value where the default is a list, a flag where it is `False`."""
+
+    help: str
+    default: Any
+    quick: Any = None  # the default with --quick; `None`: the same
+    kind: Callable[[str], Any] = int
+    choices: Sequence[str] | None = None
+
+
+def chosen(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Some of the arguments by name, for the settings of a report."""
+    return {name: getattr(arguments, name) for name in names}
 
 
 def use_clock(name: str) -> None:
@@ -101,8 +117,7 @@ def row(name: str, what: str, values: list[float], seconds: dict[str, list[float
     line["seconds"] = {way: spread(times) for way, times in seconds.items()}
     if target is not None:
         comparison, bound = target.split()
-        met = COMPARISONS[comparison](line["value"]["median"], float(bound))
-        line |= {"target": target, "met": met}
+        line |= {"target": target, "met": COMPARISONS[comparison](line["value"]["median"], float(bound))}
     return line
 
 
@@ -127,13 +142,8 @@ def exponent_row(name: str, sizes: list[int], seconds: dict[str, list[float]]) -
 
 def report(name: str, settings: dict, rows: list[dict], load_before: float) -> dict:
     """All that a benchmark says; `load_average` is that of the machine in the minute before and after."""
-    return {
-        "benchmark": name,
-        **provenance(),
-        "settings": settings,
-        "load_average": [load_before, os.getloadavg()[0]],
-        "rows": rows,
-    }
+    load = {"load_average": [load_before, os.getloadavg()[0]]}
+    return {"benchmark": name, **provenance(), "settings": settings, **load, "rows": rows}
 
 
 def table(result: dict) -> str:

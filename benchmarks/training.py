@@ -27,14 +27,12 @@ from ..training.arguments import LinkTrainingArguments
 from ..training.data import Encoder, Example, read_rows, write_rows
 from ..training.objectives import OuterObjective, OuterSettings
 from ..training.run import read_curve, train
-from .harness import in_turn, ratio_row, row, timed
+from .harness import Option, chosen, in_turn, ratio_row, row, timed
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=int, help="rows of a batch (default: 16)")
-    parser.add_argument(
-        "--rounds", type=int, nargs="+", help="numbers of rounds, the first for speed (default: 2 1 4)"
-    )
+OPTIONS = {
+    "batch_size": Option("rows of a batch", 16, 4),
+    "rounds": Option("numbers of rounds, the first for speed", [2, 1, 4], [1]),
+}
 
 
 def _objective(num_rounds: int, **settings: Any) -> OuterObjective:
@@ -121,8 +119,7 @@ def two_processes(folder: Path, batch_size: int, steps: int) -> dict:
 
 
 def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
-    batch_size = arguments.batch_size or (4 if arguments.quick else 16)
-    rounds = arguments.rounds or ([1] if arguments.quick else [2, 1, 4])
+    batch_size, rounds = arguments.batch_size, arguments.rounds
     rows = []
     for latents in ("teacher", "rollout"):
         objective = _objective(rounds[0], latents=latents)
@@ -153,4 +150,4 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     if not arguments.quick:
         with tempfile.TemporaryDirectory() as scratch:
             rows.append(two_processes(Path(scratch), batch_size, 6))
-    return {"batch_size": batch_size, "rounds": rounds}, rows
+    return chosen(arguments, *OPTIONS), rows

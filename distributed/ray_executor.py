@@ -158,10 +158,7 @@ class RayExecutor:
     """
 
     def __init__(
-        self,
-        mas: RecursiveMASModel,
-        load: Callable[..., RecursiveMASModel],
-        options: dict[str, dict] | None = None,
+        self, mas: RecursiveMASModel, load: Callable[..., RecursiveMASModel], options: dict[str, dict] | None = None
     ) -> None:
         options = options or {}
         for role, own in options.items():

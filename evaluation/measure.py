@@ -111,11 +111,7 @@ def measure(
     """
     started = time.perf_counter()
     solutions = mas.solve(
-        [row["question"] for row in rows],
-        mode=mode,
-        num_rounds=num_rounds,
-        on_progress=on_progress,
-        **solve_arguments,
+        [row["question"] for row in rows], mode=mode, num_rounds=num_rounds, on_progress=on_progress, **solve_arguments
     )
     seconds = time.perf_counter() - started
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])

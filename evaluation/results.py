@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..errors_recursivemas import InputError
 from ..system_loader import ROOT
 
@@ -39,12 +40,11 @@ def _git(*arguments: str) -> str:
 
 def provenance() -> dict[str, Any]:
     """Where figures come from; every file of results holds it: "date", "commit", "versions" and "machine"."""
-    versions = {"python": platform.python_version()}
-    versions |= {name: version(name) for name in LIBRARIES}
+    libraries = {name: version(name) for name in LIBRARIES}
     return {
         "date": date.today().isoformat(),
         "commit": commit(),
-        "versions": versions,
+        "versions": {"recursivemas": __version__, "python": platform.python_version(), **libraries},
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),

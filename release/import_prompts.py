@@ -24,7 +24,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import CheckpointError, InputError
@@ -32,75 +31,10 @@ from ..prompts_recursivemas import TASKS, slot_marker, validate_prompts
 from ..system_loader import read_style, released_styles
 
 QUESTION = "<|question|>"
-
-
-class Builders(NamedTuple):
-    """Where a role's prompts come from. `{kind}` stands for math, code or reasoning.
-
-    `slots` is the name of the module's constant that marks a slot -> the role whose latents go there.
-    """
-
-    first: str
-    feedback: str | None
-    slots: dict[str, str]
-    arguments: dict[str, str] = {}  # noqa: RUF012 (never changed)
-
-
-def _expert(role: str) -> Builders:
-    names = ("build_hie_expert_prompt", "build_hie_expert_prompt_with_feedback_slot")
-    return Builders(*names, {"HIE_FEEDBACK_SLOT": "summarizer"}, {"hie_role": f"hie_{role}_expert"})
-
-
-# style -> (the public code's name for it, role -> builders)
-STYLES: dict[str, tuple[str, dict[str, Builders]]] = {
-    "sequential": (
-        "chain",
-        {
-            "planner": Builders(
-                "build_{kind}_planner_prompt",
-                "build_{kind}_planner_prompt_with_feedback_slot",
-                {"FEEDBACK_SLOT": "solver"},
-            ),
-            "critic": Builders("build_{kind}_refiner_prompt_with_slot", None, {"PLANNER_SLOT": "planner"}),
-            "solver": Builders("build_{kind}_solver_prompt_with_slots", None, {"REFINED_SLOT": "critic"}),
-        },
-    ),
-    "mixture": (
-        "hie",
-        {
-            **{role: _expert(role) for role in ("math", "code", "science")},
-            "summarizer": Builders(
-                "build_hie_summarizer_prompt_with_slots",
-                None,
-                {"HIE_MATH_EXPERT_SLOT": "math", "HIE_CODE_EXPERT_SLOT": "code", "HIE_SCIENCE_EXPERT_SLOT": "science"},
-            ),
-        },
-    ),
-    "distillation": (
-        "distill",
-        {
-            "expert": Builders(
-                "build_distill_expert_prompt",
-                "build_distill_expert_prompt_with_feedback_slot",
-                {"DISTILL_FEEDBACK_SLOT": "learner"},
-            ),
-            "learner": Builders("build_distill_learner_prompt_with_slot", None, {"DISTILL_EXPERT_SLOT": "expert"}),
-        },
-    ),
-    "deliberation": (
-        "deliberation",
-        {
-            "reflector": Builders(
-                "build_deliberation_reflector_prompt",
-                "build_deliberation_reflector_prompt_with_feedback_slot",
-                {"DELIBERATION_FEEDBACK_SLOT": "toolcaller"},
-            ),
-            "toolcaller": Builders(
-                "build_deliberation_toolcaller_prompt_with_slot", None, {"DELIBERATION_REFLECTOR_SLOT": "reflector"}
-            ),
-        },
-    ),
-}
+# style -> "design" (the public code's name for it) and "roles": role -> names of its prompt builders, "first" and
+# "feedback" (`{kind}` stands for math, code or reasoning); "slots": name of the module's constant that marks a slot ->
+# the role whose latents go there; "arguments" of the builders.
+STYLES = json.loads(Path(__file__).with_name("builders.json").read_text(encoding="utf-8"))
 # task -> (the kind in a builder's name, questions: the first becomes the marker, on the others the template is tested)
 OPTIONS = "\nA. {}\nB. {}\nC. {}\nD. {}"
 PLAIN = ("\u27e6question\u27e7", r"What is $\frac{1}{2} + {x}$?", "Two lines:\n100% {}")
@@ -161,7 +95,7 @@ def import_prompts(path: Path, style: str, tasks: list[str], extra: dict[str, st
     """
     if style not in STYLES:
         raise InputError("Unknown collaboration style.", where="--style", found=style, expected=", ".join(STYLES))
-    design, roles = STYLES[style]
+    design, roles = STYLES[style]["design"], STYLES[style]["roles"]
     module = _load(path)
     systems = {task: _system(module, f"{design}_reasoning" if task == "reasoning" else design) for task in tasks}
     kept = [task for task in tasks if systems[task] == systems[tasks[0]]]
@@ -171,12 +105,11 @@ def import_prompts(path: Path, style: str, tasks: list[str], extra: dict[str, st
         for task in kept:
             kind, questions = KINDS[task]
             mas_task = "math" if task == "default" else task
-            known: dict[str, object] = {**extra, **builders.arguments, "mas_task": mas_task}
-            phases = {"first": builders.first, "feedback": builders.feedback}
+            known = {**extra, **builders.get("arguments", {}), "mas_task": mas_task}
             prompts[role][task] = {
-                phase: _template(module, name.format(kind=kind), builders.slots, questions, known)
-                for phase, name in phases.items()
-                if name is not None
+                phase: _template(module, builders[phase].format(kind=kind), builders["slots"], questions, known)
+                for phase in ("first", "feedback")
+                if phase in builders
             }
     table = read_style(style)
     agents = {role: {"source": f"agents/{role}"} for role in roles}

@@ -80,12 +80,12 @@ def expected_of(mas: RecursiveMASModel, plan: Plan, repository: Repository) -> d
         result = probe.probe_agent(agent, agent.model, agent.tokenizer, plan.question)
         return {**result, "links": {name: probe.digest(link.state_dict()) for name, link in files.items()}}
     if repository.kind == "outer_links":
-        digests = {
-            link_filename(link.name, task): probe.digest(built.state_dict())
-            for link in mas.topology.links
-            for task, built in outer_links_of(mas, link.name).items()
+        built = {
+            link_filename(name, task): link
+            for name in mas.outer_links
+            for task, link in outer_links_of(mas, name).items()
         }
-        return {"links": digests}
+        return {"links": {name: probe.digest(link.state_dict()) for name, link in built.items()}}
     return probe.probe_system(mas, plan.question)
 
 
