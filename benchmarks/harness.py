@@ -68,15 +68,9 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def in_turn(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
-    """Runs the ways A B A B …
+    """Runs the ways A B A B …, and with `warm_up` each way once before, unmeasured; name -> seconds of each repeat.
 
-    Args:
-        ways: name -> call; a call that returns a number has timed the part that counts by itself.
-        repeats: how often each way is measured.
-        warm_up: run each way once before, unmeasured.
-
-    Returns:
-        Name -> seconds of each repeat.
+    A call that returns a number has timed the part that counts by itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with progress((repeats + warm_up) * len(ways), "Measuring", unit="run") as bar:
@@ -104,14 +98,9 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def row(name: str, what: str, values: list[float], seconds: dict[str, list[float]], target: str | None = None) -> dict:
-    """One line of a report.
+    """One line of a report: a setting's name, what the value is, the values and each way's seconds in each repeat.
 
-    Args:
-        name: the setting.
-        what: what the value is.
-        values: the value in each repeat.
-        seconds: way -> seconds in each repeat.
-        target: `">= 12"` or `"<= 0.85"`, held against the median.
+    `target`, such as `">= 12"` or `"<= 0.85"`, is held against the median of the values.
     """
     line: dict[str, Any] = {"name": name, "what": what, "value": spread(values)}
     line["seconds"] = {way: spread(times) for way, times in seconds.items()}
@@ -130,10 +119,7 @@ def ratio_row(name: str, seconds: dict[str, list[float]], over: str, under: str,
 def exponent_row(name: str, sizes: list[int], seconds: dict[str, list[float]]) -> dict:
     """The line of a growth: b in seconds = a * size^b, least squares on logarithms, repeat by repeat.
 
-    Args:
-        name: what grows.
-        sizes: its values.
-        seconds: for each size, in the same order, the seconds of each repeat.
+    `seconds` has, in the order of `sizes`, the seconds of each repeat.
     """
     logs = numpy.log(sizes)
     values = [float(numpy.polyfit(logs, numpy.log(points), 1)[0]) for points in zip(*seconds.values(), strict=True)]
@@ -175,16 +161,15 @@ def plot(result: dict, path: Path) -> None:
         axes.legend()
     else:
         colours: dict[str, str] = {}
-        labels = []
         for index, line in enumerate(rows):
             height = 0.8 / len(line["seconds"])
             for place, (way, s) in enumerate(line["seconds"].items()):
-                fresh = way not in colours
+                label = None if way in colours else way
                 colour = colours.setdefault(way, f"C{len(colours)}")
                 error = [[s["median"] - s["low"]], [s["high"] - s["median"]]]
                 y = index + (place + 0.5) * height - 0.4
-                axes.barh(y, s["median"], height, xerr=error, color=colour, label=way if fresh else None)
-            labels.append(f"{line['name']}\n{line['what']} = {line['value']['median']:.3g}")
+                axes.barh(y, s["median"], height, xerr=error, color=colour, label=label)
+        labels = [f"{line['name']}\n{line['what']} = {line['value']['median']:.3g}" for line in rows]
         axes.set_yticks(range(len(rows)), labels, fontsize=8)
         axes.invert_yaxis()
         if timed_rows:

@@ -36,7 +36,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     def reload(folders: dict[str, str]) -> None:
         recompute_and_reload(mas, folders, questions[0], rounds, steps, new_tokens)
 
-    ways = {mode: partial(solve, mode) for mode in ("latent", "text")[: 2 - arguments.without_text]}
+    ways = {mode: partial(solve, mode) for mode in (["latent"] if arguments.without_text else ["latent", "text"])}
     with tempfile.TemporaryDirectory() as folder:
         if not arguments.without_reload:
             folders = {role: f"{folder}/{shape}" for role, shape in zip(mas.agents, shapes, strict=True)}
@@ -44,8 +44,8 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
                 mas.agents[role].model.save_pretrained(place)
             ways["reload"] = partial(reload, folders)
         seconds = in_turn(ways, arguments.repeats, warm_up=False)
-    lengths = chosen(arguments, "rounds", "latent_steps", "message_tokens", "new_tokens", "question_tokens")
-    settings = {"agents": " ".join(shapes), **lengths}
+    sizes = chosen(arguments, "rounds", "latent_steps", "message_tokens", "new_tokens", "question_tokens")
+    settings = {"agents": " ".join(shapes), **sizes}
     targets = TARGETS if HELD.items() <= settings.items() else {}
     latent = seconds.pop("latent")
     return settings, [

@@ -73,7 +73,7 @@ def random_system(shapes: list[str], dtype: torch.dtype, device: str) -> Recursi
     roles = [f"agent{letter}" for letter in string.ascii_lowercase[: len(shapes)]]
     agents = {role: random_agent(shape, role, dtype, device) for role, shape in zip(roles, shapes, strict=True)}
     links: list[dict[str, Any]] = [{"source": a, "target": b} for a, b in itertools.pairwise(roles)]
-    links += [{"source": roles[-1], "target": roles[0], "feedback": True}] if len(roles) > 1 else []
+    links += [{"source": roles[-1], "target": roles[0], "feedback": True}] * (len(roles) > 1)
     outer_links = {}
     for link in links:
         widths = [agents[link[end]].hidden_size for end in ("source", "target")]
@@ -82,10 +82,9 @@ def random_system(shapes: list[str], dtype: torch.dtype, device: str) -> Recursi
     for index, role in enumerate(roles):
         sender = roles[index - 1]
         received = f"<|question|>\nRead this: <|latents:{sender}|>\nThink."
-        first = received if index else "<|question|>\nThink."
-        prompts[role] = {"system": "You are one of several.", "default": {"first": first, "feedback": received}}
-        if len(roles) == 1:
-            prompts[role]["default"].pop("feedback")
+        phases = {"first": received if index else "<|question|>\nThink."}
+        phases |= {"feedback": received} if len(roles) > 1 else {}
+        prompts[role] = {"system": "You are one of several.", "default": phases}
     config = RecursiveMASConfig(
         style="benchmark",
         agents={role: {"source": f"agents/{role}"} for role in roles},

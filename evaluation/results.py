@@ -92,10 +92,7 @@ def table(figures: list[dict[str, Any]]) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """Stored results as the table of a model card: accuracy by mode and rounds, and what a question costs."""
-    lines = [
-        "| hand-over | rounds | accuracy (95 % interval) | latent positions | tokens written |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| hand-over | rounds | accuracy (95 % interval) | latent positions | tokens written |", "|---" * 5 + "|"]
     for row in results["figures"]:
         low, high = row["interval"]
         rounds = "–" if row["mode"] == "alone" else row["num_rounds"]

@@ -78,13 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def import_prompts(path: Path, style: str, tasks: list[str], extra: dict[str, str | None]) -> tuple[dict, list[str]]:
-    """Calls a clone's prompt builders and returns a prompt set.
-
-    Args:
-        path: folder of the clone, or its prompts.py.
-        style: sequential, mixture, distillation or deliberation.
-        tasks: which tasks to import.
-        extra: further arguments for builders that know them.
+    """Calls a clone's prompt builders, with `extra` as further arguments for those that know them.
 
     Returns:
         The prompt set, and the tasks that were left out because their system text differs from the first task's.
@@ -111,9 +105,8 @@ def import_prompts(path: Path, style: str, tasks: list[str], extra: dict[str, st
                 for phase in ("first", "feedback")
                 if phase in builders
             }
-    table = read_style(style)
-    agents = {role: {"source": f"agents/{role}"} for role in roles}
-    validate_prompts(prompts, RecursiveMASConfig(**{**table, "agents": agents, "prompts": prompts}).topology)
+    fields = {"agents": {role: {"source": f"agents/{role}"} for role in roles}, "prompts": prompts}
+    validate_prompts(prompts, RecursiveMASConfig(**{**read_style(style), **fields}).topology)
     return prompts, [task for task in tasks if task not in kept]
 
 
@@ -121,9 +114,7 @@ def _load(path: Path) -> ModuleType:
     """Imports the clone's prompts.py; its folder is on the import path meanwhile."""
     path = path / "prompts.py" if path.is_dir() else path
     if not path.is_file():
-        raise CheckpointError(
-            "There are no prompt builders.", where=str(path), expected="prompts.py of the public code"
-        )
+        raise CheckpointError("There are no prompt builders.", where=path, expected="prompts.py of the public code")
     spec = importlib.util.spec_from_file_location("released_prompts", path)
     assert spec is not None and spec.loader is not None  # a file by the name of prompts.py
     module = importlib.util.module_from_spec(spec)
@@ -133,9 +124,8 @@ def _load(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise CheckpointError(
-            "The prompt builders cannot be imported.", where=str(path), found=f"{type(error).__name__}: {error}"
-        ) from error
+        found = f"{type(error).__name__}: {error}"
+        raise CheckpointError("The prompt builders cannot be imported.", where=path, found=found) from error
     finally:
         sys.path.remove(str(path.parent))
         for name in set(sys.modules) - before:
@@ -161,10 +151,8 @@ def _call(module: ModuleType, name: str, known: dict[str, object]) -> str:
             expected=name,
         )
     parameters = inspect.signature(builder).parameters
-    unknown = [
-        n for n, p in parameters.items() if p.default is p.empty and n not in known and p.kind < p.VAR_POSITIONAL
-    ]
-    if unknown:
+    needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
+    if unknown := [n for n in needed if n not in known]:
         raise CheckpointError(
             "A prompt builder needs an argument that is not known here.",
             where=f"{module.__file__}, {name}",
@@ -192,10 +180,11 @@ def _template(
         expected, found = build(question), template.replace(QUESTION, question)
         if expected != found:
             at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), len(found))
+            near = slice(max(0, at - 40), at + 40)
             raise CheckpointError(
                 "A prompt builder does more than put the question into a fixed text.",
                 where=f"{module.__file__}, {name}, question {question!r}",
-                found=repr(found[max(0, at - 40) : at + 40]),
-                expected=repr(expected[max(0, at - 40) : at + 40]),
+                found=repr(found[near]),
+                expected=repr(expected[near]),
             )
     return template
