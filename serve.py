@@ -30,12 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from transformers.cli.transformers import main
     except ImportError as error:
-        raise InputError(
-            "Serving needs more packages.",
-            where="recursivemas serve",
-            found=error,
-            hint="pip install recursivemas[serve]",
-        ) from error
+        hint = "pip install recursivemas[serve]"
+        raise InputError("Serving needs more packages.", where="recursivemas serve", found=error, hint=hint) from error
     # The server looks a model's class up in transformers by its name in config.json.
     setattr(transformers, "RecursiveMASModel", transformers.AutoModelForCausalLM)  # noqa: B010 (types)
     options = ["--trust-remote-code", "--host", arguments.host, "--port", arguments.port, "--device", arguments.device]

@@ -44,33 +44,21 @@ def recompute_thoughts(
 
 @torch.no_grad()
 def recompute_and_reload(
-    mas: RecursiveMASModel,
-    folders: dict[str, str],
-    question: str,
-    num_rounds: int,
-    latent_steps: int,
-    max_new_tokens: int,
+    mas: RecursiveMASModel, folders: dict[str, str], question: str, num_rounds: int, latent_steps: int, new_tokens: int
 ) -> torch.Tensor:
     """One question, one agent in memory at a time: load, think without a cache, free.
 
-    Args:
-        mas: gives topology, links and prompts; its agents' models are not used.
-        folders: role -> folder of its base model.
-
-    Returns:
-        The ids of the greedy answer, (1, new).
+    `mas` gives topology, links and prompts; of its agents, the models in `folders` (role -> folder) are used. Returns
+    the ids of the greedy answer, (1, new).
     """
     latents: dict[tuple[int, str, str], torch.Tensor] = {}
     for round_index, role in mas.topology.schedule(num_rounds):
         agent = mas.agents[role]
         model: Any = AutoModelForCausalLM.from_pretrained(folders[role], dtype=agent.dtype)
         model = model.to(agent.device)
-        received = {
-            link.source: latents[round_index - link.feedback, link.source, role]
-            for link in mas.topology.incoming(role, round_index)
-        }
-        phase = phase_of(round_index)
-        system, template = template_for(mas.config.prompts, role, mas.config.task, phase)
+        incoming = mas.topology.incoming(role, round_index)
+        received = {link.source: latents[round_index - link.feedback, link.source, role] for link in incoming}
+        system, template = template_for(mas.config.prompts, role, mas.config.task, phase_of(round_index))
         parts = []
         for piece in mas.renderers[role].pieces(system, template, question):
             if isinstance(piece, Slot):
@@ -79,16 +67,13 @@ def recompute_and_reload(
                 parts.append(model.get_input_embeddings()(torch.tensor([piece], device=agent.device)))
         inputs_embeds = torch.cat(parts, dim=1)
         if (round_index, role) == (num_rounds, mas.topology.decoding_role):
+            mask = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=agent.device)
             return model.generate(
-                inputs_embeds=inputs_embeds,
-                attention_mask=torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=agent.device),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
+                inputs_embeds=inputs_embeds, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False
             )
         thoughts = recompute_thoughts(model, agent.inner_link, inputs_embeds, latent_steps)
         for link in mas.topology.outgoing(role):
-            latents[round_index, role, link.target] = mas.outer_links[link.name](thoughts).to(
-                mas.agents[link.target].device
-            )
+            sent = mas.outer_links[link.name](thoughts)
+            latents[round_index, role, link.target] = sent.to(mas.agents[link.target].device)
         del model
     raise AssertionError("the decoding role ends every schedule")

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from ..errors_recursivemas import InputError
-from .harness import CLOCKS, report, save, table, use_clock
+from .harness import CLOCKS, Option, chosen, report, save, table, use_clock
 from .systems import SHAPES
 
 BENCHMARKS = {
@@ -41,8 +41,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     for name, what in {**BENCHMARKS, "all": "all of them, with their defaults"}.items():
         command = commands.add_parser(name, help=what, description=what)
-        if name != "all":
-            _module(name).configure(command)
+        for option, (text, default, _, kind, choices) in _options(name).items():
+            flag = "--" + option.replace("_", "-")
+            if default is False:
+                command.add_argument(flag, action="store_true", help=text)
+                continue
+            values = default if isinstance(default, list) else [default]
+            text += f" (default: {' '.join(map(str, values))})" if values else ""
+            nargs = "+" if values is default else None
+            command.add_argument(flag, type=kind, nargs=nargs, choices=choices, help=text)
         command.add_argument("--shape", help=f"{', '.join(SHAPES)} (default: qwen3-0.6b; tiny with --quick)")
         command.add_argument("--dtype", default="float32", help="of the agents (default: float32)")
         command.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
@@ -60,6 +67,19 @@ def _module(name: str):
     return importlib.import_module(f".{name}", __package__)
 
 
+def _options(name: str) -> dict[str, Option]:
+    return {} if name == "all" else _module(name).OPTIONS
+
+
+def _filled(name: str, arguments: argparse.Namespace) -> argparse.Namespace:
+    """The arguments with a benchmark's own defaults where nothing was said."""
+    values = argparse.Namespace(**vars(arguments))
+    for option, (_, default, quick, *_) in _options(name).items():
+        usual = quick if values.quick and quick is not None else default
+        setattr(values, option, getattr(values, option, None) or usual)
+    return values
+
+
 def run(arguments: argparse.Namespace) -> int:
     arguments.shape = arguments.shape or ("tiny" if arguments.quick else "qwen3-0.6b")
     arguments.dtype = getattr(torch, arguments.dtype)
@@ -68,12 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.threads or 1)
     use_clock(arguments.clock)
     for name in BENCHMARKS if arguments.benchmark == "all" else [arguments.benchmark]:
-        module, own = _module(name), argparse.ArgumentParser()
-        module.configure(own)
-        values = argparse.Namespace(**{**vars(own.parse_args([])), **vars(arguments)})
+        values = _filled(name, arguments)
         load, threads = os.getloadavg()[0], torch.get_num_threads()
         try:
-            settings, rows = module.measure(values)
+            settings, rows = _module(name).measure(values)
         except ModuleNotFoundError as error:
             if arguments.benchmark != "all":
                 raise InputError(
@@ -85,13 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{name}: left out, {error}", file=sys.stderr)
             continue
         torch.set_num_threads(threads)  # a training run sets its own
-        shared = {
-            "shape": values.shape,
-            "dtype": str(values.dtype).removeprefix("torch."),
-            "device": values.device,
-            "repeats": values.repeats,
-            "clock": values.clock,
-        }
+        shared = chosen(values, "shape", "dtype", "device", "repeats", "clock")
+        shared["dtype"] = str(values.dtype).removeprefix("torch.")
         result = report(name, {**shared, **settings}, rows, load)
         print(json.dumps(result, ensure_ascii=False) if values.json else table(result), flush=True)
         if values.output:

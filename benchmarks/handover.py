@@ -9,25 +9,23 @@ from typing import Any
 
 import torch
 
-from .harness import in_turn, ratio_row
+from .harness import Option, chosen, in_turn, ratio_row
 from .systems import random_base, random_questions, random_system
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--question-tokens", type=int, help="tokens of the question (default: 256)")
-    parser.add_argument("--latent-steps", type=int, help="steps of the rollout (default: 32)")
-    parser.add_argument("--new-tokens", type=int, help="tokens of the answer (default: 32)")
+OPTIONS = {
+    "question_tokens": Option("tokens of the question", 256, 16),
+    "latent_steps": Option("steps of the rollout", 32, 4),
+    "new_tokens": Option("tokens of the answer", 32, 4),
+}
 
 
 @torch.no_grad()
 def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     from avp import HuggingFaceConnector
 
-    quick = arguments.quick
-    steps = arguments.latent_steps or (4 if quick else 32)
-    new_tokens = arguments.new_tokens or (4 if quick else 32)
+    steps, new_tokens = arguments.latent_steps, arguments.new_tokens
     mas = random_system([arguments.shape] * 2, arguments.dtype, arguments.device)
-    (question,) = random_questions(arguments.question_tokens or (16 if quick else 256))
+    (question,) = random_questions(arguments.question_tokens)
     model, tokenizer = random_base(arguments.shape, arguments.dtype, arguments.device)
     connector = HuggingFaceConnector(model=model, tokenizer=tokenizer, device=arguments.device)
     agent = mas.agents["agenta"]
@@ -51,10 +49,9 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
         lengths = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
         connector.generate(question, context=context, do_sample=False, **lengths)
 
-    rows = []
-    for name, ways in (
-        (f"thinking {steps} steps", {"avp": think_avp, "here": think_here}),
-        ("thinking, hand-over and answer", {"avp": run_avp, "here": run_here}),
-    ):
-        rows.append(ratio_row(name, in_turn(ways, arguments.repeats), "avp", "here"))
-    return {"latent_steps": steps, "new_tokens": new_tokens, "question_tokens": len(question)}, rows
+    both = {
+        f"thinking {steps} steps": {"avp": think_avp, "here": think_here},
+        "thinking, hand-over and answer": {"avp": run_avp, "here": run_here},
+    }
+    rows = [ratio_row(name, in_turn(ways, arguments.repeats), "avp", "here") for name, ways in both.items()]
+    return chosen(arguments, "latent_steps", "new_tokens", "question_tokens"), rows

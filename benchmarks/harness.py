@@ -5,6 +5,7 @@ compared run in turn (A B A B …) in one process, each repeat gives one ratio, 
 ratios are the figure.
 """
 
+import argparse
 import gc
 import json
 import operator
@@ -12,9 +13,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import torch
@@ -29,6 +30,21 @@ COMPARISONS = {">=": operator.ge, "<=": operator.le}
 # "cpu" is the processor time of this process: with one thread, what others do on the machine hardly counts.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 _clock = CLOCKS["wall"]
+
+
+class Option(NamedTuple):
+    """An argument of one benchmark; more than one value where the default is a list, a flag where it is `False`."""
+
+    help: str
+    default: Any
+    quick: Any = None  # the default with --quick; `None`: the same
+    kind: Callable[[str], Any] = int
+    choices: Sequence[str] | None = None
+
+
+def chosen(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Some of the arguments by name, for the settings of a report."""
+    return {name: getattr(arguments, name) for name in names}
 
 
 def use_clock(name: str) -> None:
@@ -52,15 +68,9 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def in_turn(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: bool = True) -> dict[str, list[float]]:
-    """Runs the ways A B A B …
+    """Runs the ways A B A B …, and with `warm_up` each way once before, unmeasured; name -> seconds of each repeat.
 
-    Args:
-        ways: name -> call; a call that returns a number has timed the part that counts by itself.
-        repeats: how often each way is measured.
-        warm_up: run each way once before, unmeasured.
-
-    Returns:
-        Name -> seconds of each repeat.
+    A call that returns a number has timed the part that counts by itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with progress((repeats + warm_up) * len(ways), "Measuring", unit="run") as bar:
@@ -88,21 +98,15 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def row(name: str, what: str, values: list[float], seconds: dict[str, list[float]], target: str | None = None) -> dict:
-    """One line of a report.
+    """One line of a report: a setting's name, what the value is, the values and each way's seconds in each repeat.
 
-    Args:
-        name: the setting.
-        what: what the value is.
-        values: the value in each repeat.
-        seconds: way -> seconds in each repeat.
-        target: `">= 12"` or `"<= 0.85"`, held against the median.
+    `target`, such as `">= 12"` or `"<= 0.85"`, is held against the median of the values.
     """
     line: dict[str, Any] = {"name": name, "what": what, "value": spread(values)}
     line["seconds"] = {way: spread(times) for way, times in seconds.items()}
     if target is not None:
         comparison, bound = target.split()
-        met = COMPARISONS[comparison](line["value"]["median"], float(bound))
-        line |= {"target": target, "met": met}
+        line |= {"target": target, "met": COMPARISONS[comparison](line["value"]["median"], float(bound))}
     return line
 
 
@@ -115,10 +119,7 @@ def ratio_row(name: str, seconds: dict[str, list[float]], over: str, under: str,
 def exponent_row(name: str, sizes: list[int], seconds: dict[str, list[float]]) -> dict:
     """The line of a growth: b in seconds = a * size^b, least squares on logarithms, repeat by repeat.
 
-    Args:
-        name: what grows.
-        sizes: its values.
-        seconds: for each size, in the same order, the seconds of each repeat.
+    `seconds` has, in the order of `sizes`, the seconds of each repeat.
     """
     logs = numpy.log(sizes)
     values = [float(numpy.polyfit(logs, numpy.log(points), 1)[0]) for points in zip(*seconds.values(), strict=True)]
@@ -127,13 +128,8 @@ def exponent_row(name: str, sizes: list[int], seconds: dict[str, list[float]]) -
 
 def report(name: str, settings: dict, rows: list[dict], load_before: float) -> dict:
     """All that a benchmark says; `load_average` is that of the machine in the minute before and after."""
-    return {
-        "benchmark": name,
-        **provenance(),
-        "settings": settings,
-        "load_average": [load_before, os.getloadavg()[0]],
-        "rows": rows,
-    }
+    load = {"load_average": [load_before, os.getloadavg()[0]]}
+    return {"benchmark": name, **provenance(), "settings": settings, **load, "rows": rows}
 
 
 def table(result: dict) -> str:
@@ -165,16 +161,15 @@ def plot(result: dict, path: Path) -> None:
         axes.legend()
     else:
         colours: dict[str, str] = {}
-        labels = []
         for index, line in enumerate(rows):
             height = 0.8 / len(line["seconds"])
             for place, (way, s) in enumerate(line["seconds"].items()):
-                fresh = way not in colours
+                label = None if way in colours else way
                 colour = colours.setdefault(way, f"C{len(colours)}")
                 error = [[s["median"] - s["low"]], [s["high"] - s["median"]]]
                 y = index + (place + 0.5) * height - 0.4
-                axes.barh(y, s["median"], height, xerr=error, color=colour, label=way if fresh else None)
-            labels.append(f"{line['name']}\n{line['what']} = {line['value']['median']:.3g}")
+                axes.barh(y, s["median"], height, xerr=error, color=colour, label=label)
+        labels = [f"{line['name']}\n{line['what']} = {line['value']['median']:.3g}" for line in rows]
         axes.set_yticks(range(len(rows)), labels, fontsize=8)
         axes.invert_yaxis()
         if timed_rows:

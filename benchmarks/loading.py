@@ -12,9 +12,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 
 from ..system_loader import ROOT
-from .harness import in_turn, ratio_row, row
+from .harness import Option, in_turn, ratio_row, row
 from .systems import random_system
 
 COMPOSITE = """
@@ -45,9 +46,7 @@ seconds = time.perf_counter() - started
 print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]))
 """
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--agents", nargs="+", help="shapes of the agents (default: two of --shape)")
+OPTIONS = {"agents": Option("shapes of the agents (default: two of --shape)", [], kind=str)}
 
 
 def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
@@ -68,7 +67,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
             peaks[way].append(peak)
             return seconds
 
-        ways = {way: (lambda way=way, script=script: load(script, way)) for way, script in scripts.items()}
+        ways = {way: partial(load, script, way) for way, script in scripts.items()}
         seconds = in_turn(ways, arguments.repeats, warm_up=not arguments.quick)
     rows = []
     for way in ("agents alone", "agents alone, weights read"):

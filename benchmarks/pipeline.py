@@ -7,22 +7,23 @@ what the hand-over costs; what several devices gain is measured where there are 
 import argparse
 import tempfile
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
 
 from ..system_loader import load_mas_system
-from .harness import in_turn, ratio_row, row
+from .harness import Option, chosen, in_turn, ratio_row, row
 from .systems import random_questions, random_system
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batches", type=int, default=4, help="batches of questions (default: 4)")
-    parser.add_argument("--batch-size", type=int, default=2, help="questions of a batch (default: 2)")
-    parser.add_argument("--rounds", type=int, default=2, help="recursion rounds (default: 2)")
-    parser.add_argument("--latent-steps", type=int, help="steps of a rollout (default: 48)")
-    parser.add_argument("--new-tokens", type=int, help="tokens of an answer (default: 32)")
-    parser.add_argument("--question-tokens", type=int, help="tokens of a question (default: 256)")
+OPTIONS = {
+    "batches": Option("batches of questions", 4),
+    "batch_size": Option("questions of a batch", 2),
+    "rounds": Option("recursion rounds", 2),
+    "latent_steps": Option("steps of a rollout", 48, 4),
+    "new_tokens": Option("tokens of an answer", 32, 4),
+    "question_tokens": Option("tokens of a question", 256, 16),
+}
 
 
 def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
@@ -37,13 +38,9 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
 def _measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     import ray
 
-    quick = arguments.quick
-    steps = arguments.latent_steps or (4 if quick else 48)
-    new_tokens = arguments.new_tokens or (4 if quick else 32)
-    question_tokens = arguments.question_tokens or (16 if quick else 256)
-    count = arguments.batches * arguments.batch_size
-    questions = random_questions(question_tokens, count)
-    settings = {"num_rounds": arguments.rounds, "latent_steps": steps, "max_new_tokens": new_tokens}
+    steps, count = arguments.latent_steps, arguments.batches * arguments.batch_size
+    questions = random_questions(arguments.question_tokens, count)
+    settings = {"num_rounds": arguments.rounds, "latent_steps": steps, "max_new_tokens": arguments.new_tokens}
     with tempfile.TemporaryDirectory() as folder:
         local = random_system([arguments.shape] * 3, arguments.dtype, "cpu")
         local.save_pretrained(folder, copy_agents=True)
@@ -64,7 +61,7 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
             sent[f"{source} to {target}"] += latents.nbytes
     turns = Counter(f"{source} to {target}" for _, source, target in solutions[0].latents or {})
     config = local.agents["agenta"].model.config
-    positions = question_tokens + steps  # at least: the prompt's own words come on top
+    positions = arguments.question_tokens + steps  # at least: the prompt's own words come on top
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     itemsize = torch.empty(0, dtype=arguments.dtype).element_size()
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * positions * itemsize
@@ -75,14 +72,9 @@ def _measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
         def hand_over(value: torch.Tensor) -> None:
             ray.get(ray.put(value))
 
-        ways = {"latents": lambda v=latents: hand_over(v), "keys and values": lambda v=keys_values: hand_over(v)}
-        line = row(
-            f"bytes, {link}", "keys and values / latents", [cache / len(latents)], in_turn(ways, arguments.repeats)
-        )
-        line["extra"] = {
-            "bytes per question and turn": f"{len(latents):,} against {cache:,}",
-            "bytes per question": f"{total // count:,}",
-        }
-        rows.append(line)
-    settings |= {"batches": arguments.batches, "batch_size": arguments.batch_size, "question_tokens": question_tokens}
-    return settings, rows
+        ways = {"latents": partial(hand_over, latents), "keys and values": partial(hand_over, keys_values)}
+        seconds = in_turn(ways, arguments.repeats)
+        line = row(f"bytes, {link}", "keys and values / latents", [cache / len(latents)], seconds)
+        each = {"bytes per question and turn": f"{len(latents):,} against {cache:,}"}
+        rows.append({**line, "extra": {**each, "bytes per question": f"{total // count:,}"}})
+    return settings | chosen(arguments, "batches", "batch_size", "question_tokens"), rows

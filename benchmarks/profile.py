@@ -6,7 +6,7 @@ from collections import Counter
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .harness import row
+from .harness import Option, chosen, row
 from .systems import random_agent
 
 # What the name of an operation or kernel begins with or holds -> its kind, first match first.
@@ -17,17 +17,17 @@ KINDS = {
 }
 REST = "everything else"
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt-tokens", type=int, help="length of the prompt (default: 512)")
-    parser.add_argument("--batch-size", type=int, default=1, help="rows (default: 1)")
-    parser.add_argument("--steps", type=int, default=8, help="latent steps to profile (default: 8)")
+OPTIONS = {
+    "prompt_tokens": Option("length of the prompt", 512, 32),
+    "batch_size": Option("rows", 1),
+    "steps": Option("latent steps to profile", 8),
+}
 
 
 @torch.no_grad()
 def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     agent = random_agent(arguments.shape, "solo", arguments.dtype, arguments.device)
-    length = arguments.prompt_tokens or (32 if arguments.quick else 512)
+    length = arguments.prompt_tokens
     shape = arguments.batch_size, length, agent.hidden_size
     embeds = torch.randn(shape, dtype=arguments.dtype, device=arguments.device)
     cache = agent.new_cache()
@@ -48,7 +48,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
             for kind, share in _shares(call, arguments.device).items():
                 shares.setdefault(kind, []).append(share)
         rows += [row(name, f"share of {kind}", values, {}) for kind, values in shares.items()]
-    return {"prompt_tokens": length, "batch_size": arguments.batch_size, "steps": arguments.steps}, rows
+    return chosen(arguments, *OPTIONS), rows
 
 
 def _shares(call, device: str) -> dict[str, float]:

@@ -6,13 +6,13 @@ import torch
 
 from ..batching_recursivemas import PromptBuilder
 from ..prompts_recursivemas import template_for
-from .harness import in_turn, ratio_row, timed
+from .harness import Option, chosen, in_turn, ratio_row, timed
 from .systems import random_questions, random_system
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--question-tokens", type=int, nargs="+", help="lengths of the question (default: 512 1024)")
-    parser.add_argument("--latent-steps", type=int, default=48, help="latents that come in (default: 48)")
+OPTIONS = {
+    "question_tokens": Option("lengths of the question", [512, 1024], [64]),
+    "latent_steps": Option("latents that come in", 48),
+}
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     agent, renderer = mas.agents[role], mas.renderers[role]
     latents = torch.randn(arguments.latent_steps, agent.hidden_size, dtype=arguments.dtype, device=arguments.device)
     rows = []
-    for length in arguments.question_tokens or ([64] if arguments.quick else [512, 1024]):
+    for length in arguments.question_tokens:
         (question,) = random_questions(length)
         pieces = {}
         for phase in ("first", "feedback"):
@@ -45,4 +45,4 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
         seconds["later round"] = later[-arguments.repeats :]
         target = "<= 0.35" if arguments.shape != "tiny" and length >= 512 else None
         rows.append(ratio_row(f"question of {length} tokens", seconds, "later round", "first round", target))
-    return {"latent_steps": arguments.latent_steps}, rows
+    return chosen(arguments, "latent_steps"), rows

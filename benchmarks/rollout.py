@@ -6,23 +6,22 @@ from collections.abc import Callable
 import torch
 
 from .baselines import plain_kernels, recompute_thoughts
-from .harness import in_turn, ratio_row
+from .harness import Option, in_turn, ratio_row
 from .systems import random_agent
 
 TARGETS = {("qwen3-0.6b", 512, 32): ">= 12", ("qwen3-0.6b", 512, 48): ">= 15"}
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt-tokens", type=int, help="length of the prompt (default: 512)")
-    parser.add_argument("--latent-steps", type=int, nargs="+", help="numbers of steps (default: 32 48)")
+OPTIONS = {
+    "prompt_tokens": Option("length of the prompt", 512, 32),
+    "latent_steps": Option("numbers of steps", [32, 48], [4]),
+}
 
 
 @torch.no_grad()
 def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     agent = random_agent(arguments.shape, "solo", arguments.dtype, arguments.device)
-    length = arguments.prompt_tokens or (32 if arguments.quick else 512)
+    length = arguments.prompt_tokens
     rows = []
-    for steps in arguments.latent_steps or ([4] if arguments.quick else [32, 48]):
+    for steps in arguments.latent_steps:
         embeds = torch.randn(1, length, agent.hidden_size, dtype=arguments.dtype, device=arguments.device)
         mask = torch.ones(1, length, dtype=torch.long, device=arguments.device)
 
@@ -36,15 +35,12 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
         def rollout(embeds=embeds, mask=mask, steps=steps) -> None:
             agent.rollout(embeds, mask, steps)
 
-        ways: dict[str, Callable[[], None]] = {
-            "recompute": recompute_plainly,
-            "recompute, fast kernels": recompute,
-            "rollout": rollout,
-        }
+        fast = "recompute, fast kernels"
+        ways: dict[str, Callable[[], None]] = {"recompute": recompute_plainly, fast: recompute, "rollout": rollout}
         # No warm-up run: a rollout is long enough for its first step not to count.
         seconds = in_turn(ways, arguments.repeats, warm_up=False)
         target = TARGETS.get((arguments.shape, length, steps))
-        for way, goal in (("recompute", target), ("recompute, fast kernels", None)):
+        for way, goal in (("recompute", target), (fast, None)):
             pair = {name: seconds[name] for name in (way, "rollout")}
             rows.append(ratio_row(f"{length} prompt tokens, {steps} steps", pair, way, "rollout", goal))
     return {}, rows

@@ -1,14 +1,19 @@
 """One latent step against one step of greedy decoding, by transformers' own `generate` on the same model."""
 
 import argparse
+from functools import partial
 
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from .harness import in_turn, now, ratio_row
+from .harness import Option, chosen, in_turn, now, ratio_row
 from .systems import random_agent
 
 TARGET = "<= 0.85"
+OPTIONS = {
+    "prompt_tokens": Option("lengths of the prompt", [309, 512], [16]),
+    "steps": Option("steps to take the mean of", 24, 4),
+}
 
 
 class Clock(BaseStreamer):
@@ -24,27 +29,19 @@ class Clock(BaseStreamer):
         """Nothing to flush."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt-tokens", type=int, nargs="+", help="lengths of the prompt (default: 309 512)")
-    parser.add_argument("--steps", type=int, help="steps to take the mean of (default: 24)")
-
-
 @torch.no_grad()
 def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     agent = random_agent(arguments.shape, "solo", arguments.dtype, arguments.device)
-    steps = arguments.steps or (4 if arguments.quick else 24)
     rows = []
-    for length in arguments.prompt_tokens or ([16] if arguments.quick else [309, 512]):
+    for length in arguments.prompt_tokens:
         embeds = torch.randn(1, length, agent.hidden_size, dtype=arguments.dtype, device=arguments.device)
         mask = torch.ones(1, length, dtype=torch.long, device=arguments.device)
-        ways = {
-            "latent step": lambda embeds=embeds, mask=mask: latent_step(agent, embeds, mask, steps),
-            "decoding step": lambda embeds=embeds, mask=mask: decoding_step(agent, embeds, mask, steps),
-        }
+        prompt = (agent, embeds, mask, arguments.steps)
+        ways = {"latent step": partial(latent_step, *prompt), "decoding step": partial(decoding_step, *prompt)}
         seconds = in_turn(ways, arguments.repeats)
         target = None if arguments.shape == "tiny" else TARGET
         rows.append(ratio_row(f"{length} prompt tokens", seconds, "latent step", "decoding step", target))
-    return {"steps": steps}, rows
+    return chosen(arguments, "steps"), rows
 
 
 def latent_step(agent, embeds: torch.Tensor, mask: torch.Tensor, steps: int) -> float:
@@ -64,12 +61,6 @@ def latent_step(agent, embeds: torch.Tensor, mask: torch.Tensor, steps: int) -> 
 def decoding_step(agent, embeds: torch.Tensor, mask: torch.Tensor, steps: int) -> float:
     """Seconds per step after the prompt."""
     clock = Clock()
-    agent.model.generate(
-        inputs_embeds=embeds,
-        attention_mask=mask,
-        do_sample=False,
-        min_new_tokens=steps + 1,
-        max_new_tokens=steps + 1,
-        streamer=clock,
-    )
+    lengths = {"min_new_tokens": steps + 1, "max_new_tokens": steps + 1}
+    agent.model.generate(inputs_embeds=embeds, attention_mask=mask, do_sample=False, streamer=clock, **lengths)
     return (clock.times[-1] - clock.times[-steps - 1]) / steps

@@ -1,9 +1,11 @@
 """Systems of real shapes with random weights: speed does not depend on what the weights say."""
 
 import itertools
+import json
 import random
 import string
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,28 +20,7 @@ from ..modeling_recursivemas import RecursiveMASModel
 from ..small_systems.tokenizers import build_tokenizer
 
 # name -> (model type, tokenizer family, configuration), from the config.json of the models of that name
-SHAPES = {
-    "tiny": ("qwen3", "qwen3", {
-        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "intermediate_size": 128, "vocab_size": 512, "tie_word_embeddings": True}),
-    "qwen3-0.6b": ("qwen3", "qwen3", {
-        "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
-        "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936, "tie_word_embeddings": True,
-        "rope_theta": 1000000, "max_position_embeddings": 40960}),
-    "qwen3-1.7b": ("qwen3", "qwen3", {
-        "hidden_size": 2048, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8,
-        "head_dim": 128, "intermediate_size": 6144, "vocab_size": 151936, "tie_word_embeddings": True,
-        "rope_theta": 1000000, "max_position_embeddings": 40960}),
-    "llama3.2-1b": ("llama", "llama3", {
-        "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
-        "head_dim": 64, "intermediate_size": 8192, "vocab_size": 128256, "tie_word_embeddings": True,
-        "rope_theta": 500000, "max_position_embeddings": 131072}),
-    "qwen2.5-1.5b": ("qwen2", "qwen2", {
-        "hidden_size": 1536, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
-        "intermediate_size": 8960, "vocab_size": 151936, "tie_word_embeddings": True,
-        "rope_theta": 1000000, "max_position_embeddings": 32768}),
-}  # fmt: skip
-MIXED = ("qwen3-1.7b", "llama3.2-1b", "qwen2.5-1.5b")  # the shapes of the release's light sequential system
+SHAPES = json.loads(Path(__file__).with_name("shapes.json").read_text(encoding="utf-8"))
 
 
 @cache
@@ -92,7 +73,7 @@ def random_system(shapes: list[str], dtype: torch.dtype, device: str) -> Recursi
     roles = [f"agent{letter}" for letter in string.ascii_lowercase[: len(shapes)]]
     agents = {role: random_agent(shape, role, dtype, device) for role, shape in zip(roles, shapes, strict=True)}
     links: list[dict[str, Any]] = [{"source": a, "target": b} for a, b in itertools.pairwise(roles)]
-    links += [{"source": roles[-1], "target": roles[0], "feedback": True}] if len(roles) > 1 else []
+    links += [{"source": roles[-1], "target": roles[0], "feedback": True}] * (len(roles) > 1)
     outer_links = {}
     for link in links:
         widths = [agents[link[end]].hidden_size for end in ("source", "target")]
@@ -101,10 +82,9 @@ def random_system(shapes: list[str], dtype: torch.dtype, device: str) -> Recursi
     for index, role in enumerate(roles):
         sender = roles[index - 1]
         received = f"<|question|>\nRead this: <|latents:{sender}|>\nThink."
-        first = received if index else "<|question|>\nThink."
-        prompts[role] = {"system": "You are one of several.", "default": {"first": first, "feedback": received}}
-        if len(roles) == 1:
-            prompts[role]["default"].pop("feedback")
+        phases = {"first": received if index else "<|question|>\nThink."}
+        phases |= {"feedback": received} if len(roles) > 1 else {}
+        prompts[role] = {"system": "You are one of several.", "default": phases}
     config = RecursiveMASConfig(
         style="benchmark",
         agents={role: {"source": f"agents/{role}"} for role in roles},

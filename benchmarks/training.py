@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -27,14 +26,12 @@ from ..training.arguments import LinkTrainingArguments
 from ..training.data import Encoder, Example, read_rows, write_rows
 from ..training.objectives import OuterObjective, OuterSettings
 from ..training.run import read_curve, train
-from .harness import in_turn, ratio_row, row, timed
+from .harness import Option, chosen, in_turn, ratio_row, row, timed
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=int, help="rows of a batch (default: 16)")
-    parser.add_argument(
-        "--rounds", type=int, nargs="+", help="numbers of rounds, the first for speed (default: 2 1 4)"
-    )
+OPTIONS = {
+    "batch_size": Option("rows of a batch", 16, 4),
+    "rounds": Option("numbers of rounds, the first for speed", [2, 1, 4], [1]),
+}
 
 
 def _objective(num_rounds: int, **settings: Any) -> OuterObjective:
@@ -78,21 +75,19 @@ def _run_settings(folder: Path, name: str, batch_size: int, steps: int) -> LinkT
     )  # fmt: skip
 
 
-def _quietly(call):
-    """Runs a training run without its lines on standard output, where the report goes."""
+def _train(settings: LinkTrainingArguments, resume: bool = False) -> list[float]:
+    """Seconds of a training run, without its lines on standard output, where the report goes."""
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
-        return call()
+        return [timed(lambda: train("outer", settings, resume=resume))]
 
 
 def resumption(folder: Path, batch_size: int, steps: int) -> dict:
     """Share of the links' weights that are equal in every bit after a stop and a resumption halfway."""
-    config = _run_settings(folder, "whole", batch_size, steps)
-    seconds = {"whole run": [timed(lambda: _quietly(lambda: train("outer", config)))]}
+    seconds = {"whole run": _train(_run_settings(folder, "whole", batch_size, steps))}
     shutil.copytree(folder / "whole", folder / "resumed")
-    again = _run_settings(folder, "resumed", batch_size, steps)
     for step in range(steps // 2 + 1, steps + 1):
         shutil.rmtree(folder / "resumed" / "training" / f"checkpoint-{step}")
-    seconds["resumed"] = [timed(lambda: _quietly(lambda: train("outer", again, resume=True)))]
+    seconds["resumed"] = _train(_run_settings(folder, "resumed", batch_size, steps), resume=True)
     equal, total = 0, 0
     for path in (folder / "whole" / "links").iterdir():
         other = load_file(folder / "resumed" / "links" / path.name)
@@ -104,8 +99,7 @@ def resumption(folder: Path, batch_size: int, steps: int) -> dict:
 
 def two_processes(folder: Path, batch_size: int, steps: int) -> dict:
     """Share of steps whose losses agree to 1e-5, two gloo processes against one of the same global batch."""
-    one = _run_settings(folder, "one", batch_size, steps)
-    seconds = {"one process": [timed(lambda: _quietly(lambda: train("outer", one)))]}
+    seconds = {"one process": _train(_run_settings(folder, "one", batch_size, steps))}
     two = _run_settings(folder, "two", batch_size // 2, steps)
     (folder / "two.json").write_text(json.dumps(two.settings()), encoding="utf-8")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -114,31 +108,26 @@ def two_processes(folder: Path, batch_size: int, steps: int) -> dict:
     seconds["two processes"] = [timed(lambda: subprocess.run(command, check=True, capture_output=True))]
     pairs = list(zip(*(read_curve(folder / name)["loss"] for name in ("one", "two")), strict=True))
     equal = sum(abs(a - b) <= 1e-5 for a, b in pairs) / len(pairs)
-    line = row(
-        "two processes, same global batch", "share of steps with losses equal to 1e-5", [equal], seconds, ">= 1"
-    )
+    what = "share of steps with losses equal to 1e-5"
+    line = row("two processes, same global batch", what, [equal], seconds, ">= 1")
     return {**line, "extra": {"largest difference": f"{max(abs(a - b) for a, b in pairs):.1e}"}}
 
 
 def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
-    batch_size = arguments.batch_size or (4 if arguments.quick else 16)
-    rounds = arguments.rounds or ([1] if arguments.quick else [2, 1, 4])
+    batch_size, rounds = arguments.batch_size, arguments.rounds
     rows = []
     for latents in ("teacher", "rollout"):
         objective = _objective(rounds[0], latents=latents)
         examples = _examples(objective, (1 if arguments.quick else 4) * batch_size)
-        ways: dict[str, Callable[[], None]] = {
-            name: partial(_step, objective, examples, size)
-            for name, size in (("one sample at a time", 1), ("batches", batch_size))
-        }
+        sizes = {"one sample at a time": 1, "batches": batch_size}
+        ways = {name: partial(_step, objective, examples, size) for name, size in sizes.items()}
         seconds = in_turn(ways, arguments.repeats)
-        name = f"{latents} latents, batches of {batch_size}"
-        rows.append(ratio_row(name, seconds, *ways))
+        rows.append(ratio_row(f"{latents} latents, batches of {batch_size}", seconds, *ways))
     context = multiprocessing.get_context("spawn")
     for num_rounds in sorted(rounds):
         found = {}
-        for name, checkpointing in (("plain", False), ("checkpointing", True)):
-            setting = (num_rounds, checkpointing, 4 * batch_size, torch.get_num_threads())
+        for name in ("plain", "checkpointing"):
+            setting = (num_rounds, name == "checkpointing", 4 * batch_size, torch.get_num_threads())
             if arguments.quick:  # whether it runs; the peak is that of all before, too
                 found[name] = _peak(*setting)
             else:
@@ -153,4 +142,4 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     if not arguments.quick:
         with tempfile.TemporaryDirectory() as scratch:
             rows.append(two_processes(Path(scratch), batch_size, 6))
-    return {"batch_size": batch_size, "rounds": rounds}, rows
+    return chosen(arguments, *OPTIONS), rows

@@ -29,21 +29,16 @@ from ..generation_recursivemas import AnswerSettings
 from ..modeling_recursivemas import RecursiveMASModel
 
 OPTIONS = ("num_cpus", "num_gpus", "resources", "device", "replicas")
-TURNS_AHEAD = (
-    2  # turns that an actor has at most: one that runs, and the next, so that it never waits for this process
-)
+TURNS_AHEAD = 2  # that an actor has at most: one runs, the next is there, so that it never waits for this process
 MAX_RESTARTS = 3  # of an actor
 USAGE = ("prompt_tokens", "latent_positions", "new_tokens")
 
 
 @ray.remote(max_restarts=MAX_RESTARTS)
 class AgentActor:
-    """One agent of a system, with the links that lead away from it.
+    """One agent of a system, with the links that lead away from it; `load` gives the system, told `only` the role.
 
-    Args:
-        role: the agent's.
-        threads: processor threads to use; `None` leaves Ray's choice.
-        load: loads the system, given `only` (and `device`).
+    `threads` are the processor threads to use; `None` leaves Ray's choice.
     """
 
     def __init__(self, role: str, threads: int | None, load: Callable[..., RecursiveMASModel]) -> None:
@@ -71,8 +66,6 @@ class AgentActor:
 
         Args:
             batch: names the batch and the attempt at it.
-            questions: the batch.
-            settings: of the run and of the answer.
             round_index: 1 is the first.
             keys: what `received` is: keys of the run's `latents` or `texts`.
             received: latents (see `pack`), or texts.
@@ -86,11 +79,10 @@ class AgentActor:
         if run is None:
             run = self.runs[batch] = Run(self.mas, questions, run_settings, answer.generation_config)
         text = run_settings.mode == "text"
-        for key, value in zip(keys, received, strict=True):
-            if text:
-                run.texts[key] = value
-            else:
-                run.latents[key] = unpack(value)
+        if text:
+            run.texts.update(zip(keys, received, strict=True))
+        else:
+            run.latents.update(zip(keys, map(unpack, received), strict=True))
         if (round_index, self.role) == run.schedule[-1]:
             with torch.no_grad():
                 prompt = run.last_prompt(answer.reuse)
@@ -127,7 +119,7 @@ class Job:
     schedule: list[tuple[int, str]]
     attempt: int = 1
     actors: dict[str, ray.actor.ActorHandle] = field(default_factory=dict)  # role -> the replica that has its cache
-    waiting: list[tuple[int, str]] = field(default_factory=list)
+    waiting: list[tuple[int, str]] = field(init=False)
     done: set[tuple[int, str]] = field(default_factory=set)
     sent: dict[tuple, ray.ObjectRef] = field(default_factory=dict)  # key -> latents or texts
     usage: dict[str, dict] = field(default_factory=dict)  # role -> its last one
@@ -158,10 +150,7 @@ class RayExecutor:
     """
 
     def __init__(
-        self,
-        mas: RecursiveMASModel,
-        load: Callable[..., RecursiveMASModel],
-        options: dict[str, dict] | None = None,
+        self, mas: RecursiveMASModel, load: Callable[..., RecursiveMASModel], options: dict[str, dict] | None = None
     ) -> None:
         options = options or {}
         for role, own in options.items():
@@ -208,7 +197,7 @@ class RayExecutor:
                 active.append(todo.popleft())
             load = Counter(job.actors[role] for job, (_, role), _ in pending.values())
             for job in active:  # the oldest batch first
-                for turn in [turn for turn in job.waiting if self._is_ready(job, turn, run)]:
+                for turn in [turn for turn in job.waiting if job.done.issuperset(self._senders(turn, run))]:
                     actor = job.actors.get(turn[1]) or min(self.replicas[turn[1]], key=load.__getitem__)
                     if load[actor] < TURNS_AHEAD:
                         load[actor] += 1
@@ -237,9 +226,6 @@ class RayExecutor:
             active.remove(job)
             yield job.index, self._finish(job, value, run, answer.return_latents)
             self._forget(job)
-
-    def _is_ready(self, job: Job, turn: tuple[int, str], run: Run) -> bool:
-        return all(sender in job.done for sender in self._senders(turn, run))
 
     def _senders(self, turn: tuple[int, str], run: Run) -> list[tuple[int, str]]:
         """The turns that a turn hears from."""

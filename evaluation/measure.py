@@ -33,15 +33,10 @@ def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None
         InputError: no such task or file, or a line without question and answer.
     """
     if data in TASKS:
-        unknown = set(levels or ()) - set(TASKS[data].LEVELS)
-        if unknown:
-            raise InputError(
-                "The task has no such level.",
-                where="--levels",
-                found=sorted(unknown),
-                expected=list(TASKS[data].LEVELS),
-            )
-        return TASKS[data].generate(num_questions, levels or TASKS[data].LEVELS, seed=seed)
+        known = list(TASKS[data].LEVELS)
+        if unknown := sorted(set(levels or ()) - set(known)):
+            raise InputError("The task has no such level.", where="--levels", found=unknown, expected=known)
+        return TASKS[data].generate(num_questions, levels or known, seed=seed)
     path = Path(data)
     if not path.is_file():
         raise InputError("No such data.", where="--data", found=data, expected=f"a file, or one of {', '.join(TASKS)}")
@@ -84,12 +79,8 @@ def without(mas: RecursiveMASModel, roles: list[str]) -> RecursiveMASModel:
     for role in roles:
         prompts = prompts.replace(slot_marker(role), "")
     config.prompts = json.loads(prompts)
-    topology = config.topology
-    remaining = RecursiveMASModel(
-        config,
-        {role: mas.agents[role] for role in topology.roles},
-        {link.name: mas.outer_links[link.name] for link in topology.links},
-    )
+    links = {link.name: mas.outer_links[link.name] for link in config.topology.links}
+    remaining = RecursiveMASModel(config, {role: mas.agents[role] for role in config.topology.roles}, links)
     remaining.generation_config = copy.deepcopy(mas.generation_config)
     return remaining
 
@@ -111,31 +102,27 @@ def measure(
     """
     started = time.perf_counter()
     solutions = mas.solve(
-        [row["question"] for row in rows],
-        mode=mode,
-        num_rounds=num_rounds,
-        on_progress=on_progress,
-        **solve_arguments,
+        [row["question"] for row in rows], mode=mode, num_rounds=num_rounds, on_progress=on_progress, **solve_arguments
     )
     seconds = time.perf_counter() - started
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     right = [solution.answer == row["answer"] for solution, row in zip(solutions, rows, strict=True)]
     for row, is_right in zip(rows, right, strict=True):
-        if group_by is not None and group_by in row:
+        if group_by in row:
             groups[str(row[group_by])][0] += is_right
             groups[str(row[group_by])][1] += 1
-    figures = {
+    usages = [solution.usage or {} for solution in solutions]
+    costs = ("prompt_tokens", "latent_positions", "new_tokens")
+    return {
         "mode": mode,
         "num_rounds": num_rounds,
         "accuracy": sum(right) / len(rows),
         "interval": wilson_interval(sum(right), len(rows)),
         "by_group": dict(groups),
         "seconds": seconds / len(rows),
+        **{key: sum(usage[key] for usage in usages) / len(rows) for key in costs},
+        "answers": [solution.answer for solution in solutions],
     }
-    usages = [solution.usage or {} for solution in solutions]
-    for key in ("prompt_tokens", "latent_positions", "new_tokens"):
-        figures[key] = sum(usage[key] for usage in usages) / len(rows)
-    return {**figures, "answers": [solution.answer for solution in solutions]}
 
 
 def evaluate(

@@ -40,8 +40,7 @@ def plot_evaluation(figures: Sequence[dict[str, Any]], group_by: str | None, pat
     left, middle, right = figure.subplots(1, 3)
     for mode, rows in recursive.items():
         colour, line = STYLES[mode]
-        x = [row["num_rounds"] for row in rows]
-        y = [row["accuracy"] for row in rows]
+        x, y = ([row[key] for row in rows] for key in ("num_rounds", "accuracy"))
         bars = numpy.abs(numpy.transpose([row["interval"] for row in rows]) - y)
         left.errorbar(x, y, bars, fmt=line, color=colour, capsize=3, label=f"{mode} hand-over")
         right.plot(x, [row["latent_positions"] + row["new_tokens"] for row in rows], line, color=colour, label=mode)

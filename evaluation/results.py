@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from .. import __version__
 from ..errors_recursivemas import InputError
 from ..system_loader import ROOT
 
@@ -39,12 +40,11 @@ def _git(*arguments: str) -> str:
 
 def provenance() -> dict[str, Any]:
     """Where figures come from; every file of results holds it: "date", "commit", "versions" and "machine"."""
-    versions = {"python": platform.python_version()}
-    versions |= {name: version(name) for name in LIBRARIES}
+    libraries = {name: version(name) for name in LIBRARIES}
     return {
         "date": date.today().isoformat(),
         "commit": commit(),
-        "versions": versions,
+        "versions": {"recursivemas": __version__, "python": platform.python_version(), **libraries},
         "machine": {
             "processor": platform.machine(),
             "cores": os.cpu_count(),
@@ -92,10 +92,7 @@ def table(figures: list[dict[str, Any]]) -> str:
 
 def markdown(results: dict[str, Any]) -> str:
     """Stored results as the table of a model card: accuracy by mode and rounds, and what a question costs."""
-    lines = [
-        "| hand-over | rounds | accuracy (95 % interval) | latent positions | tokens written |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| hand-over | rounds | accuracy (95 % interval) | latent positions | tokens written |", "|---" * 5 + "|"]
     for row in results["figures"]:
         low, high = row["interval"]
         rounds = "–" if row["mode"] == "alone" else row["num_rounds"]

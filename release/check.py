@@ -34,6 +34,7 @@ from ..loading_recursivemas import validate_architecture
 from ..sources_recursivemas import Source
 from ..system_loader import released_config
 
+OPTIONAL_FILES = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -122,13 +123,11 @@ def check_system(
     for role, entry in config.agents.items():
         place = source.other(entry["source"], entry.get("revision"))
         _check_agent(repository(place, role), place, entry, role)
-    links = [(role, entry.get("inner_link") or {}, None) for role, entry in config.agents.items()]
-    links += [
-        (link.name, entry, entry.get("legacy_key")) for link, entry in zip(topology.links, config.links, strict=True)
-    ]
-    for name, entry, legacy_key in links:
+    links = [(role, entry.get("inner_link") or {}) for role, entry in config.agents.items()]
+    links += [(link.name, entry) for link, entry in zip(topology.links, config.links, strict=True)]
+    for name, entry in links:
         if entry.get("kind") != EXPECTED_EMBEDDING:
-            _check_link(repository, source, entry, name, config.link_task, legacy_key)
+            _check_link(repository, source, entry, name, config.link_task)
     return _report(config, list(repositories.values()), cache_dir)
 
 
@@ -147,10 +146,7 @@ def _check_agent(found: Repository, place: Source, entry: dict, role: str) -> No
     except RecursiveMASError as error:
         found.problems.append(" ".join(str(error).split()))
     vocabulary = next((name for name in VOCABULARY_FILES if name in files), "tokenizer.json")
-    names = ["config.json", vocabulary]
-    names += [
-        name for name in ("tokenizer_config.json", "chat_template.jinja", "generation_config.json") if name in files
-    ]
+    names = ["config.json", vocabulary, *(name for name in OPTIONAL_FILES if name in files)]
     weights, problem = _weight_files(folder)
     if problem is not None:
         found.problems.append(problem)
@@ -202,17 +198,12 @@ def _count(found: Repository, path: Path, agent_config: PreTrainedConfig | None)
 
 
 def _check_link(
-    repository: Callable[[Source, str], Repository],
-    source: Source,
-    entry: dict,
-    name: str,
-    task: str | None,
-    legacy_key: str | None,
+    repository: Callable[[Source, str], Repository], source: Source, entry: dict, name: str, task: str | None
 ) -> None:
     """Finds a link's file by the same rules as the loader."""
     weights = entry.get("weights")
     try:
-        place, filename, _ = find_link(source, weights, name, task, legacy_key)
+        place, filename, _ = find_link(source, weights, name, task, entry.get("legacy_key"))
     except RecursiveMASError as error:
         elsewhere = weights if isinstance(weights, dict) and "source" in weights else None
         place = source.other(elsewhere["source"], elsewhere.get("revision")) if elsewhere else source
@@ -224,7 +215,7 @@ def _check_link(
     path = Path(found.folder or "", filename)
     if path.is_file():
         found.files[filename] = path.stat().st_size
-        found.link_bytes += path.stat().st_size
+        found.link_bytes += found.files[filename]
     else:
         found.problems.append(f"missing: {filename}")
 
@@ -232,10 +223,10 @@ def _check_link(
 def _report(config: RecursiveMASConfig, repositories: list[Repository], cache_dir: str | None) -> dict:
     links = sum(repository.link_bytes for repository in repositories)
     agents = [repository for repository in repositories if repository.parameters]
-    needed = {dtype: links + sum(a.parameters for a in agents) * size for dtype, size in BYTES.items()}
-    largest = {dtype: links + max((a.parameters for a in agents), default=0) * size for dtype, size in BYTES.items()}
-    needed["as stored"] = links + sum(a.stored_bytes for a in agents)
-    largest["as stored"] = links + max((a.stored_bytes for a in agents), default=0)
+    sizes = {dtype: [agent.parameters * size for agent in agents] for dtype, size in BYTES.items()}
+    sizes["as stored"] = [agent.stored_bytes for agent in agents]
+    needed = {dtype: links + sum(own) for dtype, own in sizes.items()}
+    largest = {dtype: links + max(own, default=0) for dtype, own in sizes.items()}
     gpus: list[dict[str, Any]] = []
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)

@@ -18,6 +18,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from transformers import GenerationConfig
 from transformers.utils import logging
 
 from ..agent_recursivemas import RecursiveMASAgent
@@ -52,17 +53,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.folder.exists() and (not arguments.folder.is_dir() or any(arguments.folder.iterdir())):
         print(f"{arguments.folder} is not empty", file=sys.stderr)
         return 2
-    hub = {"cache_dir": arguments.cache_dir}
-    prompts = None if arguments.prompts is None else read_prompts(arguments.prompts)
-    config = convert(
-        arguments.style,
-        arguments.folder,
-        dataset=arguments.dataset,
-        revision=arguments.revision,
-        source=Source(arguments.style, hub=hub, clones=arguments.clones),
-        prompts=prompts,
-        copy_agents=arguments.copy_agents,
-    )
+    config, generation = released_config(arguments.style, arguments.dataset, revision=arguments.revision)
+    if arguments.prompts is not None:
+        config.prompts = read_prompts(arguments.prompts)
+    source = Source(arguments.style, hub={"cache_dir": arguments.cache_dir}, clones=arguments.clones)
+    config = convert(config, generation, arguments.folder, source, arguments.copy_agents)
     for role, agent in config.agents.items():
         print(f"{role}: {agent['source']}" + (f"@{agent['revision']}" if agent.get("revision") else ""))
     unpinned = [role for role, agent in config.agents.items() if not agent.get("revision")]
@@ -72,31 +67,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def convert(
-    style: str,
-    folder: Path,
-    *,
-    dataset: str = "math500",
-    revision: str | None = None,
-    source: Source,
-    prompts: dict | None = None,
-    copy_agents: bool = False,
+    config: RecursiveMASConfig, generation: GenerationConfig, folder: Path, source: Source, copy_agents: bool
 ) -> RecursiveMASConfig:
-    """Writes a released system in this project's layout and returns its configuration.
+    """Writes a released system (`released_config`) in this project's layout and returns its configuration.
 
-    Args:
-        style: name of a released system.
-        folder: where to write.
-        dataset: chooses the default links and settings.
-        revision: of the repositories.
-        source: says where repositories are looked for (`Source.other`).
-        prompts: replaces the style's prompt set.
-        copy_agents: write the agents into the folder.
+    `source` says where repositories are looked for (`Source.other`); `copy_agents` writes the agents into the folder.
 
     Raises:
         RecursiveMASError: something is missing, broken or does not fit.
     """
-    config, generation = released_config(style, dataset, revision=revision)
-    config.prompts = config.prompts if prompts is None else prompts
     config.validate_system()
     patterns = (*SMALL_FILES, *(WEIGHT_FILES if copy_agents else ()))
     places, agent_configs, widths = {}, {}, {}
@@ -112,15 +91,11 @@ def convert(
         task_config = copy.deepcopy(config)
         task_config.link_task = task
         inner_links[task], outer_links[task] = load_links(source, task_config, widths)
-    agents = {  # without weights
-        role: RecursiveMASAgent(
-            build_empty_model(place, agent_configs[role]),
-            inner_links[config.link_task][role],
-            load_tokenizer(place, role),
-            role,
-        )
-        for role, place in places.items()
-    }
+    agents = {}
+    for role, place in places.items():
+        base = build_empty_model(place, agent_configs[role])  # without weights
+        inner_link, tokenizer = inner_links[config.link_task][role], load_tokenizer(place, role)
+        agents[role] = RecursiveMASAgent(base, inner_link, tokenizer, role)
     model = RecursiveMASModel(config, agents, outer_links[config.link_task])
     model.generation_config.update(**generation.to_diff_dict())
     links = {}

@@ -24,7 +24,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import CheckpointError, InputError
@@ -32,75 +31,10 @@ from ..prompts_recursivemas import TASKS, slot_marker, validate_prompts
 from ..system_loader import read_style, released_styles
 
 QUESTION = "<|question|>"
-
-
-class Builders(NamedTuple):
-    """Where a role's prompts come from. `{kind}` stands for math, code or reasoning.
-
-    `slots` is the name of the module's constant that marks a slot -> the role whose latents go there.
-    """
-
-    first: str
-    feedback: str | None
-    slots: dict[str, str]
-    arguments: dict[str, str] = {}  # noqa: RUF012 (never changed)
-
-
-def _expert(role: str) -> Builders:
-    names = ("build_hie_expert_prompt", "build_hie_expert_prompt_with_feedback_slot")
-    return Builders(*names, {"HIE_FEEDBACK_SLOT": "summarizer"}, {"hie_role": f"hie_{role}_expert"})
-
-
-# style -> (the public code's name for it, role -> builders)
-STYLES: dict[str, tuple[str, dict[str, Builders]]] = {
-    "sequential": (
-        "chain",
-        {
-            "planner": Builders(
-                "build_{kind}_planner_prompt",
-                "build_{kind}_planner_prompt_with_feedback_slot",
-                {"FEEDBACK_SLOT": "solver"},
-            ),
-            "critic": Builders("build_{kind}_refiner_prompt_with_slot", None, {"PLANNER_SLOT": "planner"}),
-            "solver": Builders("build_{kind}_solver_prompt_with_slots", None, {"REFINED_SLOT": "critic"}),
-        },
-    ),
-    "mixture": (
-        "hie",
-        {
-            **{role: _expert(role) for role in ("math", "code", "science")},
-            "summarizer": Builders(
-                "build_hie_summarizer_prompt_with_slots",
-                None,
-                {"HIE_MATH_EXPERT_SLOT": "math", "HIE_CODE_EXPERT_SLOT": "code", "HIE_SCIENCE_EXPERT_SLOT": "science"},
-            ),
-        },
-    ),
-    "distillation": (
-        "distill",
-        {
-            "expert": Builders(
-                "build_distill_expert_prompt",
-                "build_distill_expert_prompt_with_feedback_slot",
-                {"DISTILL_FEEDBACK_SLOT": "learner"},
-            ),
-            "learner": Builders("build_distill_learner_prompt_with_slot", None, {"DISTILL_EXPERT_SLOT": "expert"}),
-        },
-    ),
-    "deliberation": (
-        "deliberation",
-        {
-            "reflector": Builders(
-                "build_deliberation_reflector_prompt",
-                "build_deliberation_reflector_prompt_with_feedback_slot",
-                {"DELIBERATION_FEEDBACK_SLOT": "toolcaller"},
-            ),
-            "toolcaller": Builders(
-                "build_deliberation_toolcaller_prompt_with_slot", None, {"DELIBERATION_REFLECTOR_SLOT": "reflector"}
-            ),
-        },
-    ),
-}
+# style -> "design" (the public code's name for it) and "roles": role -> names of its prompt builders, "first" and
+# "feedback" (`{kind}` stands for math, code or reasoning); "slots": name of the module's constant that marks a slot ->
+# the role whose latents go there; "arguments" of the builders.
+STYLES = json.loads(Path(__file__).with_name("builders.json").read_text(encoding="utf-8"))
 # task -> (the kind in a builder's name, questions: the first becomes the marker, on the others the template is tested)
 OPTIONS = "\nA. {}\nB. {}\nC. {}\nD. {}"
 PLAIN = ("\u27e6question\u27e7", r"What is $\frac{1}{2} + {x}$?", "Two lines:\n100% {}")
@@ -144,13 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def import_prompts(path: Path, style: str, tasks: list[str], extra: dict[str, str | None]) -> tuple[dict, list[str]]:
-    """Calls a clone's prompt builders and returns a prompt set.
-
-    Args:
-        path: folder of the clone, or its prompts.py.
-        style: sequential, mixture, distillation or deliberation.
-        tasks: which tasks to import.
-        extra: further arguments for builders that know them.
+    """Calls a clone's prompt builders, with `extra` as further arguments for those that know them.
 
     Returns:
         The prompt set, and the tasks that were left out because their system text differs from the first task's.
@@ -161,7 +89,7 @@ def import_prompts(path: Path, style: str, tasks: list[str], extra: dict[str, st
     """
     if style not in STYLES:
         raise InputError("Unknown collaboration style.", where="--style", found=style, expected=", ".join(STYLES))
-    design, roles = STYLES[style]
+    design, roles = STYLES[style]["design"], STYLES[style]["roles"]
     module = _load(path)
     systems = {task: _system(module, f"{design}_reasoning" if task == "reasoning" else design) for task in tasks}
     kept = [task for task in tasks if systems[task] == systems[tasks[0]]]
@@ -171,16 +99,14 @@ def import_prompts(path: Path, style: str, tasks: list[str], extra: dict[str, st
         for task in kept:
             kind, questions = KINDS[task]
             mas_task = "math" if task == "default" else task
-            known: dict[str, object] = {**extra, **builders.arguments, "mas_task": mas_task}
-            phases = {"first": builders.first, "feedback": builders.feedback}
+            known = {**extra, **builders.get("arguments", {}), "mas_task": mas_task}
             prompts[role][task] = {
-                phase: _template(module, name.format(kind=kind), builders.slots, questions, known)
-                for phase, name in phases.items()
-                if name is not None
+                phase: _template(module, builders[phase].format(kind=kind), builders["slots"], questions, known)
+                for phase in ("first", "feedback")
+                if phase in builders
             }
-    table = read_style(style)
-    agents = {role: {"source": f"agents/{role}"} for role in roles}
-    validate_prompts(prompts, RecursiveMASConfig(**{**table, "agents": agents, "prompts": prompts}).topology)
+    fields = {"agents": {role: {"source": f"agents/{role}"} for role in roles}, "prompts": prompts}
+    validate_prompts(prompts, RecursiveMASConfig(**{**read_style(style), **fields}).topology)
     return prompts, [task for task in tasks if task not in kept]
 
 
@@ -188,9 +114,7 @@ def _load(path: Path) -> ModuleType:
     """Imports the clone's prompts.py; its folder is on the import path meanwhile."""
     path = path / "prompts.py" if path.is_dir() else path
     if not path.is_file():
-        raise CheckpointError(
-            "There are no prompt builders.", where=str(path), expected="prompts.py of the public code"
-        )
+        raise CheckpointError("There are no prompt builders.", where=path, expected="prompts.py of the public code")
     spec = importlib.util.spec_from_file_location("released_prompts", path)
     assert spec is not None and spec.loader is not None  # a file by the name of prompts.py
     module = importlib.util.module_from_spec(spec)
@@ -200,9 +124,8 @@ def _load(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise CheckpointError(
-            "The prompt builders cannot be imported.", where=str(path), found=f"{type(error).__name__}: {error}"
-        ) from error
+        found = f"{type(error).__name__}: {error}"
+        raise CheckpointError("The prompt builders cannot be imported.", where=path, found=found) from error
     finally:
         sys.path.remove(str(path.parent))
         for name in set(sys.modules) - before:
@@ -228,10 +151,8 @@ def _call(module: ModuleType, name: str, known: dict[str, object]) -> str:
             expected=name,
         )
     parameters = inspect.signature(builder).parameters
-    unknown = [
-        n for n, p in parameters.items() if p.default is p.empty and n not in known and p.kind < p.VAR_POSITIONAL
-    ]
-    if unknown:
+    needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
+    if unknown := [n for n in needed if n not in known]:
         raise CheckpointError(
             "A prompt builder needs an argument that is not known here.",
             where=f"{module.__file__}, {name}",
@@ -259,10 +180,11 @@ def _template(
         expected, found = build(question), template.replace(QUESTION, question)
         if expected != found:
             at = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), len(found))
+            near = slice(max(0, at - 40), at + 40)
             raise CheckpointError(
                 "A prompt builder does more than put the question into a fixed text.",
                 where=f"{module.__file__}, {name}, question {question!r}",
-                found=repr(found[max(0, at - 40) : at + 40]),
-                expected=repr(expected[max(0, at - 40) : at + 40]),
+                found=repr(found[near]),
+                expected=repr(expected[near]),
             )
     return template

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers.utils import logging
@@ -27,7 +27,7 @@ class Finding:
     """What the check of one repository found; no problems is a pass."""
 
     repository: Repository
-    problems: list[str] = field(default_factory=list)
+    problems: list[str]
 
 
 def check(folder: Path) -> list[Finding]:
@@ -44,12 +44,12 @@ def check(folder: Path) -> list[Finding]:
     mas = load_mas_system(plan.system)
     findings = []
     for repository in logging.tqdm(plan.repositories, desc="Checking", unit="repository", leave=False):
-        finding = Finding(repository, scan(folder / repository.name))
+        problems = scan(folder / repository.name)
         if not (folder / repository.name / "README.md").is_file():
-            finding.problems.append("README.md: missing")
+            problems.append("README.md: missing")
         found, error = load_alone(plan, repository, folder)
-        finding.problems += [error] if error else differences(expected_of(mas, plan, repository), found)
-        findings.append(finding)
+        problems += [error] if error else differences(expected_of(mas, plan, repository), found)
+        findings.append(Finding(repository, problems))
     if not any(finding.problems for finding in findings):
         prints = {repository.name: fingerprint(folder / repository.name) for repository in plan.repositories}
         write_json(folder / CHECKED, prints)
@@ -80,12 +80,12 @@ def expected_of(mas: RecursiveMASModel, plan: Plan, repository: Repository) -> d
         result = probe.probe_agent(agent, agent.model, agent.tokenizer, plan.question)
         return {**result, "links": {name: probe.digest(link.state_dict()) for name, link in files.items()}}
     if repository.kind == "outer_links":
-        digests = {
-            link_filename(link.name, task): probe.digest(built.state_dict())
-            for link in mas.topology.links
-            for task, built in outer_links_of(mas, link.name).items()
+        built = {
+            link_filename(name, task): link
+            for name in mas.outer_links
+            for task, link in outer_links_of(mas, name).items()
         }
-        return {"links": digests}
+        return {"links": {name: probe.digest(link.state_dict()) for name, link in built.items()}}
     return probe.probe_system(mas, plan.question)
 
 

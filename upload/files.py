@@ -38,8 +38,8 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in files_of(folder):
         digest.update(f"{path.as_posix()}\0".encode())
+        content = hashlib.sha256()
         with open(folder / path, "rb") as file:
-            content = hashlib.sha256()
             while block := file.read(1 << 20):
                 content.update(block)
         digest.update(content.digest())

@@ -114,10 +114,7 @@ def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan
     unknown = set(options.base_models) - set(topology.roles)
     if unknown:
         raise InputError(
-            "Unknown role.",
-            where="--base-model",
-            found=", ".join(sorted(unknown)),
-            expected=", ".join(topology.roles),
+            "Unknown role.", where="--base-model", found=", ".join(sorted(unknown)), expected=", ".join(topology.roles)
         )
     style = config.style or options.name
     repositories = []
@@ -126,10 +123,10 @@ def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan
         name = f"{options.name}-{release_title(role)}" + (f"-{base.rpartition('/')[2]}" if base else "")
         note = f"{release_title(role)}: agent with inner link" + (f", {base}" if base else "")
         repositories.append(Repository(f"{options.namespace}/{name}", "agent", note, role, base))
-    links = f"{options.namespace}/{options.name}-Outerlinks"
-    repositories.append(Repository(links, "outer_links", "Outer links between the agents"))
-    whole = Repository(f"{options.namespace}/{options.name}", "composite", "The whole system: load this one")
-    repositories.append(whole)
+    repositories += [
+        Repository(f"{options.namespace}/{options.name}-Outerlinks", "outer_links", "Outer links between the agents"),
+        Repository(f"{options.namespace}/{options.name}", "composite", "The whole system: load this one"),
+    ]
     names = [repository.id.lower() for repository in repositories]
     for repository in repositories:
         if names.count(repository.id.lower()) > 1:
@@ -153,11 +150,8 @@ def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan
         namespace=options.namespace,
         style=style,
         collection=options.collection or f"{release_title(style.partition('_')[0])}-Style RecursiveMAS",
-        question=options.question,
-        release_layout=options.release_layout,
-        self_contained=options.self_contained,
-        licence=options.licence,
         repositories=tuple(repositories),
+        **{name: getattr(options, name) for name in ("question", "release_layout", "self_contained", "licence")},
     )
 
 

@@ -19,9 +19,9 @@ import dataclasses
 import json
 
 from ..errors_recursivemas import InputError
-from .check import Finding, check
-from .plan import Options, Plan
-from .push import Step, push
+from .check import check
+from .plan import Options
+from .push import push
 from .stage import stage
 
 
@@ -83,45 +83,27 @@ def _options(arguments: argparse.Namespace) -> Options:
 def run(arguments: argparse.Namespace) -> int:
     report: dict = {}
     staged = getattr(arguments, "staged", None) or arguments.output
+    failed = False
+
+    def tell(*lines: str) -> None:
+        if not arguments.json:
+            print(*lines, sep="\n")
+
     if arguments.step in ("stage", "all"):
         plan = stage(arguments.system, staged, _options(arguments), arguments.replace)
         report["staged"] = [repository.id for repository in plan.repositories]
-        _tell(arguments, _staged_text(plan, staged))
+        tell(f"staged in {staged}:", *(f"  {repository.id}: {repository.note}" for repository in plan.repositories))
     if arguments.step in ("check", "all"):
-        findings = check(staged)
-        report["problems"] = {finding.repository.id: finding.problems for finding in findings}
-        _tell(arguments, _checked_text(findings))
-        if any(finding.problems for finding in findings):
-            if arguments.json:
-                print(json.dumps(report, ensure_ascii=False))
-            return 1
-    if arguments.step in ("push", "all"):
+        report["problems"] = {finding.repository.id: finding.problems for finding in check(staged)}
+        tell("checked:")
+        for name, problems in report["problems"].items():
+            tell(f"  {name}: {'problems' if problems else 'right'}", *(f"    {problem}" for problem in problems))
+        failed = any(report["problems"].values())
+    if arguments.step in ("push", "all") and not failed:
         steps = push(staged, arguments.yes, arguments.public, arguments.overwrite)
         report["pushed" if arguments.yes else "would push"] = [dataclasses.asdict(step) for step in steps]
-        _tell(arguments, _pushed_text(steps, arguments.yes))
+        tell("pushed:" if arguments.yes else "nothing was pushed; with --yes this would be:")
+        tell(*(f"  {step.action} {step.target}: {step.detail}" for step in steps))
     if arguments.json:
         print(json.dumps(report, ensure_ascii=False))
-    return 0
-
-
-def _tell(arguments: argparse.Namespace, text: str) -> None:
-    if not arguments.json:
-        print(text)
-
-
-def _staged_text(plan: Plan, staged: str) -> str:
-    lines = [f"staged in {staged}:", *(f"  {repository.id}: {repository.note}" for repository in plan.repositories)]
-    return "\n".join(lines)
-
-
-def _checked_text(findings: list[Finding]) -> str:
-    lines = ["checked:"]
-    for finding in findings:
-        lines += [f"  {finding.repository.id}: {'problems' if finding.problems else 'right'}"]
-        lines += [f"    {problem}" for problem in finding.problems]
-    return "\n".join(lines)
-
-
-def _pushed_text(steps: list[Step], done: bool) -> str:
-    head = "pushed:" if done else "nothing was pushed; with --yes this would be:"
-    return "\n".join([head, *(f"  {step.action} {step.target}: {step.detail}" for step in steps)])
+    return int(failed)

@@ -1,6 +1,5 @@
 """Pushing: the network part. Says what it would do unless told to do it; a second run goes on where one stopped."""
 
-import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,13 +57,9 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
     is visible is complete. Weights that an interrupted run has already sent are not sent again.
 
     Args:
-        folder: the staged folder.
         yes: do it; otherwise only read, and say what would be done.
         public: new repositories and a new collection are public; otherwise private.
         overwrite: also write into repositories that exist and were not created from this folder.
-
-    Returns:
-        What was done, or would be.
 
     Raises:
         InputError: not staged, not checked, or a repository belongs to something else.
@@ -93,10 +88,10 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
                 api.create_repo(repository.id, private=not public)
                 record[repository.id] = {"created": True}
                 write_json(folder / PUSHED, record)
-            commits[repository.id] = _upload(api, plan, repository, folder, commits)
-            record.setdefault(repository.id, {})["commit"] = commits[repository.id]
+            commits[repository.id] = commit = _upload(api, plan, repository, folder, commits)
+            record.setdefault(repository.id, {})["commit"] = commit
             write_json(folder / PUSHED, record)
-            steps.append(Step(repository.id, action, commits[repository.id]))
+            steps.append(Step(repository.id, action, commit))
     with _speaking_to_the_hub(f"collection {plan.collection}"):
         steps.append(update_collection(api, plan, public))
     return steps
@@ -142,8 +137,7 @@ def _intentions(plan: Plan, folder: Path, heads: dict[str, str | None], public: 
     for repository in plan.repositories:
         files = files_of(folder / repository.name)
         size = sum((folder / repository.name / file).stat().st_size for file in files)
-        action = "update" if heads[repository.id] else "create"
-        sight = "" if heads[repository.id] else (", public" if public else ", private")
+        action, sight = ("update", "") if heads[repository.id] else ("create", ", public" if public else ", private")
         steps.append(Step(repository.id, action, f"{len(files)} files, {size / 1e6:.1f} MB{sight}"))
     detail = f"{len(plan.repositories)} items"
     return [*steps, Step(f"collection {plan.collection} of {plan.namespace}", "create or update", detail)]
@@ -156,7 +150,7 @@ def _upload(api: HfApi, plan: Plan, repository: Repository, folder: Path, commit
     for path in files_of(local):
         content: str | bytes = str(local / path)
         if repository == plan.composite and path.as_posix() == "config.json":
-            content = pinned(json.loads((local / path).read_text(encoding="utf-8")), commits)
+            content = pinned((local / path).read_text(encoding="utf-8"), commits)
         operations.append(CommitOperationAdd(path.as_posix(), content))
     names = {operation.path_in_repo for operation in operations} | {GIT_ATTRIBUTES}
     info = api.model_info(repository.id)
@@ -167,22 +161,15 @@ def _upload(api: HfApi, plan: Plan, repository: Repository, folder: Path, commit
     return api.create_commit(repository.id, operations, commit_message=message, parent_commit=info.sha).oid
 
 
-def pinned(config: dict, commits: dict[str, str]) -> bytes:
+def pinned(config: str, commits: dict[str, str]) -> bytes:
     """The composite's config.json, with the commit of every repository that it references."""
 
-    def pin(entry: object) -> None:
-        if isinstance(entry, dict):
-            if entry.get("source") in commits:
-                entry["revision"] = commits[entry["source"]]
-            for value in entry.values():
-                pin(value)
-        elif isinstance(entry, list):
-            for value in entry:
-                pin(value)
+    def pin(entry: dict) -> dict:
+        if entry.get("source") in commits:
+            entry["revision"] = commits[entry["source"]]
+        return entry
 
-    config = copy.deepcopy(config)
-    pin(config)
-    return (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(json.loads(config, object_hook=pin), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def update_collection(api: HfApi, plan: Plan, public: bool) -> Step:
@@ -194,7 +181,7 @@ def update_collection(api: HfApi, plan: Plan, public: bool) -> Step:
     collection = api.create_collection(
         plan.collection, namespace=plan.namespace, description=description, private=not public, exists_ok=True
     )
-    slug, changed = collection.slug, not collection.items
+    slug, fresh = collection.slug, not collection.items
     notes = {repository.id: repository.note[:NOTE_LIMIT] for repository in plan.repositories}
     present = {item.item_id: item for item in collection.items if item.item_type == "model"}
     for repository_id, note in notes.items():
@@ -202,10 +189,9 @@ def update_collection(api: HfApi, plan: Plan, public: bool) -> Step:
             api.add_collection_item(slug, repository_id, "model", note=note, exists_ok=True)
         elif present[repository_id].note != note:
             api.update_collection_item(slug, present[repository_id].item_object_id, note=note)
-    items = [item for item in api.get_collection(slug).items if item.item_id in notes]
-    if [item.item_id for item in items] != list(notes):
-        first = min(item.position for item in items)
-        by_id = {item.item_id: item for item in items}
+    items = {item.item_id: item for item in api.get_collection(slug).items if item.item_id in notes}
+    if list(items) != list(notes):
+        first = min(item.position for item in items.values())
         for offset, repository_id in enumerate(notes):
-            api.update_collection_item(slug, by_id[repository_id].item_object_id, position=first + offset)
-    return Step(f"collection {plan.collection}", "create" if changed else "update", collection.url)
+            api.update_collection_item(slug, items[repository_id].item_object_id, position=first + offset)
+    return Step(f"collection {plan.collection}", "create" if fresh else "update", collection.url)

@@ -1,6 +1,7 @@
 """The public release's own files: `.pt` files and manifests, which its loader reads, beside the native ones."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,17 +48,14 @@ def write_outer_links(
 ) -> None:
     """Writes `<Source>-<Target>-Outerlink.pt`, one a task where there are tasks, and outerlink_config.json.
 
-    Args:
-        links: name -> task -> link, see `outer_links_of`.
-        mas: the system.
-        style: its style, the release's "paradigm".
-        folder: where to write.
+    `links` is name -> task -> link, see `outer_links_of`; `style` is the release's "paradigm".
 
     Raises:
         InputError: two links of the configuration state one key.
     """
     labels = release_labels(mas.topology)
     adapters: dict[str, dict[str | None, dict]] = {}
+    manifest: dict[str, Any]
     for link, entry in zip(mas.topology.links, mas.config.links, strict=True):
         key = entry.get("legacy_key") or f"outer_{labels[link.source]}{labels[link.target]}"
         files = {t: release_filename(release_outer_name(link.source, link.target), t) for t in links[link.name]}
@@ -71,18 +69,12 @@ def write_outer_links(
         adapters[key] = {}
         for task, built in links[link.name].items():
             torch.save(dict(built.state_dict()), folder / files[task])
-            adapters[key][task] = {
-                "legacy_key": key,
-                "filename": files[task],
-                "adapter_type": built.kind,
-                "in_dim": built.in_features,
-                "out_dim": built.out_features,
-            }
+            what = {"legacy_key": key, "filename": files[task], "adapter_type": built.kind}
+            adapters[key][task] = {**what, "in_dim": built.in_features, "out_dim": built.out_features}
     tasks = dict.fromkeys(task for by_task in adapters.values() for task in by_task if task is not None)
     if tasks:  # what has no tasks of its own serves them all
         fitting = {task: [a.get(task, a.get(None)) for a in adapters.values()] for task in tasks}
-        by_task = {task: {"adapters": list(filter(None, entries))} for task, entries in fitting.items()}
-        write_json(folder / OUTER_MANIFEST, {"tasks": by_task})
+        manifest = {"tasks": {task: {"adapters": list(filter(None, each))} for task, each in fitting.items()}}
     else:
         manifest = {"format_version": 1, "paradigm": style, "adapters": [a[None] for a in adapters.values()]}
-        write_json(folder / OUTER_MANIFEST, manifest)
+    write_json(folder / OUTER_MANIFEST, manifest)

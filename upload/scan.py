@@ -72,9 +72,8 @@ def _release_files(folder: Path) -> set[str]:
     """The `.pt` files that the release's manifests in this folder name."""
     names = set()
     if (folder / "adapter_config.json").is_file():
-        names.add("adapter.pt")
         tasks = (read_json(folder / "innerlink_config.json") or {}).get("tasks", {})
-        names |= {entry["adapter.pt"] for entry in tasks.values()}
+        names = {"adapter.pt", *(entry["adapter.pt"] for entry in tasks.values())}
     manifest = read_json(folder / "outerlink_config.json") or {}
     for entry in [manifest, *manifest.get("tasks", {}).values()]:
         names |= {adapter["filename"] for adapter in entry.get("adapters", [])}
@@ -96,8 +95,7 @@ def _names(file: Path) -> str:
 
 def _strings(value: object) -> list[str]:
     """All string values in JSON content."""
-    if isinstance(value, dict):
-        return [text for entry in value.values() for text in _strings(entry)]
-    if isinstance(value, list):
-        return [text for entry in value for text in _strings(entry)]
+    if isinstance(value, dict | list):
+        entries = value.values() if isinstance(value, dict) else value
+        return [text for entry in entries for text in _strings(entry)]
     return [value] if isinstance(value, str) else []

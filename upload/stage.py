@@ -43,7 +43,6 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
         CheckpointError: the disk is full, or the system cannot be loaded.
     """
     output = Path(output)
-    earlier = output / PUSHED
     staged_before = "format_version" in (read_json(output / PLAN) or {})
     if output.exists() and not (replace and staged_before):
         hint = "choose another" + (", or --replace" if staged_before else "")
@@ -68,8 +67,8 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
                 _stage_composite(mas, plan, folder)
             cards.save(repository, folder)
         plan.save(unfinished)
-        if earlier.exists():
-            shutil.copyfile(earlier, unfinished / PUSHED)
+        if (output / PUSHED).exists():
+            shutil.copyfile(output / PUSHED, unfinished / PUSHED)
     except (OSError, RuntimeError, SafetensorError) as error:  # a full disk speaks through three libraries
         if isinstance(error, RecursiveMASError):
             raise
@@ -119,17 +118,12 @@ def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
     """The composite, with its parts inside or named by repository."""
     config, links = copy.deepcopy(mas.config), {}
     for role, agent in mas.agents.items():
-        repository = plan.agents[role]
-        config.agents[role] |= {
-            "source": repository.id,
-            "revision": None,  # `push` pins the commits
-            "model_type": agent.model.config.model_type,  # of what runs
-        }
-        place = None if plan.self_contained else repository.id
-        links[role] = _saved(inner_links_of(mas, role), place, "inner_link")
+        place = plan.agents[role].id  # `push` pins its commit
+        config.agents[role] |= {"source": place, "revision": None, "model_type": agent.model.config.model_type}
+        links[role] = _saved(inner_links_of(mas, role), None if plan.self_contained else place, "inner_link")
     for link in mas.topology.links:
-        place = None if plan.self_contained else plan.outer_links.id
-        links[link.name] = _saved(outer_links_of(mas, link.name), place, link.name)
+        place = plan.outer_links.id
+        links[link.name] = _saved(outer_links_of(mas, link.name), None if plan.self_contained else place, link.name)
     agents = mas.agents.items() if plan.self_contained else ()
     save_system(
         folder,
