@@ -34,12 +34,7 @@ from ..training.arguments import LinkTrainingArguments
 from ..training.data import Encoder, read_rows, write_rows
 from ..training.objectives import OuterSettings, text_states
 from ..training.run import build_objective, read_curve, train
-from ..training.start import (
-    fit_inner_link,
-    fit_outer_link,
-    shared_tokens,
-    token_bytes,
-)
+from ..training.start import fit_inner_link, fit_outer_link, shared_tokens, token_bytes
 from .situations import SITUATIONS, lift
 
 OPERATORS = range(7)  # of the questions of the outer loop: two rounds of three agents solve up to six

@@ -25,11 +25,7 @@ from ..links_recursivemas import EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, E
 from ..modeling_recursivemas import RecursiveMASModel
 from ..sources_recursivemas import Source
 from ..system_loader import load_mas_system, read_style
-from .start import (
-    fit_outer_link,
-    shared_tokens,
-    start_inner_link,
-)
+from .start import fit_outer_link, shared_tokens, start_inner_link
 
 
 def load_agent(config: RecursiveMASConfig, role: str, folder: Path, dtype: str = "auto") -> RecursiveMASAgent:
