@@ -3,7 +3,7 @@
     python -m recursivemas.small_systems.build --system mixture --output runs/systems
     python -m recursivemas.small_systems.build --system sequential --output runs/systems --agents .
 
-Everything is said by one table, recipes.py. What lies in `OUTPUT/SYSTEM/agents` already (from an interrupted run, or
+Everything is said by one table, recipes.json. What lies in `OUTPUT/SYSTEM/agents` already (from an interrupted run, or
 copied from --agents) is not trained again: pre-training takes 4 to 21 minutes an agent on one core. At the end every
 file of weights is held against the one that ships.
 """
