@@ -8,23 +8,19 @@ in ceil(k / 3) rounds and in no fewer.
 """
 
 import random
-from typing import Any
 
-from .driver import Task
+from .driver import Row, Task, prompt_set
 
 OPERATORS = "+-*"
 GROUP_BY = "num_operators"  # the field of a row that says how hard its question is
 LEVELS = range(13)  # the values of that field: numbers of operators
 ROLES = ("planner", "critic", "solver")  # in stage order
 
-PROMPTS: dict[str, dict[str, Any]] = {
-    "planner": {
-        "system": None,
-        "default": {"first": "Reduce <|question|>", "feedback": "Reduce <|question|>\nNow <|latents:solver|>"},
-    },
-    "critic": {"system": None, "default": {"first": "Reduce <|latents:planner|>"}},
-    "solver": {"system": None, "default": {"first": "Reduce <|latents:critic|>", "alone": "Reduce <|question|>"}},
-}
+PROMPTS = prompt_set(
+    planner={"first": "Reduce <|question|>", "feedback": "Reduce <|question|>\nNow <|latents:solver|>"},
+    critic={"first": "Reduce <|latents:planner|>"},
+    solver={"first": "Reduce <|latents:critic|>", "alone": "Reduce <|question|>"},
+)
 
 
 def reduce_once(expression: str) -> str:
@@ -51,7 +47,7 @@ def random_expression(num_operators: int, rng: random.Random) -> str:
     )
 
 
-def _row(num_operators: int, num_rounds: int, rng: random.Random) -> dict[str, Any]:
+def _row(num_operators: int, num_rounds: int, rng: random.Random) -> Row:
     """Each role makes one reduction of what it was sent; the answer is one digit."""
     question = random_expression(num_operators, rng)
     said = len(ROLES) * num_rounds
@@ -60,7 +56,7 @@ def _row(num_operators: int, num_rounds: int, rng: random.Random) -> dict[str, A
     return {"question": question, "targets": targets, "answer": states[-1]}
 
 
-def _example(role: str, prompt: str, num_operators: int, rng: random.Random) -> dict[str, Any]:
+def _example(role: str, prompt: str, num_operators: int, rng: random.Random) -> Row:
     """`num_operators` counts those of the expression to be reduced.
 
     In a feedback prompt the expression is a later state of the question (or the same digit), and the question must be

@@ -8,6 +8,11 @@ from typing import Any
 Row = dict[str, Any]
 
 
+def prompt_set(**templates: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Role -> its templates by name, without a system prompt, as `RecursiveMASConfig.prompts` wants them."""
+    return {role: {"system": None, "default": by_name} for role, by_name in templates.items()}
+
+
 @dataclass(frozen=True)
 class Task:
     """The two kinds of rows of a task.

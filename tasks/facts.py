@@ -11,9 +11,8 @@ the first d, e or f.
 """
 
 import random
-from typing import Any
 
-from .driver import Task
+from .driver import Row, Task, prompt_set
 
 ENTITIES = "ABCDEFGHIJKLMNOPQRST"
 RELATIONS = "abcdef"
@@ -21,10 +20,10 @@ KNOWN = {"expert": RELATIONS, "learner": "abc"}  # in stage order
 GROUP_BY = "num_hops"  # the field of a row that says how hard its question is
 LEVELS = range(1, 7)  # the values of that field
 
-PROMPTS: dict[str, dict[str, Any]] = {
-    "expert": {"system": None, "default": {"first": "Follow <|question|>", "feedback": "Follow <|latents:learner|>"}},
-    "learner": {"system": None, "default": {"first": "Follow <|latents:expert|>", "alone": "Solve <|question|>"}},
-}
+PROMPTS = prompt_set(
+    expert={"first": "Follow <|question|>", "feedback": "Follow <|latents:learner|>"},
+    learner={"first": "Follow <|latents:expert|>", "alone": "Solve <|question|>"},
+)
 
 
 def made_up_world(seed: int) -> dict[tuple[str, str], str]:
@@ -59,7 +58,7 @@ def random_state(num_hops: int, rng: random.Random) -> str:
     return ".".join([rng.choice(ENTITIES), *(rng.choice(RELATIONS) for _ in range(num_hops))])
 
 
-def _row(num_hops: int, num_rounds: int, rng: random.Random) -> dict[str, Any]:
+def _row(num_hops: int, num_rounds: int, rng: random.Random) -> Row:
     """Each role hops from what it was sent; the answer is one entity."""
     question = state = random_state(num_hops, rng)
     targets: dict[str, list[str]] = {role: [] for role in PROMPTS}
@@ -70,7 +69,7 @@ def _row(num_hops: int, num_rounds: int, rng: random.Random) -> dict[str, Any]:
     return {"question": question, "targets": targets, "answer": hops(question)}
 
 
-def _example(role: str, prompt: str, num_hops: int, rng: random.Random) -> dict[str, Any]:
+def _example(role: str, prompt: str, num_hops: int, rng: random.Random) -> Row:
     """`num_hops` counts the hops that were left before the other role's.
 
     Alone, the learner is trained to go at once as far as its facts lead.

@@ -15,33 +15,21 @@ the 1000 states onto themselves one to one, so whoever lacks a specialist is lef
 
 import random
 from collections.abc import Sequence
-from typing import Any
 
-from .driver import Task
+from .driver import Row, Task, prompt_set
 
 SPECIALISTS = ("adder", "subtracter", "multiplier")  # in the order of the registers
 GROUP_BY = "num_steps"  # the field of a row that says how hard its question is
 LEVELS = range(1, 5)  # the values of that field
 MISSING = 0.1  # share of the summarizer's examples in which one specialist says nothing
 
-PROMPTS: dict[str, dict[str, Any]] = {
-    "adder": {"system": None, "default": {"first": "Add <|question|>", "feedback": "Add <|latents:summarizer|>"}},
-    "subtracter": {
-        "system": None,
-        "default": {"first": "Subtract <|question|>", "feedback": "Subtract <|latents:summarizer|>"},
-    },
-    "multiplier": {
-        "system": None,
-        "default": {"first": "Multiply <|question|>", "feedback": "Multiply <|latents:summarizer|>"},
-    },
-    "summarizer": {
-        "system": None,
-        "default": {
-            "first": "Join <|latents:adder|>, <|latents:subtracter|>, <|latents:multiplier|>",
-            "alone": "Solve <|question|>",
-        },
-    },
-}
+JOIN = "Join <|latents:adder|>, <|latents:subtracter|>, <|latents:multiplier|>"
+PROMPTS = prompt_set(
+    adder={"first": "Add <|question|>", "feedback": "Add <|latents:summarizer|>"},
+    subtracter={"first": "Subtract <|question|>", "feedback": "Subtract <|latents:summarizer|>"},
+    multiplier={"first": "Multiply <|question|>", "feedback": "Multiply <|latents:summarizer|>"},
+    summarizer={"first": JOIN, "alone": "Solve <|question|>"},
+)
 
 
 def write(registers: Sequence[int], num_steps: int) -> str:
@@ -80,7 +68,7 @@ def generate_answer(state: str) -> str:
     return state
 
 
-def _row(num_steps: int, num_rounds: int, rng: random.Random) -> dict[str, Any]:
+def _row(num_steps: int, num_rounds: int, rng: random.Random) -> Row:
     """The specialists write their registers, the summarizer the state; the answer is three digits."""
     question = state = random_state(num_steps, rng)
     targets: dict[str, list[str]] = {role: [] for role in PROMPTS}
@@ -92,7 +80,7 @@ def _row(num_steps: int, num_rounds: int, rng: random.Random) -> dict[str, Any]:
     return {"question": question, "targets": targets, "answer": generate_answer(state)}
 
 
-def _example(role: str, prompt: str, num_steps: int, rng: random.Random) -> dict[str, Any]:
+def _example(role: str, prompt: str, num_steps: int, rng: random.Random) -> Row:
     """`num_steps` counts the steps that are left before the specialists' turn.
 
     A state in a feedback prompt has one step less. Alone, the summarizer is trained to give the final answer at once;

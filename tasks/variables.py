@@ -12,10 +12,9 @@ fails (`<result>error</result>`). Every question defines six variables, so that 
 
 import random
 import re
-from typing import Any
 
 from ..tools_recursivemas import calculator
-from .driver import Task
+from .driver import Row, Task, prompt_set
 
 NAMES = "abcdef"
 NUMBERS = "23456789"
@@ -23,13 +22,10 @@ GROUP_BY = "depth"  # the field of a row that says how hard its question is
 LEVELS = range(1, 5)  # the values of that field: definitions between the expression and its number
 WORDS = ("<python>1</python>", "<python>1</python>", "<result>1</result>", "<result>error</result>", r"\boxed{1}")
 
-PROMPTS: dict[str, dict[str, Any]] = {
-    "reflector": {
-        "system": None,
-        "default": {"first": "Resolve <|question|>", "feedback": "Resolve <|question|>\nNow <|latents:toolcaller|>"},
-    },
-    "toolcaller": {"system": None, "default": {"first": "Call <|latents:reflector|>", "alone": "Solve <|question|>"}},
-}
+PROMPTS = prompt_set(
+    reflector={"first": "Resolve <|question|>", "feedback": "Resolve <|question|>\nNow <|latents:toolcaller|>"},
+    toolcaller={"first": "Call <|latents:reflector|>", "alone": "Solve <|question|>"},
+)
 
 
 def call(expression: str) -> str:
@@ -68,7 +64,7 @@ def random_question(depth: int, rng: random.Random) -> str:
     return " ".join([*(f"{name}={definitions[name]}" for name in NAMES), expression])
 
 
-def _row(depth: int, num_rounds: int, rng: random.Random) -> dict[str, Any]:
+def _row(depth: int, num_rounds: int, rng: random.Random) -> Row:
     """The reflector resolves, the tool-caller calls (before the calculator answers); the answer is a whole number."""
     question = random_question(depth, rng)
     states = chain(question)
@@ -77,7 +73,7 @@ def _row(depth: int, num_rounds: int, rng: random.Random) -> dict[str, Any]:
     return {"question": question, "targets": targets, "answer": calculator(states[-1])}
 
 
-def _example(role: str, prompt: str, depth: int, rng: random.Random) -> dict[str, Any]:
+def _example(role: str, prompt: str, depth: int, rng: random.Random) -> Row:
     """`said` are a call and its result, in a quarter of the tool-caller's rows; the target is then the boxed result.
 
     Alone, the tool-caller is trained to call its calculator at once with the number at the end of the chain.
