@@ -7,16 +7,15 @@
 
 `starts`: accuracy with no training at all, after the inner loop, and after both. `outer`: loss and accuracy over the
 steps of the outer loop, from a random and from the ridge start, for each form of the loss; and with ridge starts that
-know only some of the shared tokens. `lifts`: the same where the start is not good enough (training/situations.py).
-`gradients`: norms by round, of the shipped links and of random ones, for each
-form of the loss.
+know only some of the shared tokens. `lifts`: the same where the start is not good enough (situations.py).
+`gradients`: norms by round, of the shipped links and of random ones, for each form of the loss.
 """
 
 import argparse
 import json
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,7 @@ from ..training.arguments import LinkTrainingArguments
 from ..training.data import Encoder, read_rows, write_rows
 from ..training.objectives import OuterSettings, text_states
 from ..training.run import build_objective, read_curve, train
-from ..training.start import (
-    fit_inner_link,
-    fit_outer_link,
-    shared_tokens,
-    token_bytes,
-)
+from ..training.start import fit_inner_link, fit_outer_link, shared_tokens, token_bytes
 from .situations import SITUATIONS, lift
 
 OPERATORS = range(7)  # of the questions of the outer loop: two rounds of three agents solve up to six
@@ -70,26 +64,25 @@ LOSSES: dict[str, dict[str, Any]] = {
     "every receiver in every round, learning rate 5e-4": {**RECEIVERS, "learning_rate": 5e-4},
 }
 SHARES = (0.5, 0.0)
+SEED = 30_000  # of the fresh questions
+arithmetic = TASKS["arithmetic"]
 
 
 def write_questions(path: Path, count: int, seed: int) -> str:
-    return write_rows(path, TASKS["arithmetic"].generate(count, OPERATORS, seed=seed, num_rounds=2))
+    return write_rows(path, arithmetic.generate(count, OPERATORS, seed=seed, num_rounds=2))
 
 
-def accuracies(mas: RecursiveMASModel, rounds: list[int], levels: range, count: int, seed: int = 30_000) -> dict:
+def accuracies(mas: RecursiveMASModel, rounds: list[int], levels: range, count: int, mode: str = "latent") -> dict:
     """Accuracy with its interval over fresh questions, for each number of rounds."""
-    rows = TASKS["arithmetic"].generate(count, levels, seed=seed)
-    results = {}
-    for num_rounds in rounds:
-        figures = measure(mas, rows, "latent", num_rounds, batch_size=130)
-        results[num_rounds] = {"accuracy": figures["accuracy"], "interval": figures["interval"]}
-    return results
+    rows = arithmetic.generate(count, levels, seed=SEED)
+    figures = {num_rounds: measure(mas, rows, mode, num_rounds, batch_size=130) for num_rounds in rounds}
+    return {r: {key: found[key] for key in ("accuracy", "interval")} for r, found in figures.items()}
 
 
 @torch.no_grad()
-def linear_inner_links(mas: RecursiveMASModel, count: int = 256) -> None:
+def linear_inner_links(mas: RecursiveMASModel) -> None:
     """Replaces the inner links by ridge regressions over samples of the agents' own texts."""
-    rows, _ = read_rows(TASKS["arithmetic"].generate(count, seed=40_000), mas.topology.roles, 4)
+    rows, _ = read_rows(arithmetic.generate(256, seed=40_000), mas.topology.roles, 4)
     encoder = Encoder(mas, "default")
     for role, agent in mas.agents.items():
         parts = [encoder.part(row, role, 1 + index % 4) for index, row in enumerate(rows)]
@@ -101,15 +94,10 @@ def linear_inner_links(mas: RecursiveMASModel, count: int = 256) -> None:
 
 def starts(count: int) -> dict[str, Any]:
     """Accuracy at 1 to 4 rounds over 0 to 12 operators, by how much was trained."""
-    levels, rounds = TASKS["arithmetic"].LEVELS, [1, 2, 3, 4]
+    levels, rounds = arithmetic.LEVELS, [1, 2, 3, 4]
     mas = load_mas_system(ROOT)
-    rows = TASKS["arithmetic"].generate(count, levels, seed=30_000)
     results = {
-        "text hand-over": {
-            r: {key: figures[key] for key in ("accuracy", "interval")}
-            for r in rounds
-            for figures in [measure(mas, rows, "text", r, batch_size=130)]
-        },
+        "text hand-over": accuracies(mas, rounds, levels, count, "text"),
         "inner links trained, outer links ridge (as shipped)": accuracies(mas, rounds, levels, count),
     }
     with tempfile.TemporaryDirectory() as scratch:
@@ -128,14 +116,14 @@ def starts(count: int) -> dict[str, Any]:
     results["nothing trained: expected embedding, ridge"] = accuracies(mas, rounds, levels, count)
     linear_inner_links(mas)
     results["nothing trained: linear inner links, ridge"] = accuracies(mas, rounds, levels, count)
-    return {"questions": count, "seed": 30_000, "operators": list(levels), "accuracy": results}
+    return {"questions": count, "seed": SEED, "operators": list(levels), "accuracy": results}
 
 
-def partial_system(folder: Path, share: float, seed: int = 0) -> str:
+def partial_system(folder: Path, share: float) -> str:
     """The shipped system with ridge links that saw a share of the tokens that the task uses (and all others)."""
     mas = load_mas_system(ROOT)
     used = [bytes([character]) for character in b"0123456789+-*"]
-    known = set(random.Random(seed).sample(used, round(share * len(used))))
+    known = set(random.Random(0).sample(used, round(share * len(used))))
     for link in mas.topology.links:
         source, target = mas.agents[link.source], mas.agents[link.target]
         hidden = {token_bytes(source.tokenizer)[text] for text in used if text not in known}
@@ -148,15 +136,8 @@ def partial_system(folder: Path, share: float, seed: int = 0) -> str:
 
 def curve(system: str, folder: Path, data: dict[str, Any], steps: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One run of the outer loop: losses, gradient norms and accuracy over the steps, and what came of it."""
-    config = LinkTrainingArguments(
-        system=system,
-        output=str(folder),
-        max_steps=steps,
-        eval_steps=max(1, steps // 4),
-        **data,
-        **{**OUTER, **settings},
-    )
-    train("outer", config)
+    run = {"system": system, "output": str(folder), "max_steps": steps, "eval_steps": max(1, steps // 4), **data}
+    train("outer", LinkTrainingArguments(**{**run, **OUTER, **settings}))
     after = accuracies(load_mas_system(folder), [1, 2], OPERATORS, 560)
     return {"settings": settings, **read_curve(folder), "accuracy_after": after}
 
@@ -193,11 +174,12 @@ def lifts(steps: int | None = None, only: list[str] | None = None) -> Iterator[d
         if only is None or name in only:
             with tempfile.TemporaryDirectory() as scratch:
                 results[name] = lift(situation, Path(scratch), steps)
-            yield {"seed": 30_000, "runs": results}
+            yield {"seed": SEED, "runs": results}
 
 
-def round_gradients(count: int = 32, num_rounds: int = 4) -> dict[str, Any]:
+def round_gradients() -> dict[str, Any]:
     """Gradient norms of every link by round, see `inspection`."""
+    count, num_rounds = 32, 4
     results: dict[str, Any] = {}
     forms: dict[str, dict[str, Any]] = {"last round only": {}, "earlier rounds at 0.1": {"earlier_rounds_weight": 0.1}}
     starts: dict[str, dict[str, Any]] = {"random links": {**NORM, **RANDOM}, "shipped links": {}}
@@ -206,7 +188,7 @@ def round_gradients(count: int = 32, num_rounds: int = 4) -> dict[str, Any]:
             torch.manual_seed(0)
             mas = load_mas_system(ROOT)
             build_objective("outer", LinkTrainingArguments(**links), mas)
-            rows, report = read_rows(TASKS["arithmetic"].generate(count, seed=50_000), mas.topology.roles, num_rounds)
+            rows, report = read_rows(arithmetic.generate(count, seed=50_000), mas.topology.roles, num_rounds)
             examples = Encoder(mas).examples(rows, [mas.topology.schedule(num_rounds)], report)
             results[f"{start}, {loss}"] = gradients(mas, examples, OuterSettings(num_rounds=num_rounds, **settings))
     return {"rows": count, "seed": 50_000, "rounds": num_rounds, "gradients": results}
@@ -227,15 +209,13 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     made = {**provenance(), "experiment": arguments.experiment}
-    if arguments.experiment == "starts":
-        reports = iter([starts(arguments.questions)])
-    elif arguments.experiment == "gradients":
-        reports = iter([round_gradients()])
-    elif arguments.experiment == "lifts":
-        reports = lifts(arguments.steps, arguments.only)
-    else:
-        reports = outer(arguments.steps or 200, arguments.only)
-    for report in reports:
+    experiments: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {
+        "starts": lambda: [starts(arguments.questions)],
+        "outer": lambda: outer(arguments.steps or 200, arguments.only),
+        "lifts": lambda: lifts(arguments.steps, arguments.only),
+        "gradients": lambda: [round_gradients()],
+    }
+    for report in experiments[arguments.experiment]():
         if "runs" in report:
             plot_curves(report["runs"], arguments.output.with_suffix(".png"))
         arguments.output.write_text(json.dumps({**made, **report}, indent=1) + "\n", encoding="utf-8")

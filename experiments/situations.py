@@ -91,16 +91,13 @@ class Situation:
         rows = map(self.rewrite, TASKS[self.task].generate(count, self.levels, seed=seed, num_rounds=max(ROUNDS)))
         return write_rows(path, rows)
 
-    def measure(self, mas: RecursiveMASModel, mode: str, count: int, seed: int = 30_000) -> dict[int, dict[str, Any]]:
+    def measure(self, mas: RecursiveMASModel, mode: str, count: int) -> dict[int, dict[str, Any]]:
         """Rounds -> accuracy with its interval, and what was sent and written, over fresh questions."""
-        rows = TASKS[self.task].generate(count, self.levels, seed=seed)
+        rows = TASKS[self.task].generate(count, self.levels, seed=30_000)
         tools = TOOLS.get(self.training.get("tools", ""))
         keys = ("accuracy", "interval", "latent_positions", "new_tokens")
-        results = {}
-        for num_rounds in ROUNDS:
-            figures = measure(mas, rows, mode, num_rounds, batch_size=140, tools=tools)
-            results[num_rounds] = {key: figures[key] for key in keys}
-        return results
+        figures = {r: measure(mas, rows, mode, r, batch_size=140, tools=tools) for r in ROUNDS}
+        return {r: {key: found[key] for key in keys} for r, found in figures.items()}
 
 
 SITUATIONS = {
@@ -108,21 +105,14 @@ SITUATIONS = {
         without_halting(ROOT, 12), "arithmetic", range(7), 1200, {**ROLLOUT, "learning_rate": 2e-3}
     ),
     "fewer latents than tokens": Situation(
-        without_halting(ROOT / "systems" / "deliberation", 7),
-        "variables",
-        (1, 2),
-        1000,
+        without_halting(ROOT / "systems" / "deliberation", 7), "variables", (1, 2), 1000,
         {**ROLLOUT, "learning_rate": 2e-3, "tools": "calculator"},
     ),
     "another alphabet": Situation(
-        with_stranger,
-        "arithmetic",
-        range(7),
-        3000,
-        {"outer_start": "random", "learning_rate": 2e-3},
-        as_stranger_writes,
+        with_stranger, "arithmetic", range(7), 3000,
+        {"outer_start": "random", "learning_rate": 2e-3}, as_stranger_writes,
     ),
-}
+}  # fmt: skip
 
 
 def lift(
@@ -138,6 +128,7 @@ def lift(
         rows: of the training data.
     """
     steps = steps or situation.steps
+    settings = {**SETTINGS, **situation.training, "max_steps": steps}
     situation.make(folder / "start")
     start = load_mas_system(folder / "start")
     config = LinkTrainingArguments(
@@ -145,12 +136,11 @@ def lift(
         output=str(folder / "trained"),
         data=situation.write_rows(folder / "train.jsonl", rows, seed=1),
         eval_data=situation.write_rows(folder / "eval.jsonl", min(140, questions), seed=2),
-        max_steps=steps,
         eval_steps=max(1, steps // 8),
-        **SETTINGS | situation.training,
+        **settings,
     )
     results = {
-        "settings": {**SETTINGS, **situation.training, "max_steps": steps},
+        "settings": settings,
         "questions": questions,
         "text": situation.measure(start, "text", questions),
         "before": situation.measure(start, "latent", questions),

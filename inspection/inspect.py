@@ -33,11 +33,11 @@ from ..training.data import Encoder, Example, read_rows, refuse_bad_rows
 from ..training.objectives import IGNORE_INDEX, OuterObjective, OuterSettings, text_states
 from ..training.start import shared_tokens
 
-PLOTS: dict[str, Callable[[Any, Path], None]] = {
-    "gradients": plot_gradients,
-    "fidelity": plot_fidelity,
-    "thoughts": plot_latents,
-}
+PLOTS: dict[str, Callable[[Any, Path], None]]
+PLOTS = {"gradients": plot_gradients, "fidelity": plot_fidelity, "thoughts": plot_latents}
+
+
+BATCH = 32  # rows of one loss
 
 
 class UntiedOuterObjective(OuterObjective):
@@ -46,11 +46,11 @@ class UntiedOuterObjective(OuterObjective):
     The gradient of a link is the sum of those of its copies.
     """
 
-    def __init__(self, mas: RecursiveMASModel, links: list[str], inner: list[str], settings: OuterSettings) -> None:
-        super().__init__(mas, links, inner, settings)
-        rounds = range(1, self.num_rounds + 1)
-        self.copies = {(name, r): copy.deepcopy(link) for name, link in self.outer_links.items() for r in rounds}
-        self.copies |= {(name, r): copy.deepcopy(link) for name, link in self.inner_links.items() for r in rounds}
+    def __init__(self, mas: RecursiveMASModel, names: list[str], inner: list[str], settings: OuterSettings) -> None:
+        super().__init__(mas, names, inner, settings)
+        self.rounds = range(1, self.num_rounds + 1)
+        links = [*self.outer_links.items(), *self.inner_links.items()]
+        self.copies = {(name, r): copy.deepcopy(link) for name, link in links for r in self.rounds}
 
     def inner_link(self, role: str, round_index: int) -> nn.Module:
         return self.copies.get((role, round_index), self.mas.agents[role].inner_link)
@@ -68,43 +68,40 @@ def _flat_gradient(link: nn.Module) -> torch.Tensor | None:
 
 
 def gradients(
-    mas: RecursiveMASModel, examples: list[Example], settings: OuterSettings, batch_size: int = 32
+    mas: RecursiveMASModel, examples: list[Example], settings: OuterSettings
 ) -> dict[str, dict[str, dict[int, float]]]:
     """Gradient norms of each link by the round that it sent in.
 
     Args:
         mas: the system.
-        examples: the rows, every part of the schedule.
+        examples: with every part of the schedule.
         settings: of the outer objective.
-        batch_size: rows of one loss; norms are means over the batches.
 
     Returns:
-        Link -> {"norms": {round: norm}, "lost_in_bfloat16": {round: share}}: the share of a round's gradient that
-        rounding eats when it is added to the sum of the later rounds' in bfloat16 (1 and more: nothing is left).
+        Link -> {"norms": {round: norm}, "lost_in_bfloat16": {round: share}}, means over the batches: the share of a
+        round's gradient that rounding eats when it is added to the sum of the later rounds' in bfloat16 (1 and more:
+        nothing is left).
     """
     inner = [role for role in mas.agents if list(mas.agents[role].inner_link.parameters())]
     objective = UntiedOuterObjective(mas, list(mas.outer_links), inner, settings)
     norms: dict[str, dict[int, list[float]]] = {}
     lost: dict[str, dict[int, list[float]]] = {}
-    for start in range(0, len(examples), batch_size):
+    for start in range(0, len(examples), BATCH):
         for link in objective.copies.values():
             link.zero_grad(set_to_none=True)
-        objective(examples[start : start + batch_size])["loss"].backward()
+        objective(examples[start : start + BATCH])["loss"].backward()
         for name in (*objective.inner_links, *objective.outer_links):
-            rounds = range(1, objective.num_rounds + 1)
-            gradients_of = {r: _flat_gradient(objective.copies[name, r]) for r in rounds}
-            found = {r: gradient for r, gradient in gradients_of.items() if gradient is not None}
-            for r, gradient in found.items():
-                norms.setdefault(name, {}).setdefault(r, []).append(float(gradient.norm()))
             total = None
-            for r in sorted(found, reverse=True):
-                if total is None:
-                    total = found[r].bfloat16()
+            for r in reversed(objective.rounds):
+                gradient = _flat_gradient(objective.copies[name, r])
+                if gradient is None:
                     continue
-                new = total + found[r].bfloat16()
-                error = (new.float() - total.float() - found[r]).norm() / found[r].norm().clamp_min(1e-38)
-                lost.setdefault(name, {}).setdefault(r, []).append(float(error))
-                total = new
+                norm, before = gradient.norm(), total
+                norms.setdefault(name, {}).setdefault(r, []).append(float(norm))
+                total = gradient.bfloat16() if before is None else before + gradient.bfloat16()
+                if before is not None:
+                    error = (total.float() - before.float() - gradient).norm() / norm.clamp_min(1e-38)
+                    lost.setdefault(name, {}).setdefault(r, []).append(float(error))
     return {
         name: {"norms": _means(by_round), "lost_in_bfloat16": _means(lost.get(name, {}))}
         for name, by_round in norms.items()
@@ -249,13 +246,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.what == "fidelity":
             results = fidelity(mas, examples, num_rounds)
         else:
-            settings = OuterSettings(
-                num_rounds=num_rounds,
-                latent_steps=arguments.latent_steps,
-                supervise=arguments.supervise,
-                earlier_rounds_weight=arguments.earlier_rounds_weight,
-                latents=arguments.latents,
-            )
+            names = ("latent_steps", "supervise", "earlier_rounds_weight", "latents")
+            settings = OuterSettings(num_rounds, **{name: getattr(arguments, name) for name in names})
             results = gradients(mas, examples, settings)
     print(json.dumps(results) if arguments.json else _table(arguments.what, results))
     if arguments.plot:

@@ -3,7 +3,7 @@
     python -m recursivemas.small_systems.build --system mixture --output runs/systems
     python -m recursivemas.small_systems.build --system sequential --output runs/systems --agents .
 
-Everything is said by one table, recipes.py. What lies in `OUTPUT/SYSTEM/agents` already (from an interrupted run, or
+Everything is said by one table, recipes.json. What lies in `OUTPUT/SYSTEM/agents` already (from an interrupted run, or
 copied from --agents) is not trained again: pre-training takes 4 to 21 minutes an agent on one core. At the end every
 file of weights is held against the one that ships (see `differences`).
 """
@@ -57,25 +57,22 @@ def start_system(name: str, folder: Path) -> RecursiveMASModel:
 def train_inner_links(name: str, folder: Path) -> dict[str, Any]:
     """Trains the inner links of a recipe around the agents of a folder, and writes the whole system there.
 
-    Returns:
-        The result of the training.
+    Returns what `train` does.
     """
     recipe = RECIPES[name]
     settings = {**INNER, **recipe.inner}
     with tempfile.TemporaryDirectory() as scratch:
         start_system(name, folder).save_pretrained(Path(scratch, "start"))
         task, seed = recipe.task_module(), settings["seed"]
-        result = train(
-            "inner",
-            LinkTrainingArguments(
-                system=str(Path(scratch, "start")),
-                output=str(Path(scratch, "trained")),
-                data=write_rows(Path(scratch, "train.jsonl"), task.generate(recipe.rows, seed=seed + 10)),
-                eval_data=write_rows(Path(scratch, "eval.jsonl"), task.generate(260, seed=seed + 20)),
-                eval_rows=260,
-                **settings,
-            ),
+        arguments = LinkTrainingArguments(
+            system=str(Path(scratch, "start")),
+            output=str(Path(scratch, "trained")),
+            data=write_rows(Path(scratch, "train.jsonl"), task.generate(recipe.rows, seed=seed + 10)),
+            eval_data=write_rows(Path(scratch, "eval.jsonl"), task.generate(260, seed=seed + 20)),
+            eval_rows=260,
+            **settings,
         )
+        result = train("inner", arguments)
         # Neither the agents, which lie there already, nor the remote code, of which the repository has one copy.
         ignored = shutil.ignore_patterns("agents", "training", "*.py")
         shutil.copytree(Path(scratch, "trained"), folder, ignore=ignored, dirs_exist_ok=True)
@@ -124,9 +121,8 @@ def main(argv: list[str] | None = None) -> int:
             shutil.copytree(arguments.agents / "agents", folder / "agents", dirs_exist_ok=True)
         print(json.dumps({"system": name, **build(name, folder)}))
         for path, same in differences(name, folder).items():
-            print(
-                f"{name}/{path}: {'equal to the shipped one in every bit' if same else 'DIFFERS from the shipped one'}"
-            )
+            verdict = "equal to the shipped one in every bit" if same else "DIFFERS from the shipped one"
+            print(f"{name}/{path}: {verdict}")
             unequal += not same
     return 1 if unequal else 0
 

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,6 +27,9 @@ from ..prompts_recursivemas import MARKER, PromptRenderer, Slot
 from ..training.objectives import IGNORE_INDEX
 from .recipes import RECIPES, THREADS, AgentRecipe
 from .tokenizers import build_tokenizer, save_tokenizer
+
+EVAL_BATCH = 256  # examples that are answered side by side
+EVAL_EVERY = 250  # steps between two evaluations
 
 
 def prompt_renderer(tokenizer: PreTrainedTokenizerBase, role: str) -> PromptRenderer:
@@ -55,46 +59,34 @@ def encode_examples(
 
 def training_batch(pairs: Sequence[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Right-padded `input_ids`, `attention_mask` and `labels` (batch, length); only targets carry labels."""
-    length = max(len(prompt) + len(target) for prompt, target in pairs)
-    input_ids = torch.full((len(pairs), length), pad_token_id)
-    attention_mask = torch.zeros_like(input_ids)
-    labels = torch.full_like(input_ids, IGNORE_INDEX)
-    for row, (prompt, target) in enumerate(pairs):
-        end = len(prompt) + len(target)
-        input_ids[row, :end] = torch.tensor(prompt + target)
-        attention_mask[row, :end] = 1
-        labels[row, len(prompt) : end] = torch.tensor(target)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    rows = {
+        "input_ids": ([prompt + target for prompt, target in pairs], pad_token_id),
+        "attention_mask": ([[1] * len(prompt + target) for prompt, target in pairs], 0),
+        "labels": ([[IGNORE_INDEX] * len(prompt) + target for prompt, target in pairs], IGNORE_INDEX),
+    }
+    return {
+        name: pad_sequence([*map(torch.tensor, ids)], batch_first=True, padding_value=padding)
+        for name, (ids, padding) in rows.items()
+    }
 
 
 def build_model(recipe: AgentRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A randomly initialised causal language model in float32 with tied embeddings."""
     num_heads = recipe.hidden_size // recipe.head_dim
-    config = AutoConfig.for_model(
-        recipe.model_type,
-        **{
-            "vocab_size": len(tokenizer),
-            "hidden_size": recipe.hidden_size,
-            "intermediate_size": recipe.intermediate_size,
-            "num_hidden_layers": recipe.num_hidden_layers,
-            "num_attention_heads": num_heads,
-            "num_key_value_heads": num_heads,
-            "head_dim": recipe.head_dim,
-            "max_position_embeddings": 1024,
-            "initializer_range": recipe.hidden_size**-0.5,
-            "tie_word_embeddings": True,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-    )
+    sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+    tokens = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    settings: dict[str, Any] = {
+        **{name: getattr(recipe, name) for name in sizes},
+        "vocab_size": len(tokenizer),
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_heads,
+        "max_position_embeddings": 1024,
+        "initializer_range": recipe.hidden_size**-0.5,
+        "tie_word_embeddings": True,
+    }
+    config = AutoConfig.for_model(recipe.model_type, **settings, **tokens)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.generation_config = GenerationConfig(
-        do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    model.generation_config = GenerationConfig(do_sample=False, **tokens)
     return model
 
 
@@ -119,22 +111,20 @@ def exact_match(
     prompts: dict[str, Any],
     examples: Sequence[dict[str, Any]],
     group_by: str,
-    batch_size: int = 256,
 ) -> dict[str, dict[int, float]]:
     """Share of examples answered exactly by greedy decoding, by prompt and by level (the field `group_by`)."""
     model.eval()
     tokenizer = renderer.tokenizer
     pairs = encode_examples(renderer, prompts, examples)
     hits: dict[str, dict[int, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for start in range(0, len(pairs), batch_size):
-        batch = pairs[start : start + batch_size]
-        inputs = tokenizer.pad(
-            {"input_ids": [prompt for prompt, _ in batch]}, padding_side="left", return_tensors="pt"
-        )
+    generate: Any = model.generate
+    for start in range(0, len(pairs), EVAL_BATCH):
+        batch = pairs[start : start + EVAL_BATCH]
+        prompt_ids = [prompt for prompt, _ in batch]
+        inputs = tokenizer.pad({"input_ids": prompt_ids}, padding_side="left", return_tensors="pt")
         longest = max(len(target) for _, target in batch)
-        generate: Any = model.generate
         new_ids = generate(**inputs, max_new_tokens=longest)[:, inputs["input_ids"].shape[1] :].tolist()
-        for example, (_, target), found in zip(examples[start : start + batch_size], batch, new_ids, strict=True):
+        for example, (_, target), found in zip(examples[start : start + EVAL_BATCH], batch, new_ids, strict=True):
             hits[example["prompt"]][example[group_by]].append(found[: len(target)] == target)
     model.train()
     return {
@@ -156,7 +146,7 @@ def wording(task: ModuleType) -> list[str]:
 
 
 def pretrain(
-    recipe: AgentRecipe, task: ModuleType, role: str, eval_every: int = 250
+    recipe: AgentRecipe, task: ModuleType, role: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[dict[str, float]]]:
     """Train one agent from nothing; returns the model, its tokenizer and the history (step, loss, exact match)."""
     seed, steps = recipe.seed, recipe.steps
@@ -190,27 +180,18 @@ def pretrain(
         optimizer.step()
         schedule.step()
         recent_loss += (loss.item() - recent_loss) / min(step, 50)
-        if step % eval_every == 0 or step == steps:
+        if step % EVAL_EVERY == 0 or step == steps:
             match = overall(exact_match(model, renderer, prompts, validation, task.GROUP_BY))
             history.append({"step": step, "loss": round(recent_loss, 6), "exact_match": round(match, 4)})
         progress.set_postfix(loss=f"{recent_loss:.4f}", exact_match=f"{match:.3f}", refresh=False)
     return model.eval(), tokenizer, history
 
 
-def save_agent(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
-    """Write a complete ordinary model folder."""
-    model.save_pretrained(output)
-    save_tokenizer(tokenizer, output)
-    for file in output.iterdir():
-        file.chmod(0o644)  # safetensors are written readable by their owner only
-
-
 def pretrain_agent(name: str, role: str, folder: Path, steps: int | None = None, eval_examples: int = 50) -> None:
     """Trains one agent of a small system by its recipe; writes its model folder and `pretraining.json`.
 
     Args:
-        name: of the system, in `RECIPES`.
-        role: of the agent.
+        name, role: of the system, in `RECIPES`, and of its agent.
         folder: for the agent.
         steps: in place of the recipe's.
         eval_examples: fresh ones that are answered at the end, for each prompt and level.
@@ -220,7 +201,10 @@ def pretrain_agent(name: str, role: str, folder: Path, steps: int | None = None,
     start = time.monotonic()
     model, tokenizer, history = pretrain(recipe, task, role)
     seconds = time.monotonic() - start
-    save_agent(model, tokenizer, folder)
+    model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors are written readable by their owner only
     prompts = task.PROMPTS[role]
     num_examples = eval_examples * len(prompts["default"]) * len(task.LEVELS)
     fresh = task.pretraining_examples(role, num_examples, seed=1_000_003 + recipe.seed)
@@ -257,9 +241,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="optimizer steps (default: the recipe's)")
     parser.add_argument("--eval-examples", type=int, default=50, help="per prompt and level (default: %(default)s)")
     arguments = parser.parse_args(argv)
-    if arguments.role not in RECIPES[arguments.system].agents:
-        agents = ", ".join(RECIPES[arguments.system].agents)
-        parser.error(f"--role {arguments.role}: the {arguments.system} system has {agents}")
+    agents = RECIPES[arguments.system].agents
+    if arguments.role not in agents:
+        parser.error(f"--role {arguments.role}: the {arguments.system} system has {', '.join(agents)}")
     for option in ("steps", "eval_examples"):
         if (value := getattr(arguments, option)) is not None and value < 1:
             parser.error(f"--{option.replace('_', '-')} {value}: expected at least 1")

@@ -1,8 +1,10 @@
-"""How the small systems that ship are made: one table, from which `small_systems.build` makes them from nothing.
+"""How the small systems that ship are made: recipes.json, from which `small_systems.build` makes them from nothing.
 
-Every figure here matters to the bit: on one thread of a processor of one kind, the same recipe gives the same weights.
+Every figure there and here matters to the bit: on one thread of a processor of one kind, the same recipe gives the
+same weights.
 """
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -75,63 +77,17 @@ INNER: dict[str, Any] = {
     "learning_rate": 2e-3, "warmup_steps": 30, "adam_epsilon": 1e-8, "logging_steps": 50, "seed": 0,
     "threads": THREADS,
 }  # fmt: skip
-SPECIALISTS = ("adder", "subtracter", "multiplier")
-RECIPES: dict[str, Recipe] = {
-    "sequential": Recipe(
-        task="arithmetic",
-        agents={
-            "planner": AgentRecipe("qwen3", "qwen3", 1, hidden_size=128, intermediate_size=320),
-            "critic": AgentRecipe("llama", "llama3", 2, hidden_size=96, intermediate_size=256),
-            "solver": AgentRecipe("qwen2", "qwen2", 3, hidden_size=160, intermediate_size=320),
-        },
-        num_rounds=3,
-        latent_steps=24,
-        max_new_tokens=32,
-    ),
-    "mixture": Recipe(
-        task="registers",
-        agents={
-            "adder": AgentRecipe("qwen2", "qwen2", 11, 96, 256, num_hidden_layers=2, steps=1500),
-            "subtracter": AgentRecipe("llama", "llama3", 12, 128, 256, num_hidden_layers=2, steps=1500),
-            "multiplier": AgentRecipe("qwen3", "qwen3", 13, 96, 256, num_hidden_layers=2, steps=1500),
-            "summarizer": AgentRecipe("qwen3", "qwen3", 14, hidden_size=128, intermediate_size=320, steps=1500),
-        },
-        num_rounds=4,
-        latent_steps=8,
-        max_new_tokens=8,
-        inner={"max_steps": 1500},
-        topology={  # the style's, with specialists of its own
-            "stages": [list(SPECIALISTS), ["summarizer"]],
-            "links": [
-                *({"source": role, "target": "summarizer"} for role in SPECIALISTS),
-                *({"source": "summarizer", "target": role, "feedback": True} for role in SPECIALISTS),
-            ],
-            "decoding_role": "summarizer",
-        },
-    ),
-    "distillation": Recipe(
-        task="facts",
-        agents={
-            "expert": AgentRecipe("qwen3", "qwen3", 21, hidden_size=128, intermediate_size=384, steps=2000),
-            "learner": AgentRecipe("llama", "llama3", 22, 96, 192, num_hidden_layers=2),
-        },
-        num_rounds=4,
-        latent_steps=16,
-        max_new_tokens=16,
-        inner={"max_steps": 1500},
-    ),
-    "deliberation": Recipe(
-        task="variables",
-        agents={
-            "reflector": AgentRecipe("qwen3", "qwen3", 31, 96, 256, num_hidden_layers=4, steps=1500),
-            "toolcaller": AgentRecipe("qwen2", "qwen2", 32, hidden_size=96, intermediate_size=256, steps=1500),
-        },
-        num_rounds=4,
-        latent_steps=16,
-        max_new_tokens=48,
-        inner={"max_steps": 3000},
-    ),
-}
+
+
+def _read_recipes() -> dict[str, Recipe]:
+    table = json.loads(Path(__file__).with_name("recipes.json").read_text(encoding="utf-8"))
+    return {
+        name: Recipe(**{**entry, "agents": {role: AgentRecipe(**given) for role, given in entry["agents"].items()}})
+        for name, entry in table.items()
+    }
+
+
+RECIPES = _read_recipes()
 
 
 def shipped_folder(name: str) -> Path:

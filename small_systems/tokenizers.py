@@ -10,7 +10,7 @@ import json
 import random
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import (
@@ -31,91 +31,36 @@ from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 CHAT_WORDS = ("system\n", "user\n", "assistant\n", "model\n", "\n\n")
 ROUNDTRIP_TEXTS = ("3+5*2-4", "Reduce 1-2*3\nNow 9", "Gr\u00fc\u00dfe, e\u0301 \u6570 {x}  \n\n 12 345")
 
-_CHATML = (
-    r"{%- for message in messages -%}"
-    r"{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    r"{%- endfor -%}"
-    r"{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}"
-)
-_NO_THINKING = r"{%- if enable_thinking is defined and not enable_thinking -%}{{ '<think>\n\n</think>\n\n' }}"
-_QWEN2_TEMPLATE = _CHATML + r"{%- endif -%}"
-_QWEN3_TEMPLATE = _CHATML + _NO_THINKING + r"{%- endif -%}{%- endif -%}"
-_QWEN3_5_TEMPLATE = _CHATML + _NO_THINKING + r"{%- else -%}{{ '<think>\n' }}{%- endif -%}{%- endif -%}"
-_LLAMA3_TEMPLATE = (
-    r"{{ bos_token }}"
-    r"{%- for message in messages -%}"
-    r"{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
-    r"{{ message['content'] | trim + '<|eot_id|>' }}"
-    r"{%- endfor -%}"
-    r"{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif -%}"
-)
-_GEMMA3_TEMPLATE = (  # has no system turn: the text goes in front of the first user turn
-    r"{{ bos_token }}"
-    r"{%- set prefix = messages[0]['content'] + '\n\n' if messages[0]['role'] == 'system' else '' -%}"
-    r"{%- for message in (messages[1:] if prefix else messages) -%}"
-    r"{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n'"
-    r" + (prefix if loop.first else '') + message['content'] | trim + '<end_of_turn>\n' }}"
-    r"{%- endfor -%}"
-    r"{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
-)
-_MISTRAL_TEMPLATE = (
-    r"{{ bos_token }}"
-    r"{%- for message in messages -%}"
-    r"{%- if message['role'] == 'user' -%}{{ '[INST] ' + message['content'] + '[/INST]' }}"
-    r"{%- elif message['role'] == 'assistant' -%}{{ ' ' + message['content'] + eos_token }}"
-    r"{%- else -%}{{ raise_exception('Only user and assistant roles are supported, not ' + message['role']) }}"
-    r"{%- endif -%}"
-    r"{%- endfor -%}"
-)
-
 
 @dataclass(frozen=True)
 class TokenizerFamily:
-    """What distinguishes the tokenizer of one model family; `eos` is the token that ends the assistant's turn."""
+    """What distinguishes the tokenizer of one model family; families.json has a row for each.
+
+    Attributes:
+        eos: the token that ends the assistant's turn.
+        pad, bos: further tokens.
+        special_tokens: beyond these three.
+        plain_tokens: never split, but kept when special tokens are skipped.
+        chat_template: in pieces; Gemma's has no system turn, its text goes in front of the first user turn.
+        tokenizer_class: name of the class that AutoTokenizer loads for the family's model type, in `CLASSES`.
+    """
 
     eos: str
     pad: str
-    chat_template: str
-    special_tokens: tuple[str, ...]  # beyond bos, eos and pad
+    chat_template: list[str]
+    special_tokens: list[str]
     bos: str | None = None
-    plain_tokens: tuple[str, ...] = ()  # never split, but kept when special tokens are skipped
-    # The class that AutoTokenizer loads for the family's model type. The Qwen classes replace the normalizer and the
-    # pre-tokenizer of tokenizer.json by their own, so their tokenizers must be built by them.
-    tokenizer_class: type[PreTrainedTokenizerBase] = PreTrainedTokenizerFast
+    plain_tokens: list[str] = field(default_factory=list)
+    tokenizer_class: str | None = None
 
 
-_THINK = ("<think>", "</think>")
-FAMILIES: dict[str, TokenizerFamily] = {
-    "qwen2": TokenizerFamily(
-        "<|im_end|>", "<|endoftext|>", _QWEN2_TEMPLATE, ("<|im_start|>",), tokenizer_class=Qwen2Tokenizer
-    ),
-    "qwen3": TokenizerFamily(
-        "<|im_end|>",
-        "<|endoftext|>",
-        _QWEN3_TEMPLATE,
-        ("<|im_start|>",),
-        plain_tokens=_THINK,
-        tokenizer_class=Qwen2Tokenizer,
-    ),
-    "qwen3_5": TokenizerFamily(
-        "<|im_end|>",
-        "<|endoftext|>",
-        _QWEN3_5_TEMPLATE,
-        ("<|im_start|>",),
-        plain_tokens=_THINK,
-        tokenizer_class=Qwen3_5Tokenizer,
-    ),
-    "llama3": TokenizerFamily(
-        "<|eot_id|>",
-        "<|finetune_right_pad_id|>",
-        _LLAMA3_TEMPLATE,
-        ("<|start_header_id|>", "<|end_header_id|>", "<|end_of_text|>"),
-        bos="<|begin_of_text|>",
-    ),
-    "gemma3": TokenizerFamily(
-        "<end_of_turn>", "<pad>", _GEMMA3_TEMPLATE, ("<start_of_turn>", "<eos>", "<unk>"), bos="<bos>"
-    ),
-    "mistral": TokenizerFamily("</s>", "<pad>", _MISTRAL_TEMPLATE, ("[INST]", "[/INST]", "<unk>"), bos="<s>"),
+# These replace the normalizer and the pre-tokenizer of tokenizer.json by their own, so they must build it.
+CLASSES: dict[str, type[PreTrainedTokenizerBase]] = {
+    each.__name__: each for each in (Qwen2Tokenizer, Qwen3_5Tokenizer)
+}
+FAMILIES = {
+    name: TokenizerFamily(**entry)
+    for name, entry in json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8")).items()
 }
 
 
@@ -140,15 +85,15 @@ def build_tokenizer(
     texts = [*CHAT_WORDS, *corpus]
     trained.train_from_iterator((piece for text in texts for piece in any_whole_token.split(text)), trainer)
 
-    merges = _merges(trained)
+    merges = [tuple(merge) for merge in json.loads(trained.to_str())["model"]["merges"]]  # first learnt first
     tokens = [*sorted(trained.get_vocab()), *whole_tokens]
     random.Random(f"{family}-{seed}").shuffle(tokens)
     vocab = {token: index for index, token in enumerate(tokens)}
 
     tokenizer: PreTrainedTokenizerBase
     names = {"bos_token": spec.bos, "eos_token": spec.eos, "pad_token": spec.pad}
-    extra = {"extra_special_tokens": list(spec.special_tokens), "padding_side": "left", "model_max_length": 1024}
-    if spec.tokenizer_class is PreTrainedTokenizerFast:
+    extra = {"extra_special_tokens": spec.special_tokens, "padding_side": "left", "model_max_length": 1024}
+    if spec.tokenizer_class is None:
         backend = _bytelevel(Tokenizer(models.BPE(vocab=vocab, merges=merges)))
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
         if spec.bos:
@@ -159,9 +104,9 @@ def build_tokenizer(
             )
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names, **extra)
     else:
-        tokenizer = spec.tokenizer_class(vocab=vocab, merges=merges, unk_token=spec.pad, **names, **extra)
+        tokenizer = CLASSES[spec.tokenizer_class](vocab=vocab, merges=merges, unk_token=spec.pad, **names, **extra)
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in spec.plain_tokens])
-    tokenizer.chat_template = spec.chat_template
+    tokenizer.chat_template = "".join(spec.chat_template)
 
     if len(tokenizer) != len(vocab) or any(tokenizer.convert_tokens_to_ids(t) != i for t, i in vocab.items()):
         raise RuntimeError(f"the {family} tokenizer did not keep the {len(vocab)} ids it was built with")
@@ -196,8 +141,3 @@ def _bytelevel(tokenizer: Tokenizer) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
-
-
-def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """The merges of a trained BPE tokenizer, first learnt first."""
-    return [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]

@@ -8,22 +8,19 @@ in ceil(k / 3) rounds and in no fewer.
 """
 
 import random
-from collections.abc import Sequence
-from typing import Any
+
+from .driver import Row, Task, prompt_set
 
 OPERATORS = "+-*"
 GROUP_BY = "num_operators"  # the field of a row that says how hard its question is
 LEVELS = range(13)  # the values of that field: numbers of operators
 ROLES = ("planner", "critic", "solver")  # in stage order
 
-PROMPTS: dict[str, dict[str, Any]] = {
-    "planner": {
-        "system": None,
-        "default": {"first": "Reduce <|question|>", "feedback": "Reduce <|question|>\nNow <|latents:solver|>"},
-    },
-    "critic": {"system": None, "default": {"first": "Reduce <|latents:planner|>"}},
-    "solver": {"system": None, "default": {"first": "Reduce <|latents:critic|>", "alone": "Reduce <|question|>"}},
-}
+PROMPTS = prompt_set(
+    planner={"first": "Reduce <|question|>", "feedback": "Reduce <|question|>\nNow <|latents:solver|>"},
+    critic={"first": "Reduce <|latents:planner|>"},
+    solver={"first": "Reduce <|latents:critic|>", "alone": "Reduce <|question|>"},
+)
 
 
 def reduce_once(expression: str) -> str:
@@ -50,65 +47,32 @@ def random_expression(num_operators: int, rng: random.Random) -> str:
     )
 
 
-def generate(
-    num_examples: int, levels: Sequence[int] = LEVELS, seed: int = 0, num_rounds: int = 4
-) -> list[dict[str, Any]]:
-    """Questions with what every role should say in every round.
+def _row(num_operators: int, num_rounds: int, rng: random.Random) -> Row:
+    """Each role makes one reduction of what it was sent; the answer is one digit."""
+    question = random_expression(num_operators, rng)
+    said = len(ROLES) * num_rounds
+    states = reduction_chain(question, max(num_operators, said))
+    targets = {role: states[1 + stage : 1 + said : len(ROLES)] for stage, role in enumerate(ROLES)}
+    return {"question": question, "targets": targets, "answer": states[-1]}
 
-    The numbers of operators are taken in turn, so each is equally frequent. A row is `{"question", "targets",
-    "answer", "num_operators"}`; `targets[role][round - 1]` is the role's text, and the answer is one digit.
+
+def _example(role: str, prompt: str, num_operators: int, rng: random.Random) -> Row:
+    """`num_operators` counts those of the expression to be reduced.
+
+    In a feedback prompt the expression is a later state of the question (or the same digit), and the question must be
+    ignored.
     """
-    rng = random.Random(seed)
-    rows = []
-    for index in range(num_examples):
-        count = levels[index % len(levels)]
-        question = random_expression(count, rng)
-        states = reduction_chain(question, max(count, len(ROLES) * num_rounds))
-        targets = {
-            role: states[1 + stage : 1 + len(ROLES) * num_rounds : len(ROLES)] for stage, role in enumerate(ROLES)
-        }
-        rows.append({"question": question, "targets": targets, "answer": states[-1], "num_operators": count})
-    return rows
+    if prompt == "feedback":
+        # Questions have at most 12 operators in use, three more than what the first round leaves of them.
+        question_operators = rng.randint(num_operators, max(num_operators + len(ROLES), LEVELS[-1]))
+        question = random_expression(question_operators, rng)
+        expression = reduction_chain(question, question_operators - num_operators)[-1]
+        return {"question": question, "messages": {"solver": expression}, "target": reduce_once(expression)}
+    expression = random_expression(num_operators, rng)
+    if role == "planner" or prompt == "alone":
+        return {"question": expression, "target": reduce_once(expression)}
+    return {"messages": {ROLES[ROLES.index(role) - 1]: expression}, "target": reduce_once(expression)}
 
 
-def pretraining_examples(
-    role: str, num_examples: int, levels: Sequence[int] = LEVELS, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Inputs and targets for the pre-training of one role.
-
-    A row is `{"prompt", "question", "messages", "target", "num_operators"}`: `prompt` names a template of the role
-    (`PROMPTS[role]["default"]`), `messages` maps a sender to the text in its slot, and `num_operators` counts those of
-    the expression to be reduced. Prompts and numbers of operators are equally frequent. In a feedback prompt the
-    expression is a later state of the question (or the same digit), and the question must be ignored.
-    """
-    if role not in PROMPTS:
-        raise ValueError(f"unknown role {role!r} of the arithmetic task: choose from {', '.join(PROMPTS)}")
-    rng = random.Random(seed)
-    prompts = list(PROMPTS[role]["default"])
-    rows = []
-    for index in range(num_examples):
-        prompt = prompts[index % len(prompts)]
-        count = levels[index // len(prompts) % len(levels)]
-        question, messages = "", {}
-        if prompt == "feedback":
-            # Questions have at most 12 operators in use, three more than what the first round leaves of them.
-            question_count = rng.randint(count, max(count + len(ROLES), LEVELS[-1]))
-            question = random_expression(question_count, rng)
-            expression = reduction_chain(question, question_count - count)[-1]
-            messages["solver"] = expression
-        else:
-            expression = random_expression(count, rng)
-            if role == "planner" or prompt == "alone":
-                question = expression
-            else:
-                messages[ROLES[ROLES.index(role) - 1]] = expression
-        rows.append(
-            {
-                "prompt": prompt,
-                "question": question,
-                "messages": messages,
-                "target": reduce_once(expression),
-                "num_operators": count,
-            }
-        )
-    return rows
+TASK = Task("arithmetic", PROMPTS, GROUP_BY, LEVELS, _row, _example)
+generate, pretraining_examples = TASK.generate, TASK.pretraining_examples

@@ -11,8 +11,8 @@ the first d, e or f.
 """
 
 import random
-from collections.abc import Sequence
-from typing import Any
+
+from .driver import Row, Task, prompt_set
 
 ENTITIES = "ABCDEFGHIJKLMNOPQRST"
 RELATIONS = "abcdef"
@@ -20,16 +20,10 @@ KNOWN = {"expert": RELATIONS, "learner": "abc"}  # in stage order
 GROUP_BY = "num_hops"  # the field of a row that says how hard its question is
 LEVELS = range(1, 7)  # the values of that field
 
-PROMPTS: dict[str, dict[str, Any]] = {
-    "expert": {
-        "system": None,
-        "default": {"first": "Follow <|question|>", "feedback": "Follow <|latents:learner|>"},
-    },
-    "learner": {
-        "system": None,
-        "default": {"first": "Follow <|latents:expert|>", "alone": "Solve <|question|>"},
-    },
-}
+PROMPTS = prompt_set(
+    expert={"first": "Follow <|question|>", "feedback": "Follow <|latents:learner|>"},
+    learner={"first": "Follow <|latents:expert|>", "alone": "Solve <|question|>"},
+)
 
 
 def made_up_world(seed: int) -> dict[tuple[str, str], str]:
@@ -64,60 +58,33 @@ def random_state(num_hops: int, rng: random.Random) -> str:
     return ".".join([rng.choice(ENTITIES), *(rng.choice(RELATIONS) for _ in range(num_hops))])
 
 
-def generate(
-    num_examples: int, levels: Sequence[int] = LEVELS, seed: int = 0, num_rounds: int = 4
-) -> list[dict[str, Any]]:
-    """Questions with what every role should say in every round.
+def _row(num_hops: int, num_rounds: int, rng: random.Random) -> Row:
+    """Each role hops from what it was sent; the answer is one entity."""
+    question = state = random_state(num_hops, rng)
+    targets: dict[str, list[str]] = {role: [] for role in PROMPTS}
+    for _ in range(num_rounds):
+        for role, texts in targets.items():
+            state = hop(state, role)
+            texts.append(state)
+    return {"question": question, "targets": targets, "answer": hops(question)}
 
-    The numbers of hops are taken in turn, so each is equally frequent. A row is `{"question", "targets", "answer",
-    "num_hops"}`; `targets[role][round - 1]` is the role's text, and the answer is one entity.
+
+def _example(role: str, prompt: str, num_hops: int, rng: random.Random) -> Row:
+    """`num_hops` counts the hops that were left before the other role's.
+
+    Alone, the learner is trained to go at once as far as its facts lead.
     """
-    rng = random.Random(seed)
-    rows = []
-    for index in range(num_examples):
-        num_hops = levels[index % len(levels)]
-        question = state = random_state(num_hops, rng)
-        targets: dict[str, list[str]] = {role: [] for role in PROMPTS}
-        for _ in range(num_rounds):
-            for role, texts in targets.items():
-                state = hop(state, role)
-                texts.append(state)
-        rows.append({"question": question, "targets": targets, "answer": hops(question), "num_hops": num_hops})
-    return rows
+    if prompt == "alone":
+        question = random_state(num_hops, rng)
+        return {"question": question, "target": hops(question, role)}
+    if role == "expert" and prompt == "first":
+        question = random_state(num_hops, rng)
+        return {"question": question, "target": hop(question, role)}
+    (sender,) = PROMPTS.keys() - {role}
+    # What the expert sends has a hop less; what the learner sends has one or two less, or none left to make.
+    state = random_state(num_hops - 1, rng)
+    return {"messages": {sender: state}, "target": hop(state, role)}
 
 
-def pretraining_examples(
-    role: str, num_examples: int, levels: Sequence[int] = LEVELS, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Inputs and targets for the pre-training of one role.
-
-    A row is `{"prompt", "question", "messages", "target", "num_hops"}`: `prompt` names a template of the role
-    (`PROMPTS[role]["default"]`), `messages` maps a sender to the text in its slot, and `num_hops` counts the hops that
-    were left before the other role's. Prompts and numbers of hops are equally frequent. Alone, the learner is trained
-    to go at once as far as its facts lead.
-    """
-    if role not in PROMPTS:
-        raise ValueError(f"unknown role {role!r} of the facts task: choose from {', '.join(PROMPTS)}")
-    rng = random.Random(seed)
-    prompts = list(PROMPTS[role]["default"])
-    rows = []
-    for index in range(num_examples):
-        prompt = prompts[index % len(prompts)]
-        num_hops = levels[index // len(prompts) % len(levels)]
-        question, messages = "", {}
-        if prompt == "alone":
-            question = random_state(num_hops, rng)
-            target = hops(question, role)
-        elif role == "expert" and prompt == "first":
-            question = random_state(num_hops, rng)
-            target = hop(question, role)
-        else:
-            (sender,) = PROMPTS.keys() - {role}
-            # What the expert sends has a hop less; what the learner sends has one or two less, or none left to make.
-            state = random_state(num_hops - 1, rng)
-            messages[sender] = state
-            target = hop(state, role)
-        rows.append(
-            {"prompt": prompt, "question": question, "messages": messages, "target": target, "num_hops": num_hops}
-        )
-    return rows
+TASK = Task("facts", PROMPTS, GROUP_BY, LEVELS, _row, _example)
+generate, pretraining_examples = TASK.generate, TASK.pretraining_examples

@@ -15,34 +15,21 @@ the 1000 states onto themselves one to one, so whoever lacks a specialist is lef
 
 import random
 from collections.abc import Sequence
-from typing import Any
+
+from .driver import Row, Task, prompt_set
 
 SPECIALISTS = ("adder", "subtracter", "multiplier")  # in the order of the registers
 GROUP_BY = "num_steps"  # the field of a row that says how hard its question is
 LEVELS = range(1, 5)  # the values of that field
 MISSING = 0.1  # share of the summarizer's examples in which one specialist says nothing
 
-PROMPTS: dict[str, dict[str, Any]] = {
-    "adder": {
-        "system": None,
-        "default": {"first": "Add <|question|>", "feedback": "Add <|latents:summarizer|>"},
-    },
-    "subtracter": {
-        "system": None,
-        "default": {"first": "Subtract <|question|>", "feedback": "Subtract <|latents:summarizer|>"},
-    },
-    "multiplier": {
-        "system": None,
-        "default": {"first": "Multiply <|question|>", "feedback": "Multiply <|latents:summarizer|>"},
-    },
-    "summarizer": {
-        "system": None,
-        "default": {
-            "first": "Join <|latents:adder|>, <|latents:subtracter|>, <|latents:multiplier|>",
-            "alone": "Solve <|question|>",
-        },
-    },
-}
+JOIN = "Join <|latents:adder|>, <|latents:subtracter|>, <|latents:multiplier|>"
+PROMPTS = prompt_set(
+    adder={"first": "Add <|question|>", "feedback": "Add <|latents:summarizer|>"},
+    subtracter={"first": "Subtract <|question|>", "feedback": "Subtract <|latents:summarizer|>"},
+    multiplier={"first": "Multiply <|question|>", "feedback": "Multiply <|latents:summarizer|>"},
+    summarizer={"first": JOIN, "alone": "Solve <|question|>"},
+)
 
 
 def write(registers: Sequence[int], num_steps: int) -> str:
@@ -74,73 +61,44 @@ def random_state(num_steps: int, rng: random.Random) -> str:
     return write([rng.randrange(10) for _ in SPECIALISTS], num_steps)
 
 
-def generate(
-    num_examples: int, levels: Sequence[int] = LEVELS, seed: int = 0, num_rounds: int = 4
-) -> list[dict[str, Any]]:
-    """Questions with what every role should say in every round.
-
-    The numbers of steps are taken in turn, so each is equally frequent. A row is `{"question", "targets", "answer",
-    "num_steps"}`; `targets[role][round - 1]` is the role's text, and the answer is three digits.
-    """
-    rng = random.Random(seed)
-    rows = []
-    for index in range(num_examples):
-        num_steps = levels[index % len(levels)]
-        question = state = random_state(num_steps, rng)
-        targets: dict[str, list[str]] = {role: [] for role in PROMPTS}
-        for _ in range(max(num_rounds, num_steps)):
-            messages = step(state)
-            state = join(messages)
-            for role, text in {**messages, "summarizer": state}.items():
-                targets[role].append(text)
-        targets = {role: texts[:num_rounds] for role, texts in targets.items()}
-        rows.append({"question": question, "targets": targets, "answer": state, "num_steps": num_steps})
-    return rows
-
-
-def pretraining_examples(
-    role: str, num_examples: int, levels: Sequence[int] = LEVELS, seed: int = 0
-) -> list[dict[str, Any]]:
-    """Inputs and targets for the pre-training of one role.
-
-    A row is `{"prompt", "question", "messages", "target", "num_steps"}`: `prompt` names a template of the role
-    (`PROMPTS[role]["default"]`), `messages` maps a sender to the text in its slot, and `num_steps` counts the steps
-    that are left before the specialists' turn. Prompts and numbers of steps are equally frequent; a state in a
-    feedback prompt has one step less. Alone, the summarizer is trained to give the final answer at once; with a
-    specialist missing, to guess the state as well as it can.
-    """
-    if role not in PROMPTS:
-        raise ValueError(f"unknown role {role!r} of the registers task: choose from {', '.join(PROMPTS)}")
-    rng = random.Random(seed)
-    prompts = list(PROMPTS[role]["default"])
-    rows = []
-    for index in range(num_examples):
-        prompt = prompts[index % len(prompts)]
-        num_steps = levels[index // len(prompts) % len(levels)]
-        state = random_state(num_steps - (prompt == "feedback"), rng)
-        question, messages = "", {}
-        if prompt == "alone":
-            question, target = state, generate_answer(state)
-        elif role == "summarizer":
-            # After the last step the specialists repeat their registers: half of the states with one step left.
-            messages = step(random_state(0, rng) if num_steps == 1 and rng.random() < 0.5 else state)
-            target = join(messages)
-            if rng.random() < MISSING:
-                messages[rng.choice(SPECIALISTS)] = ""
-        else:
-            target = step(state)[role]
-            if prompt == "feedback":
-                messages["summarizer"] = state
-            else:
-                question = state
-        rows.append(
-            {"prompt": prompt, "question": question, "messages": messages, "target": target, "num_steps": num_steps}
-        )
-    return rows
-
-
 def generate_answer(state: str) -> str:
     """The registers after all steps that are left."""
     while read(state)[1]:
         state = join(step(state))
     return state
+
+
+def _row(num_steps: int, num_rounds: int, rng: random.Random) -> Row:
+    """The specialists write their registers, the summarizer the state; the answer is three digits."""
+    question = state = random_state(num_steps, rng)
+    targets: dict[str, list[str]] = {role: [] for role in PROMPTS}
+    for _ in range(num_rounds):
+        messages = step(state)
+        state = join(messages)
+        for role, text in {**messages, "summarizer": state}.items():
+            targets[role].append(text)
+    return {"question": question, "targets": targets, "answer": generate_answer(state)}
+
+
+def _example(role: str, prompt: str, num_steps: int, rng: random.Random) -> Row:
+    """`num_steps` counts the steps that are left before the specialists' turn.
+
+    A state in a feedback prompt has one step less. Alone, the summarizer is trained to give the final answer at once;
+    with a specialist missing, to guess the state as well as it can.
+    """
+    state = random_state(num_steps - (prompt == "feedback"), rng)
+    if prompt == "alone":
+        return {"question": state, "target": generate_answer(state)}
+    if role == "summarizer":
+        # After the last step the specialists repeat their registers: half of the states with one step left.
+        messages = step(random_state(0, rng) if num_steps == 1 and rng.random() < 0.5 else state)
+        target = join(messages)
+        if rng.random() < MISSING:
+            messages[rng.choice(SPECIALISTS)] = ""
+        return {"messages": messages, "target": target}
+    given = {"messages": {"summarizer": state}} if prompt == "feedback" else {"question": state}
+    return {**given, "target": step(state)[role]}
+
+
+TASK = Task("registers", PROMPTS, GROUP_BY, LEVELS, _row, _example)
+generate, pretraining_examples = TASK.generate, TASK.pretraining_examples

@@ -12,10 +12,9 @@ fails (`<result>error</result>`). Every question defines six variables, so that 
 
 import random
 import re
-from collections.abc import Sequence
-from typing import Any
 
 from ..tools_recursivemas import calculator
+from .driver import Row, Task, prompt_set
 
 NAMES = "abcdef"
 NUMBERS = "23456789"
@@ -23,19 +22,10 @@ GROUP_BY = "depth"  # the field of a row that says how hard its question is
 LEVELS = range(1, 5)  # the values of that field: definitions between the expression and its number
 WORDS = ("<python>1</python>", "<python>1</python>", "<result>1</result>", "<result>error</result>", r"\boxed{1}")
 
-PROMPTS: dict[str, dict[str, Any]] = {
-    "reflector": {
-        "system": None,
-        "default": {
-            "first": "Resolve <|question|>",
-            "feedback": "Resolve <|question|>\nNow <|latents:toolcaller|>",
-        },
-    },
-    "toolcaller": {
-        "system": None,
-        "default": {"first": "Call <|latents:reflector|>", "alone": "Solve <|question|>"},
-    },
-}
+PROMPTS = prompt_set(
+    reflector={"first": "Resolve <|question|>", "feedback": "Resolve <|question|>\nNow <|latents:toolcaller|>"},
+    toolcaller={"first": "Call <|latents:reflector|>", "alone": "Solve <|question|>"},
+)
 
 
 def call(expression: str) -> str:
@@ -74,66 +64,36 @@ def random_question(depth: int, rng: random.Random) -> str:
     return " ".join([*(f"{name}={definitions[name]}" for name in NAMES), expression])
 
 
-def generate(
-    num_examples: int, levels: Sequence[int] = LEVELS, seed: int = 0, num_rounds: int = 4
-) -> list[dict[str, Any]]:
-    r"""Questions with what every role should say in every round.
+def _row(depth: int, num_rounds: int, rng: random.Random) -> Row:
+    """The reflector resolves, the tool-caller calls (before the calculator answers); the answer is a whole number."""
+    question = random_question(depth, rng)
+    states = chain(question)
+    said = [*states[1:], *states[-1:] * num_rounds][:num_rounds]
+    targets = {"reflector": said, "toolcaller": [call(state) for state in said]}
+    return {"question": question, "targets": targets, "answer": calculator(states[-1])}
 
-    The depths are taken in turn, so each is equally frequent. A row is `{"question", "targets", "answer", "depth"}`;
-    `targets[role][round - 1]` is the role's text (the tool-caller's is its call, before the calculator answers), and
-    the answer is a whole number.
+
+def _example(role: str, prompt: str, depth: int, rng: random.Random) -> Row:
+    """`said` are a call and its result, in a quarter of the tool-caller's rows; the target is then the boxed result.
+
+    Alone, the tool-caller is trained to call its calculator at once with the number at the end of the chain.
     """
-    rng = random.Random(seed)
-    rows = []
-    for index in range(num_examples):
-        depth = levels[index % len(levels)]
-        question = random_question(depth, rng)
-        states = chain(question)
-        answer = calculator(states[-1])
-        states += states[-1:] * num_rounds
-        said = states[1 : num_rounds + 1]
-        targets = {"reflector": said, "toolcaller": [call(state) for state in said]}
-        rows.append({"question": question, "targets": targets, "answer": answer, "depth": depth})
-    return rows
+    question = random_question(depth, rng)
+    states = chain(question)
+    if role == "reflector":
+        if prompt == "first":
+            return {"question": question, "said": [], "target": states[1]}
+        position = rng.randint(1, depth)  # any later state, the finished one included
+        messages = {"toolcaller": call(states[position])}
+        return {"question": question, "messages": messages, "said": [], "target": states[min(position + 1, depth)]}
+    expression = states[-1] if prompt == "alone" else rng.choice(states[1:])
+    given = {"messages": {"reflector": expression}} if prompt == "first" else {"question": question}
+    if rng.random() < 0.25:
+        result = calculator(expression)
+        said = [call(expression), f"<result>{result}</result>"]
+        return {**given, "said": said, "target": rf"\boxed{{{result}}}"}
+    return {**given, "said": [], "target": call(expression)}
 
 
-def pretraining_examples(
-    role: str, num_examples: int, levels: Sequence[int] = LEVELS, seed: int = 0
-) -> list[dict[str, Any]]:
-    r"""Inputs and targets for the pre-training of one role.
-
-    A row is `{"prompt", "question", "messages", "said", "target", "depth"}`: `prompt` names a template of the role
-    (`PROMPTS[role]["default"]`), `messages` maps a sender to the text in its slot, and `said` are a call and its
-    result, which already follow the prompt (in a quarter of the tool-caller's rows; the target is then the boxed
-    result). Prompts and depths are equally frequent. Alone, the tool-caller is trained to call its calculator at once
-    with the number at the end of the chain.
-    """
-    if role not in PROMPTS:
-        raise ValueError(f"unknown role {role!r} of the variables task: choose from {', '.join(PROMPTS)}")
-    rng = random.Random(seed)
-    prompts = list(PROMPTS[role]["default"])
-    rows = []
-    for index in range(num_examples):
-        prompt = prompts[index % len(prompts)]
-        depth = levels[index // len(prompts) % len(levels)]
-        question = random_question(depth, rng)
-        states = chain(question)
-        messages: dict[str, str] = {}
-        said: list[str] = []
-        if role == "reflector":
-            # In a feedback prompt: any later state, the finished one included.
-            position = 0 if prompt == "first" else rng.randint(1, depth)
-            target = states[min(position + 1, depth)]
-            if prompt == "feedback":
-                messages["toolcaller"] = call(states[position])
-        else:
-            expression = states[-1] if prompt == "alone" else rng.choice(states[1:])
-            target = call(expression)
-            if prompt == "first":
-                question, messages = "", {"reflector": expression}
-            if rng.random() < 0.25:
-                result = calculator(expression)
-                said, target = [target, f"<result>{result}</result>"], rf"\boxed{{{result}}}"
-        row = {"prompt": prompt, "question": question, "messages": messages, "said": said, "target": target}
-        rows.append({**row, "depth": depth})
-    return rows
+TASK = Task("variables", PROMPTS, GROUP_BY, LEVELS, _row, _example)
+generate, pretraining_examples = TASK.generate, TASK.pretraining_examples

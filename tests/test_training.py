@@ -266,12 +266,11 @@ def test_a_part_is_what_inference_reads_and_the_target_is_what_the_agent_would_w
     encoder, renderer, planner = Encoder(chain, "default"), chain.renderers["planner"], chain.agents["planner"]
     prompts, targets = chain.config.prompts["planner"], rows_of(1)[0]["targets"]
     for round_index, phase in ((1, "first"), (2, "feedback")):
-        part, text_part = (encode(rows[0], "planner", round_index) for encode in (encoder.part, encoder.text_part))
+        part = encoder.part(rows[0], "planner", round_index)
         pieces = renderer.pieces(prompts["system"], prompts["default"][phase], rows[0].question)
         assert part.pieces == pieces
         said = renderer.message_ids(targets["solver"][round_index - 2])
-        assert text_part.pieces == [piece if isinstance(piece, list) else said for piece in pieces]
-        assert part.target_ids == text_part.target_ids
+        assert part.text_pieces == [piece if isinstance(piece, list) else said for piece in pieces]
         assert part.target_ids == [*renderer.message_ids(targets["planner"][round_index - 1]), *planner.eos_token_ids]
 
 

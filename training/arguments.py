@@ -51,7 +51,7 @@ class LinkTrainingArguments(TrainingArguments):
     output: str = _setting("", "folder for the trained system; checkpoints and logs go to its training/ folder")
     data: str = _setting("", "training rows: a file, a folder of `save_to_disk`, or a data set on the Hub")
     eval_data: str | None = _setting(None, "rows for the evaluation during training, in the same form")
-    columns: dict[str, str] | str | None = _setting(  # noqa: RUF009
+    columns: dict[str, str] | str | None = _setting(
         None, 'the columns that hold "question", "answer" and the roles\' texts, where they have other names (JSON)'
     )
     allowed_bad_rows: int = _setting(0, "leave out so many bad rows; more are an error, and all are reported")
@@ -62,41 +62,27 @@ class LinkTrainingArguments(TrainingArguments):
         None, "most positions of prompt and target, longer rows are bad rows; default the agents' own limits"
     )
     task: str | None = _setting(None, "chooses the prompts; default the system's")
-    num_rounds: int | None = _setting(
-        None, "rounds to unroll (outer), or whose prompts are trained on (inner); default the system's"
-    )
-    roles: list[str] | None = _setting(None, "inner: whose inner links are trained; default all")  # noqa: RUF009
-    inner_kind: str | None = _setting(
-        None, "inner: start new inner links of this kind; default the present ones go on"
-    )
-    links: list[str] | None = _setting(None, "outer: which outer links are trained; default all")  # noqa: RUF009
-    outer_kind: str | None = _setting(
-        None, "outer: start new outer links of this kind; default the present ones go on"
-    )
+    num_rounds: int | None = _setting(None, "rounds: to unroll (outer), of the prompts (inner); default the system's")
+    roles: list[str] | None = _setting(None, "inner: whose inner links are trained; default all")
+    inner_kind: str | None = _setting(None, "inner: start new links of this kind; default the present ones go on")
+    links: list[str] | None = _setting(None, "outer: which outer links are trained; default all")
+    outer_kind: str | None = _setting(None, "outer: start new links of this kind; default the present ones go on")
     outer_start: Literal["closed_form", "random"] = _setting("closed_form", "outer: how new outer links start")
     train_inner_links: bool = _setting(False, "outer: train the inner links along")
-    squared_error_weight: float = _setting(
-        1.0, "inner: weight of the relative squared error; 0 is the paper's pure cosine"
-    )
+    squared_error_weight: float = _setting(1.0, "inner: of the relative squared error; 0 is the paper's pure cosine")
     supervise: Literal["decoder", "receivers"] = _setting(
         "decoder", "outer: whose texts count, the decoding agent's or those of every agent that receives latents"
     )
-    earlier_rounds_weight: float = _setting(
-        0.0, "outer: weight of the mean over the earlier rounds; 0 is the last round only"
-    )
+    earlier_rounds_weight: float = _setting(0.0, "outer: of the mean over earlier rounds; 0 is the last round only")
     latents: Literal["teacher", "rollout"] = _setting(
         "teacher", "outer: latents at the positions of the sender's target text, or rolled out as in inference"
     )
     latent_steps: int | None = _setting(None, "outer: most latents a sender sends; default the system's")
-    latent_halting: bool | None = _setting(
-        None, "outer, rollouts: end a row where its agent has finished; default the system's"
-    )
+    latent_halting: bool | None = _setting(None, "outer, rollouts: end a row that has finished; default the system's")
     activation_checkpointing: bool = _setting(
         False, "outer: keep only what travels between stages, and compute each stage again on the way back"
     )
-    dtype: str = _setting(
-        "auto", "of the agents, auto keeps the checkpoints'; links are trained in float32 in any case"
-    )
+    dtype: str = _setting("auto", "of the agents, auto keeps the checkpoints'; links are always trained in float32")
     threads: int = _setting(0, "CPU threads of torch; 0 leaves its default")
 
     output_dir: str | None = _setting(None, "folder of checkpoints and logs; default training/ in `output`")

@@ -40,7 +40,6 @@ class Row:
     """One question.
 
     Attributes:
-        question: its text.
         targets: role -> what it should say in each round; a tuple of one stands for every round.
         answer: the final answer, where it is known.
         line: line number in its file (or index in its dataset), counted from 1.
@@ -83,44 +82,40 @@ def _records(source: str | os.PathLike | Iterable[Mapping]) -> Iterator[tuple[in
     """(line number, object or the error that reading it gave) for everything in a source."""
     if not isinstance(source, str | os.PathLike):
         yield from enumerate(source, start=1)
-        return
-    path = Path(source)
-    if path.is_dir():
-        import datasets
-
-        dataset = datasets.load_from_disk(str(path))
-        if isinstance(dataset, datasets.DatasetDict):
-            dataset = dataset["train"]
-        yield from enumerate(dataset, start=1)
-        return
-    if not path.is_file():
-        import datasets
-
-        try:
-            dataset = datasets.load_dataset(str(source), split="train")
-        except Exception as error:
-            raise DataError(
-                "Training data cannot be found.",
-                where=str(source),
-                found=f"{type(error).__name__}: {error}"[:300],
-                expected="a .jsonl or .json file, a folder of `save_to_disk`, or a data set on the Hub",
-            ) from error
-        yield from enumerate(dataset, start=1)
-        return
-    if path.suffix == ".json":
+    elif not (path := Path(source)).is_file():
+        yield from enumerate(_dataset(source), start=1)
+    elif path.suffix == ".json":
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DataError("A file is not valid JSON.", where=str(path), found=error) from error
         yield from enumerate(content["data"] if isinstance(content, dict) else content, start=1)
-        return
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except ValueError as error:
-                    yield number, error
+    else:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    try:
+                        yield number, json.loads(line)
+                    except ValueError as error:
+                        yield number, error
+
+
+def _dataset(source: str | os.PathLike) -> Iterable[Any]:
+    """A `datasets` dataset: of a folder written by `save_to_disk`, or of the Hub."""
+    import datasets
+
+    if Path(source).is_dir():
+        dataset = datasets.load_from_disk(str(source))
+        return dataset["train"] if isinstance(dataset, datasets.DatasetDict) else dataset
+    try:
+        return datasets.load_dataset(str(source), split="train")
+    except Exception as error:
+        raise DataError(
+            "Training data cannot be found.",
+            where=str(source),
+            found=f"{type(error).__name__}: {error}"[:300],
+            expected="a .jsonl or .json file, a folder of `save_to_disk`, or a data set on the Hub",
+        ) from error
 
 
 def _row(record: Any, line: int, roles: Iterable[str], num_rounds: int, columns: Mapping[str, str]) -> Row | str:
@@ -137,10 +132,9 @@ def _row(record: Any, line: int, roles: Iterable[str], num_rounds: int, columns:
         return "`targets` is not an object"
     targets = {}
     for role in roles:
-        names = (columns[role],) if role in columns else RELEASE_COLUMNS.get(role, ())
-        found = [given.get(role), *(record.get(name) for name in names)] if role not in columns else [
-            record.get(columns[role])
-        ]  # fmt: skip
+        found = [given.get(role), *map(record.get, RELEASE_COLUMNS.get(role, ()))]
+        if role in columns:
+            found = [record.get(columns[role])]
         value = next((value for value in found if value not in (None, "", [])), None)
         texts = (value,) if isinstance(value, str) else tuple(value or ())
         if not texts:
@@ -247,7 +241,6 @@ class Example:
     """What a row is trained on at once.
 
     Attributes:
-        row: the row.
         parts: (round, role) -> prompt and target.
     """
 
@@ -301,9 +294,7 @@ class Encoder:
         """The rows whose every part fits, encoded; the others go into the report.
 
         Args:
-            rows: the rows.
             groups: the (round, role) pairs of one example; a row makes as many examples as there are groups.
-            report: of what was read.
             max_length: most positions of prompt and target with texts in the slots; `None` is the agents' own limits.
             quiet: show no progress bar where it takes long.
         """

@@ -25,22 +25,11 @@ from ..links_recursivemas import EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, E
 from ..modeling_recursivemas import RecursiveMASModel
 from ..sources_recursivemas import Source
 from ..system_loader import load_mas_system, read_style
-from .start import (
-    fit_outer_link,
-    shared_tokens,
-    start_inner_link,
-)
+from .start import fit_outer_link, shared_tokens, start_inner_link
 
 
 def load_agent(config: RecursiveMASConfig, role: str, folder: Path, dtype: str = "auto") -> RecursiveMASAgent:
-    """An agent of a configuration, with the expected embedding as its inner link.
-
-    Args:
-        config: names the agent's source.
-        role: the agent.
-        folder: where `agents/…` sources live.
-        dtype: of the agent.
-    """
+    """An agent of a configuration, with the expected embedding as its inner link; see `init_system`."""
     entry = config.agents[role]
     place = Source(str(folder)).other(entry["source"], entry.get("revision"))
     place = place.fetch((*SMALL_FILES, *WEIGHT_FILES))
@@ -62,7 +51,7 @@ def init_system(
     """A system whose links are in closed form.
 
     Args:
-        config: topology, prompts, agents' sources.
+        config: of the system.
         folder: where `agents/…` sources live.
         inner_kind: `expected_embedding`, or a trainable kind at its starting point.
         outer_kind: a kind with a linear path.
@@ -71,24 +60,23 @@ def init_system(
         swapped: roles whose agents are new.
     """
     topology = config.validate_system()
+    new = topology.roles if keep is None else swapped
     agents = {
-        role: keep.agents[role]
-        if keep is not None and role not in swapped
-        else load_agent(config, role, folder, dtype)
+        role: load_agent(config, role, folder, dtype) if keep is None or role in new else keep.agents[role]
         for role in topology.roles
     }
     outer_links = {
-        link.name: keep.outer_links[link.name]
-        if keep is not None and not {link.source, link.target} & set(swapped)
-        else fit_outer_link(agents[link.source], agents[link.target], outer_kind)
+        link.name: fit_outer_link(agents[link.source], agents[link.target], outer_kind)
+        if keep is None or {link.source, link.target} & set(new)
+        else keep.outer_links[link.name]
         for link in topology.links
     }
     config.name_or_path = str(folder)
-    for role in topology.roles if keep is None else swapped:
+    for role in new:
         config.agents[role].pop("inner_link", None)
     mas = RecursiveMASModel(config, agents, outer_links)
     if inner_kind != EXPECTED_EMBEDDING:
-        for role in topology.roles if keep is None else swapped:
+        for role in new:
             mas.set_link(role, start_inner_link(agents[role], inner_kind))
     return mas
 
@@ -101,18 +89,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--agent", action="append", default=[], metavar="ROLE=SOURCE", help="a folder or Hub repository; repeatable"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for the system")
-    parser.add_argument(
-        "--inner",
-        default=EXPECTED_EMBEDDING,
-        choices=(EXPECTED_EMBEDDING, *INNER_KINDS),
-        help="kind of the inner links; one with weights is a starting point for training (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--outer",
-        default="outer_linear_adapter",
-        choices=list(OUTER_KINDS),
-        help="kind of the outer links, one with a linear path (default: %(default)s)",
-    )
+    inner = "kind of the inner links; one with weights is a starting point for training (default: %(default)s)"
+    kinds = (EXPECTED_EMBEDDING, *INNER_KINDS)
+    parser.add_argument("--inner", default=EXPECTED_EMBEDDING, choices=kinds, help=inner)
+    outer = "kind of the outer links, one with a linear path (default: %(default)s)"
+    parser.add_argument("--outer", default="outer_linear_adapter", choices=list(OUTER_KINDS), help=outer)
     parser.add_argument("--rounds", type=int, help="default number of recursion rounds of the system")
     parser.add_argument("--latent-steps", type=int, help="default number of latent steps of the system")
     parser.add_argument("--halting", action="store_true", help="end latent steps where an agent has finished")
@@ -136,11 +117,9 @@ def run(arguments: argparse.Namespace) -> int:
         config = copy.deepcopy(keep.config)
         unknown = sorted(set(sources) - set(config.agents))
         if unknown or not sources:
+            found, expected = ", ".join(unknown) or "none", ", ".join(config.agents)
             raise InputError(
-                "Name the roles whose agents are swapped.",
-                where="--agent",
-                found=", ".join(unknown) or "none",
-                expected=", ".join(config.agents),
+                "Name the roles whose agents are swapped.", where="--agent", found=found, expected=expected
             )
     for role, source in sources.items():
         config.agents[role] = {"source": source}

@@ -45,7 +45,7 @@ def target_states(agent: RecursiveMASAgent, prompt: PromptBatch, targets: list[l
     """Runs an agent over prompts and their targets (teacher forcing).
 
     Args:
-        agent: the frozen agent.
+        agent: a frozen one.
         prompt: the prompts of a batch, with each row's target but for its last token behind it.
         targets: token ids of each row's target text.
     """
@@ -127,13 +127,8 @@ class InnerObjective(LinkObjective):
 
     Loss of a token: 1 - cos(R_in(h_t), Emb(y_{t+1})) + w |R_in(h_t) - Emb(y_{t+1})|^2 / mean |Emb|^2, the second term
     being relative to the row's own embeddings. Differs from the paper, whose MSE term is absolute and optional: the
-    cosine alone leaves the length of the output free (set w = 0 for it). Links of several agents train side by side
-    without touching each other.
-
-    Args:
-        mas: the system.
-        roles: whose inner links are trained.
-        squared_error_weight: w.
+    cosine alone leaves the length of the output free (set w = `squared_error_weight` = 0 for it). Links of several
+    agents, those of `roles`, train side by side without touching each other.
     """
 
     def __init__(self, mas: RecursiveMASModel, roles: Iterable[str], squared_error_weight: float = 1.0) -> None:
@@ -162,16 +157,9 @@ class InnerObjective(LinkObjective):
 
 @dataclass(frozen=True)
 class OuterSettings:
-    """What the outer objective computes.
+    """What the outer objective computes: the settings of these names, see `LinkTrainingArguments`.
 
-    Attributes:
-        num_rounds: rounds to unroll; default the system's.
-        latent_steps: most latents a sender sends (teacher-forced), or the steps of a rollout; default the system's.
-        latent_halting: see `RecursiveMASAgent.rollout`; default the system's.
-        supervise: whose texts count: the decoding agent's, or those of every agent that received latents.
-        earlier_rounds_weight: w.
-        latents: "teacher" or "rollout".
-        activation_checkpointing: keep only what travels between stages, and compute each stage again on the way back.
+    `latent_steps` is the most latents a sender sends (teacher-forced), or the steps of a rollout.
     """
 
     num_rounds: int | None = None
@@ -195,11 +183,7 @@ class OuterObjective(LinkObjective):
     Differs from the public trainer, which sends the positions one later, so that its first latent stands for the
     second token while a rollout's first stands for the first.
 
-    Args:
-        mas: the system.
-        links: names of the outer links that are trained.
-        inner: roles whose inner links are trained along.
-        settings: what is computed.
+    `links` names the outer links that are trained, `inner` the roles whose inner links are trained along.
     """
 
     def __init__(

@@ -27,12 +27,7 @@ FREE_SETTINGS = {
 
 
 def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: RecursiveMASModel) -> LinkObjective:
-    """The objective that the settings describe, with new links where they ask for them.
-
-    Args:
-        kind: whose links are trained.
-        arguments: the settings.
-        mas: the system; its links are replaced and made trainable in place.
+    """The objective that the settings describe; the system's links are replaced and made trainable in place.
 
     Raises:
         InputError: an unknown role or link, or one that has nothing to train.
@@ -44,12 +39,8 @@ def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: Recursive
                 mas.set_link(role, start_inner_link(mas.agents[role], arguments.inner_kind))
         free = [role for role in roles if not _trainable(mas, role)]
         if free:
-            raise InputError(
-                "An inner link has nothing to train.",
-                where=", ".join(free),
-                found=mas.agents[free[0]].inner_link.kind,
-                hint="start trainable ones, e.g. with `inner_kind=ln_res_adapter`",
-            )
+            found, hint = mas.agents[free[0]].inner_link.kind, "start trainable ones, e.g. `inner_kind=ln_res_adapter`"
+            raise InputError("An inner link has nothing to train.", where=", ".join(free), found=found, hint=hint)
         return InnerObjective(mas, roles, arguments.squared_error_weight)
     num_rounds = arguments.num_rounds or mas.config.num_rounds
     used = [
@@ -58,12 +49,10 @@ def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: Recursive
         if any(link in mas.topology.receivers(role, r, num_rounds) for r, role in mas.topology.schedule(num_rounds))
     ]
     names = _known(f"links, or links that send nothing in {num_rounds} rounds", arguments.links, used)
-    if arguments.outer_kind is not None:
-        for link in mas.topology.links:
-            if link.name in names:
-                source, target = mas.agents[link.source], mas.agents[link.target]
-                start = fit_outer_link if arguments.outer_start == "closed_form" else random_outer_link
-                mas.set_link(link.name, start(source, target, arguments.outer_kind))
+    start = fit_outer_link if arguments.outer_start == "closed_form" else random_outer_link
+    for link in mas.topology.links:
+        if arguments.outer_kind is not None and link.name in names:
+            mas.set_link(link.name, start(mas.agents[link.source], mas.agents[link.target], arguments.outer_kind))
     senders = dict.fromkeys(link.source for link in mas.topology.links if link.name in used)
     return OuterObjective(
         mas,
@@ -188,7 +177,7 @@ def train(kind: Kind, arguments: LinkTrainingArguments, resume: bool = False) ->
 
     Args:
         kind: whose links are trained.
-        arguments: the settings.
+        arguments: the settings of the run.
         resume: go on from the last complete checkpoint under `<output>/training/`, to the same weights as if the run
             had never stopped.
 
@@ -207,11 +196,8 @@ def train(kind: Kind, arguments: LinkTrainingArguments, resume: bool = False) ->
     folder = Path(str(arguments.output_dir))
     checkpoint = last_checkpoint(folder)
     if checkpoint and not resume:
-        raise InputError(
-            "There are checkpoints of an earlier run.",
-            where=checkpoint,
-            hint="go on with --resume, remove the folder, or choose another `output`",
-        )
+        hint = "go on with --resume, remove the folder, or choose another `output`"
+        raise InputError("There are checkpoints of an earlier run.", where=checkpoint, hint=hint)
     if resume and not checkpoint:
         raise InputError("There is no complete checkpoint to go on from.", where=folder, hint="start without --resume")
     arguments.eval_on_start = bool(arguments.eval_data) and not resume

@@ -7,9 +7,9 @@ vocabularies share.
 """
 
 import json
-from functools import lru_cache
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..agent_recursivemas import RecursiveMASAgent
@@ -20,12 +20,10 @@ PENALTY = 1e-3  # of the ridge regressions, relative to the mean square of an in
 LEAST_SHARED = 16  # fewer shared tokens than this say nothing about a map between two spaces
 
 
-@lru_cache(maxsize=1)
-def _byte_of_character() -> dict[str, int]:
-    """The printable characters that byte-level BPE writes for bytes (the table of GPT-2)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+# The printable characters that byte-level BPE writes for bytes (the table of GPT-2).
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+BYTE_OF_CHARACTER = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHERS)}
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[bytes, int]:
@@ -44,8 +42,8 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[bytes, int]:
             if not added[index].special:
                 table[token.encode()] = index
         elif byte_level:
-            if all(character in _byte_of_character() for character in token):
-                table[bytes(_byte_of_character()[character] for character in token)] = index
+            if all(character in BYTE_OF_CHARACTER for character in token):
+                table[bytes(BYTE_OF_CHARACTER[character] for character in token)] = index
         elif len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             fallback[bytes([int(token[3:5], 16)])] = index
         else:
@@ -61,17 +59,23 @@ def shared_tokens(source: RecursiveMASAgent, target: RecursiveMASAgent) -> tuple
     """
     ours, theirs = token_bytes(source.tokenizer), token_bytes(target.tokenizer)
     pairs = [(ours[text], theirs[text]) for text in sorted(ours.keys() & theirs.keys())]
-    functions = [
-        (source.eos_token_ids[:1], target.eos_token_ids[:1]),
-        ([source.tokenizer.bos_token_id], [target.tokenizer.bos_token_id]),
-    ]
-    for ids in functions:
-        pair = tuple(i for side in ids for i in side if i is not None)
-        if len(pair) == 2 and pair not in pairs:
-            pairs.append(pair)
+    ends = [next(iter(agent.eos_token_ids), None) for agent in (source, target)]
+    for a, b in (ends, (source.tokenizer.bos_token_id, target.tokenizer.bos_token_id)):
+        if a is not None and b is not None and (a, b) not in pairs:
+            pairs.append((a, b))
     sizes = [agent.get_input_embeddings().num_embeddings for agent in (source, target)]
     pairs = [(a, b) for a, b in pairs if a < sizes[0] and b < sizes[1]]
     return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def _last_layer(link: InnerLink | OuterLink) -> nn.Linear:
+    """The layer that the residual path is added to."""
+    return link.proj1 if link.proj2 is None else link.proj2
+
+
+@torch.no_grad()
+def _set_layer(layer: nn.Linear, weight: torch.Tensor | float, bias: torch.Tensor | float) -> None:
+    layer.weight[:], layer.bias[:] = weight, bias
 
 
 @torch.no_grad()
@@ -112,28 +116,21 @@ def embedding_scale(agent: RecursiveMASAgent) -> float:
 
 
 @torch.no_grad()
-def start_inner_link(agent: RecursiveMASAgent, kind: str, rms: float | None = None) -> InnerLink:
+def start_inner_link(agent: RecursiveMASAgent, kind: str) -> InnerLink:
     """A trainable inner link at its starting point: a last LayerNorm at the scale of the embeddings.
 
     The cosine loss leaves the length of the output free, so that it must start right. The update is zero at the
-    start where there is a residual path (`proj2`, or `proj1` where it is the only layer).
-
-    Args:
-        agent: whose embeddings give the scale.
-        kind: a trainable inner kind.
-        rms: scale of the embeddings that matter; default from the whole vocabulary.
+    start where there is a residual path.
     """
     link = InnerLink(kind, agent.hidden_size)
     if link.residual:
-        last = link.proj1 if link.proj2 is None else link.proj2
-        last.weight.zero_()
-        last.bias.zero_()
+        _set_layer(_last_layer(link), 0, 0)
     if link.post_ln is not None:
-        link.post_ln.weight.fill_(embedding_scale(agent) if rms is None else rms)
+        link.post_ln.weight.fill_(embedding_scale(agent))
     return link
 
 
-def fit_inner_link(hidden_states: torch.Tensor, embeddings: torch.Tensor, penalty: float = PENALTY) -> InnerLink:
+def fit_inner_link(hidden_states: torch.Tensor, embeddings: torch.Tensor) -> InnerLink:
     """Inner link of kind `linear_adapter` by ridge regression.
 
     Args:
@@ -141,8 +138,7 @@ def fit_inner_link(hidden_states: torch.Tensor, embeddings: torch.Tensor, penalt
         embeddings: (n, hidden_size), embeddings of the tokens that follow.
     """
     link = InnerLink("linear_adapter", hidden_states.shape[-1])
-    weight, bias = ridge(hidden_states, embeddings, penalty)
-    link.proj1.load_state_dict({"weight": weight, "bias": bias})
+    _set_layer(link.proj1, *ridge(hidden_states, embeddings))
     return link
 
 
@@ -151,7 +147,6 @@ def fit_outer_link(
     source: RecursiveMASAgent,
     target: RecursiveMASAgent,
     kind: str = "outer_linear_adapter",
-    penalty: float = PENALTY,
     tokens: tuple[list[int], list[int]] | None = None,
 ) -> OuterLink:
     """Outer link in closed form: ridge regression between the embeddings of the tokens that two agents share.
@@ -163,7 +158,6 @@ def fit_outer_link(
     Args:
         source, target: the agents at the ends of the link.
         kind: any outer kind that has a linear path.
-        penalty: see `ridge`.
         tokens: ids in the source's and in the target's vocabulary that stand for the same; default `shared_tokens`.
 
     Raises:
@@ -180,24 +174,16 @@ def fit_outer_link(
         )
     inputs = source.embed(torch.tensor(source_ids, device=source.device)).float().cpu()
     outputs = target.embed(torch.tensor(target_ids, device=target.device)).float().cpu()
-    weight, bias = ridge(inputs, outputs, penalty)
     link = OuterLink(kind, source.hidden_size, target.hidden_size)
-    if link.residual_proj is None:
-        if link.proj2 is not None:
-            raise ConfigError(
-                "A kind of outer link without a linear path has no start in closed form.",
-                where="kind",
-                found=link.kind,
-                expected=", ".join(name for name, shape in OUTER_KINDS.items() if shape.residual or shape.layers == 1),
-            )
-        linear = link.proj1
-    else:
-        linear = link.residual_proj
-        last = link.proj1 if link.proj2 is None else link.proj2
-        last.weight.zero_()
-        last.bias.zero_()
-    linear.weight.copy_(weight)
-    linear.bias.copy_(bias)
+    if link.residual_proj is None and link.proj2 is not None:
+        fitting = ", ".join(name for name, shape in OUTER_KINDS.items() if shape.residual or shape.layers == 1)
+        raise ConfigError(
+            "A kind of outer link without a linear path has no start in closed form.",
+            where="kind", found=link.kind, expected=fitting,
+        )  # fmt: skip
+    if link.residual_proj is not None:
+        _set_layer(_last_layer(link), 0, 0)
+    _set_layer(link.residual_proj or link.proj1, *ridge(inputs, outputs))
     if link.ln_target is not None:
         link.ln_target.reset_parameters()
         normalised = link(inputs)
@@ -226,7 +212,7 @@ def random_outer_link(source: RecursiveMASAgent, target: RecursiveMASAgent, kind
     embeddings = source.get_input_embeddings()
     inputs = embeddings.weight.detach().float().cpu() * float(getattr(embeddings, "embed_scale", 1.0))
     factor = scale / embedding_rms(link(inputs))
-    for layer in (link.proj1 if link.proj2 is None else link.proj2, link.residual_proj):
+    for layer in (_last_layer(link), link.residual_proj):
         if layer is not None:
             layer.weight.mul_(factor)
             layer.bias.mul_(factor)
