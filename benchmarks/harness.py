@@ -164,11 +164,11 @@ def plot(result: dict, path: Path) -> None:
         for index, line in enumerate(rows):
             height = 0.8 / len(line["seconds"])
             for place, (way, s) in enumerate(line["seconds"].items()):
-                label = None if way in colours else way
+                legend = None if way in colours else way
                 colour = colours.setdefault(way, f"C{len(colours)}")
                 error = [[s["median"] - s["low"]], [s["high"] - s["median"]]]
                 y = index + (place + 0.5) * height - 0.4
-                axes.barh(y, s["median"], height, xerr=error, color=colour, label=label)
+                axes.barh(y, s["median"], height, xerr=error, color=colour, label=legend)
         labels = [f"{line['name']}\n{line['what']} = {line['value']['median']:.3g}" for line in rows]
         axes.set_yticks(range(len(rows)), labels, fontsize=8)
         axes.invert_yaxis()

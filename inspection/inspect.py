@@ -91,7 +91,7 @@ def gradients(
             link.zero_grad(set_to_none=True)
         objective(examples[start : start + BATCH])["loss"].backward()
         for name in (*objective.inner_links, *objective.outer_links):
-            total = None
+            total: torch.Tensor | None = None
             for r in reversed(objective.rounds):
                 gradient = _flat_gradient(objective.copies[name, r])
                 if gradient is None:

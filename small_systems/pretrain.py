@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_recursivemas import RecursiveMASConfig
+from ..evaluation.results import provenance
 from ..prompts_recursivemas import MARKER, PromptRenderer, Slot
 from ..training.objectives import IGNORE_INDEX
 from .recipes import RECIPES, THREADS, AgentRecipe
@@ -220,6 +221,7 @@ def pretrain_agent(name: str, role: str, folder: Path, steps: int | None = None,
         "exact_match": round(overall(table), 4),
         "exact_match_by_prompt_and_level": table,
         "history": history,
+        **provenance(),
     }
     (folder / "pretraining.json").write_text(json.dumps(report, indent=2) + "\n")
     print(f"{role}: {report['parameters']:,} parameters, {seconds:.0f} s, saved in {folder}")

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from ..errors_recursivemas import CheckpointError, ConfigError, InputError
+from ..evaluation.results import provenance
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
 from .arguments import SETTINGS, LinkTrainingArguments, canonical, default_of
@@ -233,7 +234,7 @@ def train(kind: Kind, arguments: LinkTrainingArguments, resume: bool = False) ->
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         mas.requires_grad_(False)
         mas.save_pretrained(arguments.output)
-        (folder / "result.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (folder / "result.json").write_text(json.dumps(summary | provenance(), indent=2) + "\n", encoding="utf-8")
         if (text := verdict(summary)) is not None:
             print(text, flush=True)
     trainer.accelerator.wait_for_everyone()
