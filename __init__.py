@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .system_loader import load_mas_system
 
 __version__ = "0.2.0"
+ROOT = Path(__file__).resolve().parent
 __all__ = ["__version__", "load_mas_system"]
 
 
@@ -22,17 +23,20 @@ class _OneIdentity(MetaPathFinder, Loader):
     copy of every class, and nothing of one would be an instance of the other.
     """
 
+    _copies: str | None = None  # the package that transformers has made
+
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         package, _, name = fullname.rpartition(".")
-        return ModuleSpec(fullname, self) if package == __name__ and name.endswith("_recursivemas") else None
+        is_remote = package == __name__ and name.endswith("_recursivemas") and (ROOT / f"{name}.py").is_file()
+        return ModuleSpec(fullname, self) if is_remote else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        from transformers.dynamic_module_utils import get_class_from_dynamic_module
+        if self._copies is None:  # asked once: the files may change while a process lives
+            from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-        root = str(Path(__file__).resolve().parent)
-        entry = get_class_from_dynamic_module("modeling_recursivemas.RecursiveMASModel", root)
-        copies = entry.__module__.rpartition(".")[0]
-        module = importlib.import_module(f"{copies}.{spec.name.rpartition('.')[2]}")
+            entry = get_class_from_dynamic_module("modeling_recursivemas.RecursiveMASModel", str(ROOT))
+            self._copies = entry.__module__.rpartition(".")[0]
+        module = importlib.import_module(f"{self._copies}.{spec.name.rpartition('.')[2]}")
         spec.loader_state = module.__spec__
         return module
 

@@ -67,7 +67,7 @@ class RecursiveMASAgent(PreTrainedModel):
         self._compiled_steps: CompiledSteps | None = None
         self.set_inner_link(inner_link)
         self.post_init()
-        use_fast_linear(self)
+        use_fast_linear(self.model)
 
     def set_inner_link(self, inner_link: AnyInnerLink) -> None:
         """Puts an inner link in the place of the present one.
@@ -84,6 +84,7 @@ class RecursiveMASAgent(PreTrainedModel):
             )
         if isinstance(inner_link, ExpectedEmbeddingLink):
             inner_link.bind(self.model)
+        use_fast_linear(inner_link)
         self.inner_link = inner_link
         if self._compiled_steps is not None:
             self.compile_steps()  # the graphs hold the link that was there

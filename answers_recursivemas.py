@@ -9,8 +9,11 @@ OPENINGS = {
     "choice": (r"\boxed{", "\n\nThe final answer is \\boxed{", 16),
     "code": ("```", "\n\nThe final code:\n```python\n", 256),
 }
-# A small letter counts in brackets only: "a" is an article
-LETTER = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*(?:\(([A-Ja-j])\)|([A-J])(?![A-Za-z]))")
+# "a" and "I" are words: small ones count in brackets, or where nothing follows
+LETTER = re.compile(
+    r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*"
+    r"(?:\(([A-Ja-j])\)?|([A-Jb-hj]|[ai](?=[ \t]*(?:[.,;\n]|$))))(?![A-Za-z])"
+)
 
 
 def last_boxed(text: str) -> str | None:

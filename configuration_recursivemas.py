@@ -185,7 +185,9 @@ class RecursiveMASConfig(PreTrainedConfig):
         if settings.mode not in MODES:
             raise InputError("Unknown mode.", where="mode", found=repr(mode), expected=", ".join(MODES))
         validate_task(settings.task)
-        for role in [self.decoding_role] if settings.mode == "alone" else prompt_set:
+        alone = settings.mode == "alone" or (settings.mode == "latent" and settings.latent_steps == 0)
+        turns = [(1, self.decoding_role)] if alone else self.topology.schedule(settings.num_rounds)
+        for role in dict.fromkeys(role for _, role in turns):
             template_for(prompt_set, role, task, "first")  # a role without one is an error now, not later
         return settings
 
@@ -239,7 +241,7 @@ def _validate_numbers(
     """One judgement of what a configuration and a call have in common."""
     for name, least in (("num_rounds", 1), ("latent_steps", 0), ("message_tokens", 1)):
         validate_count(name, getattr(settings, name), least, error)
-    if not isinstance(settings.latent_halting, bool):
+    if settings.latent_halting not in (True, False):
         found = repr(settings.latent_halting)
         raise error("`latent_halting` cannot be used.", where="latent_halting", found=found, expected="true or false")
 
@@ -257,7 +259,7 @@ def _validate_keys(entry: object, allowed: set[str], required: set[str], where: 
         raise ConfigError(
             "An entry of the configuration has unknown or missing keys.",
             where=where,
-            found=", ".join(sorted(entry)) if isinstance(entry, dict) else repr(entry),
+            found=", ".join(sorted(entry)) if isinstance(entry, dict) else repr(entry)[:80],
             expected=f"{', '.join(sorted(allowed))} (required: {', '.join(sorted(required)) or 'none'})",
         )
 

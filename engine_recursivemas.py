@@ -168,9 +168,10 @@ class Run:
     def take_turn(self, round_index: int, role: str) -> None:
         """One role's thinking (or writing) in one round, once what it receives is in `latents` (or `texts`)."""
         started = time.perf_counter()
-        text = self.settings.mode == "text"
-        prompt = self._prompt(round_index, role, reuse=not text or single_sequence(self.generation_config))
-        (self._write if text else self._think)(round_index, role, prompt)
+        if self.settings.mode == "text":
+            self._write(round_index, role)
+        else:
+            self._think(round_index, role)
         self.lap(f"round {round_index}, {role}", started, role)
 
     @torch.no_grad()
@@ -234,7 +235,8 @@ class Run:
                 messages[link.source] = [row.to(agent.device) for row in rows]
         return messages
 
-    def _think(self, round_index: int, role: str, prompt: PromptBatch) -> None:
+    def _think(self, round_index: int, role: str) -> None:
+        prompt = self._prompt(round_index, role)
         rollout = self.agents[role].rollout(
             prompt.inputs_embeds[:, prompt.past :],
             prompt.attention_mask,
@@ -250,9 +252,10 @@ class Run:
                 latents[:length] for latents, length in zip(sent, lengths, strict=True)
             ]
 
-    def _write(self, round_index: int, role: str, prompt: PromptBatch) -> None:
+    def _write(self, round_index: int, role: str) -> None:
         agent = self.agents[role]
         config = message_config(self.generation_config, agent, self.settings.message_tokens)
+        prompt = self._prompt(round_index, role, reuse=single_sequence(config))
         rows = trim(generate_from(agent, prompt, generation_config=config), agent.eos_token_ids)
         self.usage.count("new_tokens", list(map(len, rows)))
         self.texts[round_index, role] = list(map(agent.decode, rows))

@@ -161,14 +161,14 @@ def load_system(
     # weights), and it reads the weights of one model in threads already.
     pool = ThreadPoolExecutor()
     try:
-        configs, tokenizers, agents = {}, {}, {}
+        small, configs, widths, tokenizers, agents = {}, {}, {}, {}, {}
         for role, place in zip(roles, pool.map(lambda role: places[role].fetch(SMALL_FILES), roles), strict=True):
-            configs[role], tokenizers[role] = load_model_config(place, role), load_tokenizer(place, role)
-            width = configs[role].get_text_config().hidden_size
-            validate_architecture(config.agents[role], configs[role], width, role)
-            fill_architecture(config.agents[role], configs[role], width)
+            small[role], configs[role] = place, load_model_config(place, role)
+            widths[role] = configs[role].get_text_config().hidden_size
+            validate_architecture(config.agents[role], configs[role], widths[role], role)
+            fill_architecture(config.agents[role], configs[role], widths[role])
+            tokenizers[role] = load_tokenizer(place, role)
             validate_tokenizer(tokenizers[role], configs[role], role, config.chat_template_kwargs)
-        widths = {role: entry["hidden_size"] for role, entry in config.agents.items()}
         inner_links, outer_links = load_links(source, config, widths, link_dtype)
         complete = pool.map(lambda role: places[role].fetch(WEIGHT_FILES), wanted)
         for role in quiet_progress(roles, "Loading agents", "agent"):
@@ -176,7 +176,7 @@ def load_system(
                 device = None if options.offload else options.device_of(role)
                 model = _load_model(next(complete), role, device, options.kwargs_of(role))
             else:
-                model = build_empty_model(places[role].fetch(SMALL_FILES), configs[role])
+                model = build_empty_model(small[role], configs[role])
             agents[role] = agent = RecursiveMASAgent(model, inner_links[role], tokenizers[role], role)
             agent.inner_link.to(agent.device)
     finally:

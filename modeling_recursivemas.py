@@ -19,7 +19,7 @@ from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validat
 from .engine_recursivemas import Residency, Run, Solution
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
 from .generation_recursivemas import AnswerSettings, answer_config, generate_from, single_sequence
-from .links_recursivemas import AnyInnerLink, OuterLink
+from .links_recursivemas import AnyInnerLink, ExpectedEmbeddingLink, InnerLink, OuterLink
 from .loading_recursivemas import (
     ROLE_OPTIONS,
     AgentOptions,
@@ -219,20 +219,26 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             InputError: there is no such role or link, or the link is of the other sort.
             ConfigError: it does not fit its agents.
         """
-        known = {role: agent.inner_link for role, agent in self.agents.items()} | dict(self.outer_links.items())
-        if name not in known or isinstance(link, OuterLink) != (name in self.outer_links):
-            found = f"{name}: {type(link).__name__}"
-            raise InputError("No such link.", where="set_link", found=found, expected=", ".join(known))
-        if isinstance(link, OuterLink):
-            ends = self.topology.link(name)
-            validate_outer_link(ends, link, self.agents)
-            device = self.agents[ends.source].device
-            self.outer_links[name] = link.to(device).requires_grad_(False).eval()
-            self.config.links[self.topology.links.index(ends)].pop("weights", None)
-        else:
+        if self.executor is not None:
+            raise InputError("The agents are in other processes.", where="set_link", hint="save and load the system")
+        if name in self.agents and isinstance(link, InnerLink | ExpectedEmbeddingLink):
             agent = self.agents[name]
             agent.set_inner_link(link.to(agent.device).requires_grad_(False).eval())
             self.config.agents[name]["inner_link"] = {}
+        elif name in self.outer_links and isinstance(link, OuterLink):
+            ends = self.topology.link(name)
+            validate_outer_link(ends, link, self.agents)
+            device = self.residency.devices[ends.source] if self.residency else self.agents[ends.source].device
+            self.outer_links[name] = link.to(device).requires_grad_(False).eval()
+            self.config.links[self.topology.links.index(ends)].pop("weights", None)
+        else:
+            names = f"an inner link for {', '.join(self.agents)}; an outer link for {', '.join(self.outer_links)}"
+            raise InputError(
+                "There is no such link, or it is of another sort.",
+                where="set_link",
+                found=f"{name}: {type(link).__name__} of {type(link).__module__}",
+                expected=f"{names}; of the code that this system runs on ({__name__.rpartition('.')[0]})",
+            )
         fill_config(self.config, self.agents, self.outer_links)
 
     def transfer(self, source: str, target: str, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -341,7 +347,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         if tools is not None:
             validate_tools(tools)
         given = generation_kwargs.get("generation_config") or self.generation_config
-        sequences = generation_kwargs.get("num_return_sequences") or given.num_return_sequences
+        sequences = generation_kwargs.get("num_return_sequences")
+        sequences = given.num_return_sequences if sequences is None else sequences
         if sequences not in (None, 1):
             raise InputError(
                 "`solve` returns one result per question.",

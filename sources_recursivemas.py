@@ -175,12 +175,16 @@ class Source:
 
     def find_json(self, name: str) -> dict | None:
         """A JSON object read from a file; `None` where the file does not exist."""
-        return None if self.find(name) is None else self.json(name)
+        path = self.find(name)
+        return None if path is None else self._read_json(path, name)
 
     def json(self, name: str) -> dict:
         """A JSON object read from a file that must be there."""
+        return self._read_json(self.file(name), name)
+
+    def _read_json(self, path: str, name: str) -> dict:
         try:
-            content = json.loads(Path(self.file(name)).read_text(encoding="utf-8"))
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
             raise CheckpointError(
                 "A file is not valid JSON.", where=f"{self}, {name}", found=error, hint="fetch the file again"

@@ -5,6 +5,7 @@ however a user came in (`AutoModel…` with `trust_remote_code=True`, or this fi
 that is no remote code uses the remote code through the names below.
 """
 
+import importlib
 import importlib.util
 import json
 import os
@@ -20,7 +21,9 @@ from transformers import GenerationConfig
 ROOT = Path(__file__).resolve().parent
 STYLES = ROOT / "styles"
 
-if not __package__:  # imported from a clone's folder, which is the package: `import system_loader`
+if (
+    __package__ != "recursivemas"
+):  # `import system_loader` in a clone, whose folder is the package; or it has another name
     if "recursivemas" not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             "recursivemas", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
@@ -30,10 +33,9 @@ if not __package__:  # imported from a clone's folder, which is the package: `im
         spec.loader.exec_module(sys.modules["recursivemas"])
     elif (other := Path(str(sys.modules["recursivemas"].__file__)).resolve().parent) != ROOT:
         raise ImportError(f"recursivemas is imported from {other} already; use {ROOT} in a process of its own")
-    sys.modules["recursivemas.system_loader"] = sys.modules[__name__]
-    __name__ = "recursivemas.system_loader"
 
 from recursivemas.agent_recursivemas import RecursiveMASAgent
+from recursivemas.answers_recursivemas import extract_answer
 from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.engine_recursivemas import Solution
 from recursivemas.errors_recursivemas import (
@@ -45,7 +47,8 @@ from recursivemas.errors_recursivemas import (
 )
 from recursivemas.links_recursivemas import InnerLink, OuterLink
 from recursivemas.modeling_recursivemas import RecursiveMASModel
-from recursivemas.prompts_recursivemas import validate_task
+from recursivemas.prompts_recursivemas import read_prompts, validate_task
+from recursivemas.tools_recursivemas import calculator
 
 __all__ = [
     "ROOT",
@@ -60,7 +63,10 @@ __all__ = [
     "RecursiveMASError",
     "RecursiveMASModel",
     "Solution",
+    "calculator",
+    "extract_answer",
     "load_mas_system",
+    "read_prompts",
     "read_style",
     "released_config",
     "released_styles",
@@ -203,7 +209,8 @@ def load_mas_system(
 
         arguments = {"style": style, "dataset": dataset, "task": task, "revision": revision, **kwargs}
         mas = load_mas_system(**arguments, only=[])
-        mas.executor = RayExecutor(mas, partial(load_mas_system, **arguments), executor_options)
+        load = importlib.import_module("recursivemas.system_loader").load_mas_system  # a name that actors can import
+        mas.executor = RayExecutor(mas, partial(load, **arguments), executor_options)
         return mas
     name = str(style)
     if "/" in name or os.path.isdir(name):

@@ -57,7 +57,7 @@ class AgentActor:
         self,
         batch: str,
         questions: list[str],
-        settings: tuple[RunSettings, AnswerSettings],
+        settings: tuple[dict[str, Any], dict[str, Any]],
         round_index: int,
         keys: list,
         *received: Any,
@@ -74,7 +74,8 @@ class AgentActor:
             The role's usage so far, then what it sends along each of its links (`mode="text"`: once, its texts); in
             the last turn of a batch the solutions, as dicts.
         """
-        run_settings, answer = settings
+        # What travels are fields: the classes have other names where the folder has another one.
+        run_settings, answer = RunSettings(**settings[0]), AnswerSettings(**settings[1])
         run = self.runs.get(batch)
         if run is None:
             run = self.runs[batch] = Run(self.mas, questions, run_settings, answer.generation_config)
@@ -186,7 +187,7 @@ class RayExecutor:
         """
         # Of this run only the schedule and the mode are used.
         run = Run(self.mas, batches[0], settings, answer.generation_config)
-        shared = ray.put((settings, answer))
+        shared = ray.put((vars(settings), vars(answer)))
         todo = deque(Job(index, questions, run.schedule) for index, questions in enumerate(batches))
         active: list[Job] = []
         pending: dict[ray.ObjectRef, tuple[Job, tuple[int, str], list]] = {}
