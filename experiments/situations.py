@@ -11,6 +11,7 @@ Each is a shipped system with one thing changed:
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,11 @@ SETTINGS: dict[str, Any] = {
 ROLLOUT: dict[str, Any] = {"latents": "rollout", "train_inner_links": True}
 
 
-def without_halting(shipped: Path, latent_steps: int) -> Callable[[Path], None]:
+def without_halting(shipped: Path, latent_steps: int, folder: Path) -> None:
     """Writes a shipped system whose rollouts all have the same number of steps."""
-
-    def make(folder: Path) -> None:
-        mas = load_mas_system(shipped)
-        mas.config.latent_halting, mas.config.latent_steps = False, latent_steps
-        mas.save_pretrained(folder)
-
-    return make
+    mas = load_mas_system(shipped)
+    mas.config.latent_halting, mas.config.latent_steps = False, latent_steps
+    mas.save_pretrained(folder)
 
 
 def with_stranger(folder: Path) -> None:
@@ -102,10 +99,10 @@ class Situation:
 
 SITUATIONS = {
     "fixed number of latents": Situation(
-        without_halting(ROOT, 12), "arithmetic", range(7), 1200, {**ROLLOUT, "learning_rate": 2e-3}
+        partial(without_halting, ROOT, 12), "arithmetic", range(7), 1200, {**ROLLOUT, "learning_rate": 2e-3}
     ),
     "fewer latents than tokens": Situation(
-        without_halting(ROOT / "systems" / "deliberation", 7), "variables", (1, 2), 1000,
+        partial(without_halting, ROOT / "systems" / "deliberation", 7), "variables", (1, 2), 1000,
         {**ROLLOUT, "learning_rate": 2e-3, "tools": "calculator"},
     ),
     "another alphabet": Situation(

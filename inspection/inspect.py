@@ -164,16 +164,11 @@ def thoughts(mas: RecursiveMASModel, questions: list[str], **solve_arguments: An
             agent = mas.agents[target]
             ids = agent.nearest_token_ids(latents)
             cosines = functional.cosine_similarity(latents.float(), agent.embed(ids).float(), dim=-1)
-            said.append(
-                {
-                    "round": round_index,
-                    "source": source,
-                    "target": target,
-                    "text": agent.tokenizer.decode(ids, clean_up_tokenization_spaces=False),
-                    "tokens": [agent.tokenizer.decode([i]) for i in ids.tolist()],
-                    "cosines": [round(value, 4) for value in cosines.tolist()],
-                }
-            )
+            entry: dict[str, Any] = {"round": round_index, "source": source, "target": target}
+            entry["text"] = agent.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            entry["tokens"] = [agent.tokenizer.decode([i]) for i in ids.tolist()]
+            entry["cosines"] = [round(value, 4) for value in cosines.tolist()]
+            said.append(entry)
         results.append({"question": question, "answer": solution.answer, "latents": said})
     return results
 

@@ -26,17 +26,13 @@ PROMPTS = prompt_set(
 )
 
 
-def made_up_world(seed: int) -> dict[tuple[str, str], str]:
-    """(entity, relation) -> entity; every relation is a permutation of the entities."""
-    rng = random.Random(seed)
-    return {
-        (entity, relation): target
-        for relation in RELATIONS
-        for entity, target in zip(ENTITIES, rng.sample(ENTITIES, len(ENTITIES)), strict=True)
-    }
-
-
-FACTS = made_up_world(seed=42)
+# (entity, relation) -> entity; every relation is a permutation of the entities.
+_WORLD = random.Random(42)
+FACTS = {
+    (entity, relation): target
+    for relation in RELATIONS
+    for entity, target in zip(ENTITIES, _WORLD.sample(ENTITIES, len(ENTITIES)), strict=True)
+}
 
 
 def hop(state: str, role: str = "expert") -> str:

@@ -32,22 +32,12 @@ def call(expression: str) -> str:
     return f"<python>{expression}</python>"
 
 
-def read(question: str) -> tuple[str, dict[str, str]]:
-    """The expression and the definitions of a question."""
-    *definitions, expression = question.split(" ")
-    return expression, dict(definition.split("=") for definition in definitions)
-
-
-def resolve_once(expression: str, definitions: dict[str, str]) -> str:
-    """Replaces the variable of an expression by what it stands for; a number stays as it is."""
-    return re.sub("[a-z]", lambda match: definitions[match[0]], expression)
-
-
 def chain(question: str) -> list[str]:
-    """The expression of a question and its states up to the one without a variable."""
-    expression, definitions = read(question)
+    """The expression of a question and what it becomes, one definition after the other, until it has no variable."""
+    *texts, expression = question.split(" ")
+    definitions = dict(text.split("=") for text in texts)
     states = [expression]
-    while (following := resolve_once(states[-1], definitions)) != states[-1]:
+    while (following := re.sub("[a-z]", lambda match: definitions[match[0]], states[-1])) != states[-1]:
         states.append(following)
     return states
 

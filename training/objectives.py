@@ -159,7 +159,8 @@ class InnerObjective(LinkObjective):
 class OuterSettings:
     """What the outer objective computes: the settings of these names, see `LinkTrainingArguments`.
 
-    `latent_steps` is the most latents a sender sends (teacher-forced), or the steps of a rollout.
+    `latent_steps` is the most latents a sender sends (teacher-forced), or the steps of a rollout;
+    `activation_checkpointing` keeps only what travels between stages.
     """
 
     num_rounds: int | None = None

@@ -26,10 +26,9 @@ def collate(examples: list[Example]) -> dict[str, list[Example]]:
 def gradient_norms(objective: LinkObjective) -> dict[str, float]:
     """Link -> L2 norm of the gradient of all its weights (0 where there is none)."""
     norms = {}
-    for links in (objective.inner_links, objective.outer_links):
-        for name, link in links.items():
-            gradients = [parameter.grad.norm() for parameter in link.parameters() if parameter.grad is not None]
-            norms[name] = float(torch.stack(gradients).norm()) if gradients else 0.0
+    for name, link in [*objective.inner_links.items(), *objective.outer_links.items()]:
+        gradients = [parameter.grad.norm() for parameter in link.parameters() if parameter.grad is not None]
+        norms[name] = float(torch.stack(gradients).norm()) if gradients else 0.0
     return norms
 
 
