@@ -22,10 +22,10 @@ def inner_links_of(mas: RecursiveMASModel, role: str) -> dict[str | None, AnyInn
 def outer_links_of(mas: RecursiveMASModel, name: str) -> dict[str | None, OuterLink]:
     """Task -> outer link, by the link's name."""
     link = mas.outer_links[name]
-    widths = {"in_features": link.in_features, "out_features": link.out_features}
+    width, target_width = link.in_features, link.out_features
     entries = {link.name: entry for link, entry in zip(mas.topology.links, mas.config.links, strict=True)}
     return {
-        task: build_link(tensors, where=where, kind=link.kind, **widths)
+        task: build_link(tensors, where=where, kind=link.kind, in_features=width, out_features=target_width)
         for task, tensors, where in _stored(mas, entries[name], name)
     } or {None: link}
 
