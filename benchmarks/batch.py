@@ -20,14 +20,11 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     mas = random_system([arguments.shape] * 2, arguments.dtype, arguments.device)
     sizes = [1, *arguments.batch_sizes]
 
+    lengths = {"latent_steps": arguments.latent_steps, "max_new_tokens": arguments.new_tokens}
+
     def solve(size: int) -> None:
-        mas.solve(
-            random_questions(arguments.question_tokens, size),
-            num_rounds=arguments.rounds,
-            latent_steps=arguments.latent_steps,
-            max_new_tokens=arguments.new_tokens,
-            batch_size=size,
-        )
+        questions = random_questions(arguments.question_tokens, size)
+        mas.solve(questions, num_rounds=arguments.rounds, batch_size=size, **lengths)
 
     names = {size: f"batch of {size}" for size in sizes}
     seconds = in_turn({names[size]: partial(solve, size) for size in sizes}, arguments.repeats)

@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy
 import torch
-from transformers.utils import logging
 
 from ..errors_recursivemas import InputError
-from ..evaluation.commands import progress
 from ..evaluation.plots import new_figure
 from ..evaluation.results import provenance
+from ..loading_recursivemas import quiet_progress
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le}
 # "cpu" is the processor time of this process: with one thread, what others do on the machine hardly counts.
@@ -73,22 +72,14 @@ def in_turn(ways: Mapping[str, Callable[[], Any]], repeats: int, warm_up: bool =
     A call that returns a number has timed the part that counts by itself.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with progress((repeats + warm_up) * len(ways), "Measuring", unit="run") as bar:
-        enabled = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()  # those of the things that are measured
-        try:
-            for repeat in range(-1 if warm_up else 0, repeats):
-                for name, call in ways.items():
-                    gc.collect()
-                    started = now()
-                    own = call()
-                    elapsed = now() - started
-                    if repeat >= 0:
-                        seconds[name].append(elapsed if own is None else own)
-                    bar.update()
-        finally:
-            if enabled:
-                logging.enable_progress_bar()
+    runs = [(repeat, name) for repeat in range(-1 if warm_up else 0, repeats) for name in ways]
+    for repeat, name in quiet_progress(runs, "Measuring", "run"):
+        gc.collect()
+        started = now()
+        own = ways[name]()
+        elapsed = now() - started
+        if repeat >= 0:
+            seconds[name].append(elapsed if own is None else own)
     return seconds
 
 

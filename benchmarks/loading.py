@@ -18,34 +18,24 @@ from ..system_loader import ROOT
 from .harness import Option, in_turn, ratio_row, row
 from .systems import random_system
 
-COMPOSITE = """
-from recursivemas.system_loader import load_mas_system
-def load(folder, roles):
-    return load_mas_system(folder)
-"""
-PLAIN = """
-from recursivemas.system_loader import load_mas_system  # the same imports
-from transformers import AutoModelForCausalLM, AutoTokenizer
-def load(folder, roles):
-    return [(AutoModelForCausalLM.from_pretrained(f"{folder}/agents/{role}"),
-             AutoTokenizer.from_pretrained(f"{folder}/agents/{role}")) for role in roles]
-"""
-READ = """
-def read(system):
-    for model, _ in system:
-        for parameter in model.parameters():
-            parameter.sum()
-"""
+WAYS = ("system", "agents alone", "agents alone, weights read")
 SCRIPT = """
 import json, resource, sys, time
+from recursivemas.system_loader import load_mas_system
+from transformers import AutoModelForCausalLM, AutoTokenizer
+way, folder, *roles = sys.argv[1:]
 started = time.perf_counter()
-system = load(sys.argv[1], sys.argv[2:])
-if "read" in globals():
-    read(system)
+if way == "system":
+    system = load_mas_system(folder)
+else:
+    system = [(AutoModelForCausalLM.from_pretrained(f"{folder}/agents/{role}"),
+               AutoTokenizer.from_pretrained(f"{folder}/agents/{role}")) for role in roles]
+if way.endswith("weights read"):
+    for parameter in (parameter for model, _ in system for parameter in model.parameters()):
+        parameter.sum()
 seconds = time.perf_counter() - started
 print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]))
 """
-
 OPTIONS = {"agents": Option("shapes of the agents (default: two of --shape)", [], kind=str)}
 
 
@@ -56,21 +46,19 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
         mas.save_pretrained(folder, copy_agents=True)
         roles = list(mas.agents)
         del mas
-        scripts = {"system": COMPOSITE, "agents alone": PLAIN, "agents alone, weights read": PLAIN + READ}
-        peaks: dict[str, list[float]] = {way: [] for way in scripts}
+        peaks: dict[str, list[float]] = {way: [] for way in WAYS}
 
-        def load(script: str, way: str) -> float:
+        def load(way: str) -> float:
             environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), "HF_HUB_OFFLINE": "1"}
-            command = [sys.executable, "-c", script + SCRIPT, folder, *roles]
+            command = [sys.executable, "-c", SCRIPT, way, folder, *roles]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             seconds, peak = json.loads(done.stdout.splitlines()[-1])
             peaks[way].append(peak)
             return seconds
 
-        ways = {way: partial(load, script, way) for way, script in scripts.items()}
-        seconds = in_turn(ways, arguments.repeats, warm_up=not arguments.quick)
+        seconds = in_turn({way: partial(load, way) for way in WAYS}, arguments.repeats, warm_up=not arguments.quick)
     rows = []
-    for way in ("agents alone", "agents alone, weights read"):
+    for way in WAYS[1:]:
         rows.append(ratio_row("load time", {key: seconds[key] for key in ("system", way)}, "system", way))
         values = [a / b for a, b in zip(peaks["system"], peaks[way], strict=True)][-arguments.repeats :]
         memory = row("peak memory", f"system / {way}", values, {})

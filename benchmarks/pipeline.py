@@ -8,6 +8,7 @@ import argparse
 import tempfile
 from collections import Counter
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -30,14 +31,12 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     import ray
 
     if ray.is_initialized():
-        return _measure(arguments)
+        return _measure(arguments, ray)
     with ray.init(num_cpus=3, log_to_driver=False, include_dashboard=False):
-        return _measure(arguments)
+        return _measure(arguments, ray)
 
 
-def _measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
-    import ray
-
+def _measure(arguments: argparse.Namespace, ray: ModuleType) -> tuple[dict, list[dict]]:
     steps, count = arguments.latent_steps, arguments.batches * arguments.batch_size
     questions = random_questions(arguments.question_tokens, count)
     settings = {"num_rounds": arguments.rounds, "latent_steps": steps, "max_new_tokens": arguments.new_tokens}

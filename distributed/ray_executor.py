@@ -128,10 +128,6 @@ class Job:
     def __post_init__(self) -> None:
         self.waiting = list(self.schedule)
 
-    def again(self) -> "Job":
-        """The same batch from the start."""
-        return Job(self.index, self.questions, self.schedule, self.attempt + 1)
-
     @property
     def name(self) -> str:
         return f"{id(self.schedule)}-{self.index}-{self.attempt}"
@@ -217,7 +213,7 @@ class RayExecutor:
                     raise
                 ray.get(job.actors[turn[1]].ready.remote())
                 self._forget(job)
-                active[active.index(job)] = job.again()
+                active[active.index(job)] = Job(job.index, job.questions, job.schedule, job.attempt + 1)
                 continue
             job.done.add(turn)
             job.sent.update(sent)

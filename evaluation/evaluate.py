@@ -18,14 +18,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..configuration_recursivemas import MODES
 from ..errors_recursivemas import InputError
 from ..tasks import TASKS
 from .commands import add_system_arguments, load_from_arguments, solve_arguments
 from .measure import evaluate, load_rows, without
 from .plots import plot_evaluation
 from .results import provenance, read_results, table, write_results
-
-MODES = ("latent", "text", "alone")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -49,19 +49,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.questions:
-        questions = arguments.questions
-    elif arguments.file:
+    questions = arguments.questions
+    if not questions and arguments.file:
         try:
             questions = read_questions(Path(arguments.file).read_text(encoding="utf-8").splitlines(), arguments.file)
         except OSError as error:
             raise InputError("A file cannot be read.", where="--file", found=error) from error
-    else:
+    elif not questions:
         questions = read_questions(sys.stdin.readlines(), "standard input")
     if not questions:
-        raise InputError(
-            "There is no question.", where="recursivemas solve", hint="give questions as arguments, --file or stdin"
-        )
+        hint = "give questions as arguments, --file or stdin"
+        raise InputError("There is no question.", where="recursivemas solve", hint=hint)
     mas = load_from_arguments(arguments)
     with progress(len(questions), "Solving") as bar:
         solutions = mas.solve(

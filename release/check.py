@@ -41,29 +41,17 @@ STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I1
 
 @dataclass
 class Repository:
-    """What is there of one repository.
+    """What is there of one repository."""
 
-    Attributes:
-        name: folder, or `org/name`.
-        revision: the commit in the cache, else the revision asked for.
-        roles: what it is for.
-        folder: where it lies; `None` where nothing of it is there.
-        files: name -> bytes on disk, of the files that the system needs.
-        problems: what is missing or broken.
-        parameters: number of an agent's parameters that are loaded.
-        stored_bytes: what those take as stored.
-        link_bytes: what the links take as stored.
-    """
-
-    name: str
-    revision: str | None
-    roles: list[str]
-    folder: str | None
-    files: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    parameters: int = 0
-    stored_bytes: int = 0
-    link_bytes: int = 0
+    name: str  # folder, or `org/name`
+    revision: str | None  # the commit in the cache, else the revision asked for
+    roles: list[str]  # what it is for
+    folder: str | None  # where it lies; `None` where nothing of it is there
+    files: dict[str, int] = field(default_factory=dict)  # name -> bytes on disk, of the files that the system needs
+    problems: list[str] = field(default_factory=list)  # what is missing or broken
+    parameters: int = 0  # number of an agent's parameters that are loaded
+    stored_bytes: int = 0  # what those take as stored
+    link_bytes: int = 0  # what the links take as stored
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -80,9 +68,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    report = check_system(
-        arguments.system, arguments.dataset, arguments.revision, arguments.clones, arguments.cache_dir
-    )
+    names = ("system", "dataset", "revision", "clones", "cache_dir")
+    report = check_system(**{name: getattr(arguments, name) for name in names})
     print(json.dumps(report, indent=2) if arguments.json else describe(report))
     return 0 if report["ready"] else 1
 
@@ -114,9 +101,8 @@ def check_system(
     repositories: dict[str, Repository] = {}
 
     def repository(place: Source, role: str) -> Repository:
-        known = repositories.setdefault(
-            str(place), Repository(str(place).partition("@")[0], place.commit or place.revision, [], place.folder)
-        )
+        fresh = Repository(str(place).partition("@")[0], place.commit or place.revision, [], place.folder)
+        known = repositories.setdefault(str(place), fresh)
         known.roles += [role] * (role not in known.roles)
         return known
 

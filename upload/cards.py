@@ -32,19 +32,12 @@ TEMPLATES.filters |= {"markdown": markdown, "parameters": _parameters, "thousand
 
 @dataclass
 class Cards:
-    """The cards of a publication.
-
-    Attributes:
-        plan: the publication.
-        mas: the system, loaded.
-        results: (file, content) of stored results; the only source of figures.
-        datasets: Hub data sets that the links were trained on.
-    """
+    """The cards of a publication."""
 
     plan: Plan
     mas: RecursiveMASModel
-    results: list[tuple[Path, dict[str, Any]]]
-    datasets: list[str]
+    results: list[tuple[Path, dict[str, Any]]]  # files and contents of stored results: the only source of figures
+    datasets: list[str]  # on the Hub, that the links were trained on
 
     def save(self, repository: Repository, folder: Path) -> None:
         """Writes README.md, and for the composite the plots that stand beside the results."""
@@ -70,11 +63,10 @@ class Cards:
         ModelCard(card + "\n").save(folder / "README.md")
 
     def _metadata(self, repository: Repository) -> ModelCardData:
-        plan = self.plan
-        is_agent = repository.kind == "agent"
+        plan, agents = self.plan, [agent.id for agent in self.plan.agents.values()]
         return ModelCardData(
             license=plan.licence,
-            base_model=repository.base_model if is_agent else [agent.id for agent in plan.agents.values()],
+            base_model=repository.base_model if repository.kind == "agent" else agents,
             pipeline_tag="text-generation",
             library_name="transformers",
             tags=["recursivemas", "multi-agent", "latent-reasoning", plan.style],

@@ -18,21 +18,13 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class Repository:
-    """One repository of a publication.
+    """One repository of a publication."""
 
-    Attributes:
-        id: `namespace/name`; its files are in the staged folder's `name/`.
-        kind: "agent", "outer_links" or "composite".
-        note: what stands beside it in the collection.
-        role: of an agent; otherwise empty.
-        base_model: Hub name of the model that the agent was made of, if it has one.
-    """
-
-    id: str
-    kind: str
-    note: str
-    role: str = ""
-    base_model: str | None = None
+    id: str  # `namespace/name`; its files are in the staged folder's `name/`
+    kind: str  # "agent", "outer_links" or "composite"
+    note: str  # what stands beside it in the collection
+    role: str = ""  # of an agent
+    base_model: str | None = None  # Hub name of the model that the agent was made of, if it has one
 
     @property
     def name(self) -> str:
@@ -45,29 +37,17 @@ class Repository:
 
 @dataclass(frozen=True)
 class Plan:
-    """A publication.
+    """A publication."""
 
-    Attributes:
-        system: what was staged: a folder, a Hub repository or a style, as `load_mas_system` takes it.
-        namespace: user or organisation that gets the repositories.
-        style: the system's collaboration style.
-        collection: title of the style's collection.
-        question: the sample question of the cards, which the check runs too.
-        release_layout: the release's files and manifests are there too.
-        self_contained: the composite holds its agents and links.
-        licence: identifier for the cards' metadata.
-        repositories: agents in role order, outer links, composite: the order in which they are pushed.
-    """
-
-    system: str
-    namespace: str
-    style: str
-    collection: str
-    question: str
-    release_layout: bool
-    self_contained: bool
-    licence: str
-    repositories: tuple[Repository, ...]
+    system: str  # what was staged: a folder, a Hub repository or a style, as `load_mas_system` takes it
+    namespace: str  # user or organisation that gets the repositories
+    style: str  # the system's collaboration style
+    collection: str  # title of the style's collection
+    question: str  # the sample question of the cards, which the check runs too
+    release_layout: bool  # the release's files and manifests are there too
+    self_contained: bool  # the composite holds its agents and links
+    licence: str  # identifier for the cards' metadata
+    repositories: tuple[Repository, ...]  # agents in role order, outer links, composite: they are pushed in this order
     format_version: int = FORMAT_VERSION
 
     @property

@@ -24,15 +24,17 @@ from .plan import Options
 from .push import push
 from .stage import stage
 
+STEPS = {
+    "stage": "write every repository of a system to a folder",
+    "check": "load each staged repository like a stranger",
+    "push": "send the staged repositories (without --yes: only say what would be sent)",
+    "all": "stage, check and push",
+}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
-    for name, what in (
-        ("stage", "write every repository of a system to a folder"),
-        ("check", "load each staged repository like a stranger"),
-        ("push", "send the staged repositories (without --yes: only say what would be sent)"),
-        ("all", "stage, check and push"),
-    ):
+    for name, what in STEPS.items():
         step = steps.add_parser(name, help=what, description=what)
         if name in ("stage", "all"):
             _add_stage_arguments(step)

@@ -20,17 +20,11 @@ NOTE_LIMIT, DESCRIPTION_LIMIT = 500, 150
 
 @dataclass
 class Step:
-    """One step of a push.
+    """One step of a push."""
 
-    Attributes:
-        target: repository or collection.
-        action: "create" or "update".
-        detail: commit, address, or what would be sent.
-    """
-
-    target: str
-    action: str
-    detail: str
+    target: str  # repository or collection
+    action: str  # "create" or "update"
+    detail: str  # commit, address, or what would be sent
 
 
 @contextmanager

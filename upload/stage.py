@@ -32,11 +32,8 @@ DOOR = ("__init__.py", "system_loader.py")
 def stage(system: str, output: str | Path, options: Options, replace: bool = False) -> Plan:
     """Writes every repository of a system to a folder that appears only when it is complete.
 
-    Args:
-        system: as `load_mas_system` takes it.
-        output: the folder; `output/<repository name>/` and the plan.
-        options: names and contents.
-        replace: replace an earlier staged folder (its record of what was pushed stays).
+    `system` is as `load_mas_system` takes it; `output` gets `<repository name>/` and the plan. `replace` replaces an
+    earlier staged folder (its record of what was pushed stays).
 
     Raises:
         InputError: names that cannot be used, or a folder that is in the way.
