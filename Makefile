@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # CPU builds are enough for everything below; on a GPU machine: make demo TORCH=torch
 TORCH ?= torch==2.13.0
 
-.PHONY: help demo test test-slow check evaluate clean
+.PHONY: help demo test test-slow mutants check evaluate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ test: $(VENV)/installed-test  ## the test suite (minutes)
 test-slow: $(VENV)/installed-test  ## the tests that take longer
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[serve,ray]"
 	$(BIN)/python -m pytest -m slow
+
+mutants: $(VENV)/installed-test  ## deliberate faults, one at a time, against the tests that ought to notice (20 minutes)
+	$(BIN)/python tests/mutants/run.py
 
 check: $(VENV)/installed-test  ## lint and format
 	$(BIN)/ruff check .

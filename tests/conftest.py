@@ -1,6 +1,8 @@
 """Tests run offline, in a cache of their own, on one thread (fast at this size, and the same everywhere)."""
 
+import atexit
 import os
+import shutil
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,6 +13,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
+atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 torch.set_num_threads(1)
 logging.disable_progress_bar()
 

@@ -237,6 +237,31 @@ def test_stop_strings_end_an_answer_where_tools_run(chain, stop):
     assert solution.text == "<python>2*3</python><result>6</result>it is six"
 
 
+# What comes back
+
+
+def test_the_task_says_what_an_answer_is(chain):
+    written = {
+        task: chain.solve(QUESTION, task=task, logits_processor=script(chain, ["12<|im_end|>"]))[0]
+        for task in ("math", "default")
+    }
+    assert [(solution.text, solution.answer) for solution in written.values()] == [("12", None), ("12", "12")]
+
+
+def test_nothing_comes_back_that_was_not_asked_for(chain):
+    solution = chain.solve(QUESTION, max_new_tokens=1)[0]
+    assert solution.latents is None and solution.messages is None
+    solution = chain.solve(QUESTION, max_new_tokens=1, mode="text", return_latents=True)[0]
+    assert set(solution.messages) == {(r, role) for r in (1, 2) for role in ROLES} - {(2, "solver")}
+    assert not solution.latents
+
+
+def test_progress_counts_every_question_once(chain):
+    counts = []
+    chain.solve([f"{number}?" for number in range(5)], batch_size=2, max_new_tokens=1, on_progress=counts.append)
+    assert sorted(counts) == [1, 2, 2]
+
+
 # Messages in `mode="text"`
 
 

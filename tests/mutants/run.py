@@ -41,29 +41,29 @@ def project_files() -> list[str]:
     return sorted({name for name in names if name and (ROOT / name).is_file()})
 
 
-def place_of(mutant: Mutant, files: list[str]) -> str:
+def place_of(mutant: Mutant, texts: dict[str, str]) -> str:
     """The one file that holds a mutant's text.
+
+    Args:
+        mutant: the fault.
+        texts: name -> text of every Python file.
 
     Raises:
         ValueError: the text stands nowhere or more than once, the mutant is no Python, or a test of it is not there.
     """
-    counts = {
-        name: (ROOT / name).read_text(encoding="utf-8").count(mutant.old) for name in files if fits(name, mutant)
-    }
+    counts = {name: text.count(mutant.old) for name, text in texts.items() if fits(name, mutant)}
     found = {name: count for name, count in counts.items() if count}
     if sum(found.values()) != 1:
         where = ", ".join(f"{count} times in {name}" for name, count in found.items()) or f"nowhere in {mutant.file}"
         raise ValueError(f"the mutant no longer applies: its text stands {where}, and must stand exactly once")
     (name,) = found
     try:
-        ast.parse((ROOT / name).read_text(encoding="utf-8").replace(mutant.old, mutant.new))
+        ast.parse(texts[name].replace(mutant.old, mutant.new))
     except SyntaxError as error:
         raise ValueError(f"the mutant is no Python: {error}") from error
     for test in mutant.tests:
         file, _, function = test.partition("::")
-        if file not in files or not re.search(
-            rf"^def {function.partition('[')[0]}\b", (ROOT / file).read_text(), re.M
-        ):
+        if not re.search(rf"^def {function.partition('[')[0]}\b", texts.get(file, ""), re.M):
             raise ValueError(f"there is no test {test}")
     return name
 
@@ -202,11 +202,12 @@ def main(argv: list[str] | None = None) -> int:
     if not mutants:
         parser.error(f"no mutant is named {' or '.join(wanted)}")
     files, places, problems = project_files(), {}, []
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in files if name.endswith(".py")}
     for mutant in mutants:
         try:
             if mutant.name in places:
                 raise ValueError("another mutant has this name")
-            places[mutant.name] = place_of(mutant, files)
+            places[mutant.name] = place_of(mutant, texts)
         except ValueError as error:
             problems.append(f"{mutant.name}: {error}")
     if problems:

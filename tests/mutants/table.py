@@ -395,7 +395,7 @@ RELEASE_RULES = [
         "first-task-of-a-manifest",
         '_for_task(manifest["tasks"], task, where)',
         'next(iter(manifest["tasks"].values()))',
-        "checkpoints::test_a_converted_system_keeps_the_links_of_every_task",
+        "released::test_the_dataset_chooses_links_prompts_and_settings",
     ),
     remote(
         "link-named-twice",
@@ -435,6 +435,18 @@ LOADING = [
         "model.generation_config = GenerationConfig.from_dict(saved)",
         "pass",
         "saving::test_the_settings_of_a_system_and_of_its_answers_are_saved",
+    ),
+    remote(
+        "arguments-for-agents-ignored",
+        "options |= _for_role(agent_kwargs, role, topology.roles)",
+        "pass",
+        "loading::test_an_argument_is_for_every_agent_or_by_role",
+    ),
+    remote(
+        "chat-templates-get-nothing",
+        "PromptRenderer(agent.tokenizer, role, config.chat_template_kwargs)",
+        "PromptRenderer(agent.tokenizer, role)",
+        "loading::test_what_chat_templates_get_reaches_every_agent",
     ),
     remote(
         "task-chooses-no-links",
@@ -763,6 +775,12 @@ DOORS = [
         "own = {key: getattr(generation_config, key, None) for key in METHOD_KEYS}",
         "own = {}",
         "generation::test_settings_of_the_method_may_stand_on_a_generation_config",
+    ),
+    remote(
+        "answer-of-no-task",
+        "Solution(text, extract_answer(text, run.task), usage",
+        'Solution(text, extract_answer(text, "default"), usage',
+        "generation::test_the_task_says_what_an_answer_is",
     ),
     remote(
         "answers-in-the-order-of-lengths",

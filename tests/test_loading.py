@@ -1,0 +1,85 @@
+"""What the arguments of loading mean for each agent, and where a system and its parts may lie."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from recursivemas.system_loader import RecursiveMASModel, load_mas_system
+
+QUESTION = "How many apples are 12 + 3 apples?"
+ROLES = ("planner", "critic", "solver")
+
+
+def attention_of(mas):
+    return {role: agent.model.config._attn_implementation for role, agent in mas.agents.items()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "eager"),
+    [
+        ({}, set()),
+        ({"attn_implementation": "eager"}, set(ROLES)),
+        ({"attn_implementation": {"critic": "eager"}}, {"critic"}),
+        ({"agent_kwargs": {"attn_implementation": "eager"}}, set(ROLES)),
+        ({"agent_kwargs": {"attn_implementation": "sdpa", "critic": {"attn_implementation": "eager"}}}, {"critic"}),
+    ],
+)
+def test_an_argument_is_for_every_agent_or_by_role(chain_folder, arguments, eager):
+    attention = attention_of(load_mas_system(chain_folder, **arguments))
+    assert attention == {role: "eager" if role in eager else "sdpa" for role in ROLES}
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_the_dtype_is_that_of_the_agents_and_leaves_the_links_as_they_are(chain_folder, name):
+    mas = RecursiveMASModel.from_pretrained(chain_folder, **{name: "bfloat16"})
+    links = [*mas.outer_links.values(), *(agent.inner_link for agent in mas.agents.values())]
+    assert {agent.dtype for agent in mas.agents.values()} == {mas.dtype} == {torch.bfloat16}
+    assert {parameter.dtype for link in links for parameter in link.parameters()} == {torch.float32}
+
+
+def test_only_the_named_agents_have_weights(chain, chain_folder):
+    mas = load_mas_system(chain_folder, only=["solver"])
+    assert {role: agent.device.type for role, agent in mas.agents.items()} == {
+        "planner": "meta", "critic": "meta", "solver": "cpu"
+    }  # fmt: skip
+    alone = {"mode": "alone", "max_new_tokens": 4}
+    assert mas.solve(QUESTION, **alone)[0].text == chain.solve(QUESTION, **alone)[0].text
+    for role, agent in mas.agents.items():
+        assert agent.eos_token_ids == chain.agents[role].eos_token_ids
+
+
+def test_a_system_may_lie_in_a_folder_of_a_repository(chain, chain_folder, tmp_path):
+    shutil.copytree(chain_folder, tmp_path / "systems" / "chain")
+    mas = RecursiveMASModel.from_pretrained(tmp_path, subfolder="systems/chain")
+    assert all(torch.equal(mas.state_dict()[key], value) for key, value in chain.state_dict().items())
+
+
+def test_an_agent_may_lie_in_any_folder_of_its_repository(chain, chain_folder, tmp_path):
+    folder = shutil.copytree(chain_folder, tmp_path / "system")
+    (folder / "agents" / "critic").rename(folder / "the-critic")
+    config = json.loads((folder / "config.json").read_text())
+    config["agents"]["critic"]["source"] = "./the-critic"
+    (folder / "config.json").write_text(json.dumps(config))
+    mas = load_mas_system(folder)
+    assert all(torch.equal(mas.state_dict()[key], value) for key, value in chain.state_dict().items())
+    mas.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "agents" / "critic" / "model.safetensors").is_file()
+
+
+def test_what_chat_templates_get_reaches_every_agent(chain_folder):
+    thought = "<think>\n\n</think>"
+    by_default, thinking = (
+        load_mas_system(chain_folder, **settings) for settings in ({}, {"chat_template_kwargs": {}})
+    )
+    assert thought in by_default.renderers["planner"].render(None, "Why?")
+    assert thought not in thinking.renderers["planner"].render(None, "Why?")
+
+
+def test_tools_find_in_the_configuration_what_they_ask_of_the_decoding_agent(chain):
+    agent = chain.agents["solver"]
+    mirrored = (chain.config.vocab_size, chain.config.max_position_embeddings, chain.config.bos_token_id)
+    assert mirrored == (len(agent.tokenizer), 1024, agent.tokenizer.bos_token_id)
+    assert (chain.config.eos_token_id, chain.config.pad_token_id) == (agent.eos_token_ids, agent.pad_token_id)
+    assert (chain.device, chain.dtype) == (agent.device, agent.dtype)
+    assert not hasattr(chain, "init_continuous_batching"), "it would bypass the recursion"
