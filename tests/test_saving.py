@@ -89,6 +89,10 @@ def test_given_weights_of_the_links_are_saved_in_place_of_the_current_ones(chain
         assert saved and all(torch.equal(value, state[prefix + key]) for key, value in saved.items())
 
 
+def test_everybody_may_read_what_is_saved(chain_folder):
+    assert {file.stat().st_mode & 0o444 for file in (chain_folder / "links").iterdir()} == {0o444}
+
+
 def test_what_is_in_the_folder_beside_the_system_stays(chain, tmp_path):
     (tmp_path / "README.md").write_text("mine")
     chain.save_pretrained(tmp_path)

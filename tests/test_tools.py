@@ -95,6 +95,22 @@ def test_the_length_limit_counts_what_the_agent_writes_in_all(mas):
     assert "9" * 200 + "</result>xx" in solution.text
 
 
+def test_a_call_at_the_limit_is_not_answered(mas):
+    call, asked = "<python>1</python>", []
+    limit = len(mas.tokenizer(call, add_special_tokens=False).input_ids)
+    for room, calls in ((limit, []), (limit + 1, ["1"])):
+        tools = {"python": lambda text: asked.append(text) or "2"}
+        (solution,) = answer(mas, [[call], ["x"]], tools, QUESTIONS[:1], max_new_tokens=room)
+        assert asked == calls and solution.usage["new_tokens"] == room
+        assert solution.text == (call + "<result>2</result>x" if calls else call)
+
+
+def test_every_row_has_the_same_room_whatever_its_calls_took(mas):
+    calls = [["<python>1</python>", "<python>1+1+1+1+1+1</python>"], ["x" * 60, "x" * 60]]
+    for solution in answer(mas, calls, {"python": calculator}, max_new_tokens=50):
+        assert solution.usage["new_tokens"] == 50
+
+
 def test_a_result_is_cut_and_read_as_plain_text(mas):
     eos = mas.tokenizer.eos_token
     (solution,) = answer(

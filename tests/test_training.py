@@ -109,6 +109,12 @@ def test_columns_of_the_release_are_read_as_they_are(tmp_path):
     assert (read.question, read.targets["solver"]) == ("q", ("s",))
 
 
+def test_no_more_rows_than_asked_for_are_read():
+    rows = [{"question": " "}, *rows_of(5)]
+    read, report = read_rows(rows, ROLES, 2, limit=2)
+    assert [row.line for row in read] == [2, 3] and (report.rows, report.bad_rows) == (3, 1)
+
+
 def test_a_dataset_on_disk_gives_the_rows_of_its_json_lines(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_list(rows_of(3)).save_to_disk(str(tmp_path / "saved"))
@@ -454,6 +460,18 @@ def test_an_evaluation_that_a_run_did_not_begin_with_may_come_with_its_continuat
         "outer", settings(workshop, tmp_path, max_steps=4, eval_data=str(workshop / "rows.jsonl")), resume=True
     )
     assert "eval_accuracy" in result and "start_accuracy" not in result
+
+
+def test_an_evaluation_counts_the_questions_that_the_system_answers(workshop, tmp_path):
+    rows = rows_of(4)
+    solutions = load_mas_system(workshop / "system").solve([row["question"] for row in rows])
+    for row, solution in zip(rows, solutions, strict=True):
+        row["answer"] = solution.answer
+    rows[3]["answer"] = "something else"
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    result = train("outer", settings(workshop, tmp_path / "run", max_steps=1, eval_data=str(path)))
+    assert result["start_accuracy"] == 0.75
 
 
 def test_a_run_says_whether_it_made_the_system_worse():

@@ -279,8 +279,13 @@ def test_results_in_a_card_are_those_of_the_file(workplace, tmp_path):
 
 SPOILS = {
     "token": lambda f: (f / "README.md").write_text("hf_" + "a1B2" * 9),
+    "API key": lambda f: (f / "note.txt").write_text("sk-" + "a1B2" * 9),
+    "GitHub token": lambda f: (f / "note.txt").write_text("ghp_" + "a1B2" * 9),
+    "AWS key": lambda f: (f / "note.txt").write_text("AKIA" + "A1B2" * 4),
+    "Slack token": lambda f: (f / "note.txt").write_text("xoxb-" + "a1B2" * 3),
     "private key": lambda f: (f / "note.txt").write_text("-----BEGIN RSA PRIVATE KEY-----"),
     "/home/somebody": lambda f: (f / "note.txt").write_text("trained in /home/somebody/runs"),
+    "Users": lambda f: (f / "note.txt").write_text("trained in C:\\Users\\somebody"),
     "absolute path": lambda f: (f / "extra.json").write_text('{"a": ["/gpfs/runs/x"]}'),
     "a pickle": lambda f: (f / "extra.json").write_bytes(pickle.dumps({"a": 1})),
     "symbolic link": lambda f: (f / "extra.json").symlink_to(f / "README.md"),

@@ -191,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help="one mutant, or a pattern; repeatable")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time (default: %(default)s)")
     parser.add_argument(
-        "--timeout", type=float, default=180, help="seconds for the tests of a mutant (default: %(default)s)"
+        "--timeout", type=float, default=120, help="seconds for the tests of a mutant (default: %(default)s)"
     )
     parser.add_argument("--check", action="store_true", help="only check that every mutant applies and has its tests")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")

@@ -278,10 +278,10 @@ PROMPTS = [
 
 TOPOLOGY = [
     remote(
-        "feedback-in-the-first-round",
-        " and (round_index > 1 or not link.feedback)",
-        "",
-        "topology",
+        "feedback-one-round-late",
+        "(round_index > 1 or not link.feedback)",
+        "(round_index > 2 or not link.feedback)",
+        "topology::test_the_first_round_has_no_feedback_slot",
     ),
     remote(
         "feedback-from-the-same-round",
@@ -681,6 +681,18 @@ TOOLS = [
         "tools::test_no_more_than_the_allowed_calls_are_answered",
     ),
     remote(
+        "call-at-the-limit-answered",
+        "if call is None or len(ids) == room or calls == MAX_CALLS:",
+        "if call is None or calls == MAX_CALLS:",
+        "tools::test_a_call_at_the_limit_is_not_answered",
+    ),
+    remote(
+        "room-of-the-neighbour",
+        "            ids = ids[:room]\n",
+        "",
+        "tools::test_every_row_has_the_same_room_whatever_its_calls_took",
+    ),
+    remote(
         "endless-result",
         "{str(tools[tag](inside))[:MAX_RESULT]}",
         "{str(tools[tag](inside))}",
@@ -922,6 +934,12 @@ TRAINING = [
         "    if changed:\n",
         "    if False:\n",
         "training::test_a_run_with_other_settings_is_not_gone_on_with",
+    ),
+    workshop(
+        "everything-is-right",
+        "right += sum(s.answer == row.answer.strip() for",
+        "right += sum(s.answer is not None for",
+        "training::test_an_evaluation_counts_the_questions_that_the_system_answers",
     ),
     workshop(
         "worse-called-better",
