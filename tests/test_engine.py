@@ -254,6 +254,10 @@ def test_the_nearest_token_of_an_embedding_is_the_token(architecture):
     agent = tiny_agent(architecture, "solo")
     ids = torch.arange(len(agent.tokenizer))
     assert torch.equal(agent.nearest_token_ids(agent.embed(ids)), ids)
+    torch.manual_seed(6)
+    everything = agent.embed(ids).detach()
+    between = (everything[:50] + everything[50:100]) / 2 + everything.std() * torch.randn(50, agent.hidden_size) / 2
+    assert torch.equal(agent.nearest_token_ids(between), torch.cdist(between, everything).argmin(-1))
     eos = agent.embed(torch.tensor(agent.eos_token_ids))
     other = agent.embed(torch.tensor([(agent.eos_token_ids[0] + 1) % len(ids)]))
     assert agent._nearest_is_eos(torch.cat([eos, other])).tolist() == [True, False]
