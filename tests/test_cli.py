@@ -40,10 +40,23 @@ def test_questions_come_as_arguments_from_a_file_and_from_standard_input(
         assert {"prompt_tokens", "latent_positions", "new_tokens", "seconds"} == set(rows[0]["usage"])
 
 
-def test_settings_of_the_command_reach_the_system(chain, chain_folder, capsys):
-    _, rows = solve(chain_folder, capsys, "--rounds", "1", "--latent-steps", "2", "--mode", "text", QUESTIONS[1])
-    solution = chain.solve(QUESTIONS[1:], num_rounds=1, mode="text", max_new_tokens=5)[0]
-    assert rows[0]["text"] == solution.text
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (["--rounds", "1"], {"num_rounds": 1}),
+        (["--latent-steps", "2"], {"latent_steps": 2}),
+        (["--mode", "text", "--max-new-tokens", "3"], {"mode": "text", "max_new_tokens": 3}),
+    ],
+)
+def test_settings_of_the_command_reach_the_system(chain, chain_folder, capsys, arguments, settings):
+    def counted(usage):
+        return {name: count for name, count in usage.items() if name != "seconds"}
+
+    usual = {"max_new_tokens": 5}
+    (expected,), (other,) = (chain.solve(QUESTIONS[1:], **chosen) for chosen in (usual | settings, usual))
+    _, (row,) = solve(chain_folder, capsys, *arguments, QUESTIONS[1])
+    assert row["text"] == expected.text and counted(row["usage"]) == counted(expected.usage)
+    assert counted(other.usage) != counted(expected.usage)
 
 
 @pytest.mark.parametrize(

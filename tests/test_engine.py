@@ -135,10 +135,12 @@ def test_a_role_that_hears_from_nobody_thinks_the_same_in_every_round():
 
 @pytest.mark.parametrize("mode", ["latent", "text", "alone"])
 def test_answers_of_a_batch_equal_the_answers_one_by_one(chain, mode):
+    """In the order of the questions, which are batched by their lengths."""
     settings = {"mode": mode, "num_rounds": 3, "max_new_tokens": NEW_TOKENS}
-    together = chain.solve(QUESTIONS, **settings)
-    assert [s.text for s in together] == [chain.solve([q], **settings)[0].text for q in QUESTIONS]
-    by_twos = chain.solve(QUESTIONS, batch_size=2, **settings)
+    questions = [QUESTIONS[1], QUESTIONS[2], QUESTIONS[0]]
+    together = chain.solve(questions, **settings)
+    assert [s.text for s in together] == [chain.solve([q], **settings)[0].text for q in questions]
+    by_twos = chain.solve(questions, batch_size=2, **settings)
     assert [s.text for s in together] == [s.text for s in by_twos]
     assert len({s.text for s in together}) > 1
 

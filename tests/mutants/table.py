@@ -850,6 +850,7 @@ TRAINING = [
         "accepts_loss_kwargs = False",
         "accepts_loss_kwargs = True",
         "training::test_accumulated_batches_equal_one_large_batch",
+        equivalent="a batch holds no `labels`, so that Trainer counts no items and divides the loss as ever",
     ),
     workshop(
         "too-few-targets-accepted",
