@@ -21,9 +21,8 @@ from transformers import GenerationConfig
 ROOT = Path(__file__).resolve().parent
 STYLES = ROOT / "styles"
 
-if (
-    __package__ != "recursivemas"
-):  # `import system_loader` in a clone, whose folder is the package; or it has another name
+# Imported from a clone, whose folder is the package: `import system_loader`, or by the folder's own name
+if __package__ != "recursivemas":
     if "recursivemas" not in sys.modules:
         spec = importlib.util.spec_from_file_location(
             "recursivemas", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
