@@ -47,6 +47,12 @@ class RunSettings:
     latent_halting: bool
     message_tokens: int
 
+    def turns(self, topology: Topology) -> list[tuple[int, str]]:
+        """(round, role) pairs in running order; the last one answers, alone where nothing is sent."""
+        schedule = topology.schedule(self.num_rounds)
+        silent = self.mode == "alone" or (self.mode == "latent" and self.latent_steps == 0)
+        return schedule[-1:] if silent else schedule
+
 
 class RecursiveMASConfig(PreTrainedConfig):
     """Configuration of a `RecursiveMASModel`.
@@ -185,9 +191,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         if settings.mode not in MODES:
             raise InputError("Unknown mode.", where="mode", found=repr(mode), expected=", ".join(MODES))
         validate_task(settings.task)
-        alone = settings.mode == "alone" or (settings.mode == "latent" and settings.latent_steps == 0)
-        turns = [(1, self.decoding_role)] if alone else self.topology.schedule(settings.num_rounds)
-        for role in dict.fromkeys(role for _, role in turns):
+        for role in {role for _, role in settings.turns(self.topology)}:
             template_for(prompt_set, role, task, "first")  # a role without one is an error now, not later
         return settings
 

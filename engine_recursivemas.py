@@ -130,9 +130,7 @@ class Run:
         self.system, self.questions, self.settings = system, questions, settings
         self.generation_config, self.topology = generation_config, system.topology
         self.agents, self.outer_links = system.agents, system.outer_links
-        self.schedule = self.topology.schedule(settings.num_rounds)
-        if settings.mode == "alone" or (settings.mode == "latent" and settings.latent_steps == 0):
-            self.schedule = self.schedule[-1:]  # nothing is sent, so nobody else need think
+        self.schedule = settings.turns(self.topology)
         self.usage = Usage([0] * len(questions), [0] * len(questions), [0] * len(questions))
         self.latents: dict[tuple[int, str, str], list[torch.Tensor]] = {}
         self.texts: dict[tuple[int, str], list[str]] = {}

@@ -220,15 +220,6 @@ def test_nobody_thinks_on_when_every_row_has_ended(monkeypatch):
     assert halted.lengths.tolist() == [1, 0] and halted.hidden_states.shape[1] == 2
 
 
-@torch.no_grad()
-def test_nobody_thinks_on_when_every_row_has_ended(monkeypatch):
-    agent = tiny_agent("llama", "solo")
-    monkeypatch.setattr(agent, "_nearest_is_eos", HaltAt([1, 0]))
-    embeds, mask = torch.randn(2, 9, agent.hidden_size), torch.ones(2, 9, dtype=torch.long)
-    halted = agent.rollout(embeds, mask, 6, halting=True)
-    assert halted.lengths.tolist() == [1, 0] and halted.hidden_states.shape[1] == 2
-
-
 @pytest.mark.parametrize(
     "architectures", [("qwen3", "llama", "qwen2"), ("gemma3_text",) * 2, ("qwen3_5_text",) * 2], ids="-".join
 )

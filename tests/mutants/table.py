@@ -725,7 +725,7 @@ ENGINE = [
     ),
     remote(
         "all-run-for-nothing",
-        ' or (settings.mode == "latent" and settings.latent_steps == 0)',
+        ' or (self.mode == "latent" and self.latent_steps == 0)',
         "",
         "engine::test_zero_latent_steps_send_nothing_and_run_nobody_else",
     ),
@@ -951,8 +951,8 @@ TRAINING = [
 SMALL_SYSTEMS = [
     workshop(
         "prompts-are-learnt",
-        "labels[row, len(prompt) : end] = torch.tensor(target)",
-        "labels[row, :end] = torch.tensor(prompt + target)",
+        '"labels": ([[IGNORE_INDEX] * len(prompt) + target for',
+        '"labels": ([prompt + target for',
         "pretraining::test_only_targets_carry_labels_and_only_text_is_attended",
     ),
     workshop(
