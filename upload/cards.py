@@ -14,7 +14,7 @@ from ..evaluation.results import markdown
 from ..modeling_recursivemas import RecursiveMASModel
 from .plan import Plan, Repository
 
-NEEDS = "Needs `torch` and `transformers` 5.17 or newer."
+NEEDS = "Needs `torch` and `transformers` 5.19 or newer."
 
 
 def _parameters(module: nn.Module) -> int:
