@@ -91,12 +91,16 @@ def test_no_code_but_the_front_door_names_the_package_or_transformers_copy():
                 assert name.partition(".")[0] not in ("recursivemas", "transformers_modules", "system_loader"), path
 
 
-def test_imports_of_remote_code_form_floors():
-    """No circle: modules can be put in an order in which each imports only earlier ones."""
-    below = {path.stem: {name for _, name in relative_imports(path)} for path in closure()}
-    while ground := {name for name, needed in below.items() if not needed & below.keys()}:
-        below = {name: needed for name, needed in below.items() if name not in ground}
-    assert not below
+def test_the_tree_that_contributors_read_is_the_floors():
+    """Remote code stands from the top floor to the ground, and imports only downwards; rooms stand in their order."""
+    tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Three walks")[0]
+    floors = re.findall(r"^(\w+_recursivemas)\.py ", tree, re.M)
+    assert sorted(floors) == sorted(path.stem for path in closure())
+    for path in closure():
+        below = set(floors[floors.index(path.stem) + 1 :])
+        assert {name for _, name in relative_imports(path)} <= below, path.name
+    rooms = [name for name in re.findall(r"^([a-z_]+)(?:/|\.py)[ ,]", tree, re.M) if name in ROOMS]
+    assert rooms == [room for room in ROOMS if room != "cli"]  # which shares a line with the server
 
 
 def test_a_class_has_one_identity_however_the_user_came_in():
