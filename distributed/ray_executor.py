@@ -34,8 +34,7 @@ MAX_RESTARTS = 3  # of an actor
 USAGE = ("prompt_tokens", "latent_positions", "new_tokens")
 
 
-@ray.remote(max_restarts=MAX_RESTARTS)
-class AgentActor:
+class AgentWorker:
     """One agent of a system, with the links that lead away from it; `load` gives the system, told `only` the role.
 
     `threads` are the processor threads to use; `None` leaves Ray's choice.
@@ -162,7 +161,8 @@ class RayExecutor:
             ray.init(log_to_driver=False, include_dashboard=False)
         self.mas, self.topology = mas, mas.topology
         self.replicas: dict[str, list] = {}
-        actor_class: Any = AgentActor  # what the decorator adds is unknown to type checkers
+        # Ray sends a class that it decorates by value, with whatever its methods name; this one the actors import.
+        actor_class: Any = ray.remote(max_restarts=MAX_RESTARTS)(AgentWorker)
         for role in self.topology.roles:
             own = dict(options.get(role, {}))
             count, device = own.pop("replicas", 1), own.pop("device", None)
