@@ -7,6 +7,7 @@ import pytest
 import torch
 from recursivemas.agent_recursivemas import RecursiveMASAgent
 from recursivemas.errors_recursivemas import RecursiveMASError
+from recursivemas.generation_recursivemas import answer_config
 from recursivemas.links_recursivemas import InnerLink
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.tools_recursivemas import calculator
@@ -326,3 +327,11 @@ def test_nothing_that_transformers_gives_up_is_used(chain, mode):
         warnings.simplefilter("error", FutureWarning)
         chain.solve(QUESTION, mode=mode, num_rounds=2, max_new_tokens=2)
         ids_after(chain, mode=mode, num_rounds=2, max_new_tokens=2)
+
+
+def test_an_answer_ends_where_its_agent_does_when_no_settings_say(chain):
+    agent = chain.agents["solver"]
+    config, _ = answer_config(agent, GenerationConfig(), {}, prompt_length=0, default_new_tokens=8)
+    assert (config.eos_token_id, config.pad_token_id) == (agent.eos_token_ids, agent.pad_token_id)
+    config, _ = answer_config(agent, GenerationConfig(eos_token_id=7), {}, prompt_length=0, default_new_tokens=8)
+    assert config.eos_token_id == 7

@@ -646,9 +646,15 @@ GENERATION = [
         "generation::test_several_answers_to_a_question_share_its_messages",
     ),
     remote(
-        "decoders-eos-for-a-sender",
+        "answer-without-an-end",
         "config.eos_token_id = agent.eos_token_ids",
         "pass",
+        "generation::test_an_answer_ends_where_its_agent_does_when_no_settings_say",
+    ),
+    remote(
+        "decoders-eos-for-a-sender",
+        "config.eos_token_id, config.pad_token_id = agent.eos_token_ids, agent.pad_token_id",
+        "config.pad_token_id = agent.pad_token_id",
         "generation::test_a_sender_stops_at_its_own_end_of_sequence_and_at_no_other",
     ),
     remote(
