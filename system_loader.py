@@ -1,8 +1,8 @@
 """The front door in a clone: `from system_loader import load_mas_system`.
 
-The classes come through transformers' dynamic-module mechanism on this very folder, so that a class has one identity
-however a user came in (`AutoModel…` with `trust_remote_code=True`, or this file). Everything else in the repository
-that is no remote code uses the remote code through the names below.
+Imported by its own name, from a clone or a published copy, it makes the folder around it the package `recursivemas`. A
+class is the same one however a user came in: by `AutoModel…` with `trust_remote_code=True`, by this file, or by an
+ordinary import.
 """
 
 import importlib
