@@ -32,21 +32,17 @@ class SavedLink:
     name: str | None = None
 
     def save(self, folder: Path, name: str) -> dict:
-        """Writes `links/<name>.safetensors` of a folder, one a task; returns kind and `weights` for config.json.
-
-        Raises:
-            CheckpointError: a kind with parameters has none here.
-        """
+        """Writes `links/<name>.safetensors` of a folder, one a task; returns kind and `weights` for config.json."""
         places: dict[str | None, str | dict] = {}
         for task, state in self.weights.items():
-            if self.repository is not None:
-                filename = link_filename(self.name or name, task)
-                place = {"source": self.repository, "revision": None, "filename": filename}
-                places |= {task: place} if state else {}
-            elif state:
-                path = f"links/{link_filename(name, task)}"
-                places[task] = path
+            if not state:  # a kind without parameters
+                continue
+            if self.repository is None:
+                path = places[task] = f"links/{link_filename(name, task)}"
                 write_tensors(dict(state), folder / path)
+            else:
+                filename = link_filename(self.name or name, task)
+                places[task] = {"source": self.repository, "revision": None, "filename": filename}
         if None not in places:
             return {"kind": self.kind, "weights": {"tasks": places}} if places else {"kind": self.kind}
         # Where a link's file has the place that it has by default, nothing is said of it.
@@ -74,9 +70,6 @@ def save_system(
 
     Returns:
         The configuration as written.
-
-    Raises:
-        CheckpointError: a link has no weights.
     """
     config = copy.deepcopy(config)
     config.architectures, config.auto_map = ["RecursiveMASModel"], dict(AUTO_MAP)
