@@ -17,7 +17,7 @@ from .caches_recursivemas import cache_argument, can_crop, new_cache
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
 from .kernels_recursivemas import use_fast_linear
 from .link_files_recursivemas import link_filename, read_link
-from .links_recursivemas import AnyInnerLink, ExpectedEmbeddingLink, build_link, vocabulary_logits
+from .links_recursivemas import MIXTURE_OPTIONS, AnyInnerLink, ExpectedEmbeddingLink, build_link, vocabulary_logits
 from .sources_recursivemas import Source, split_arguments, write_code, write_tensors
 from .steps_recursivemas import CompiledSteps
 
@@ -64,6 +64,7 @@ class RecursiveMASAgent(PreTrainedModel):
         super().__init__(copy.deepcopy(model.config))
         self.model, self.tokenizer, self.role = model, tokenizer, role
         self._half_norms: torch.Tensor | None = None
+        self._control_token_ids: torch.Tensor | None = None
         self._compiled_steps: CompiledSteps | None = None
         self.set_inner_link(inner_link)
         self.post_init()
@@ -83,7 +84,7 @@ class RecursiveMASAgent(PreTrainedModel):
                 expected=f"width {self.hidden_size}, the agent's",
             )
         if isinstance(inner_link, ExpectedEmbeddingLink):
-            inner_link.bind(self.model)
+            inner_link.bind(self.model, self.control_token_ids)
         use_fast_linear(inner_link)
         self.inner_link = inner_link
         if self._compiled_steps is not None:
@@ -146,7 +147,10 @@ class RecursiveMASAgent(PreTrainedModel):
         where = str(source)
         if entry.get("weights") is not None:
             tensors, where, _ = read_link(source, entry["weights"], role, task or entry.get("task"))
-        link = build_link(tensors, where=where, in_features=embeddings.embedding_dim, kind=entry["kind"])
+        options = {name: value for name, value in entry.items() if name in MIXTURE_OPTIONS}
+        link = build_link(
+            tensors, where=where, in_features=embeddings.embedding_dim, kind=entry["kind"], options=options
+        )
         agent = cls(model, link.to(embeddings.weight.device), tokenizer, role)
         return agent.requires_grad_(False).eval()
 
@@ -174,10 +178,12 @@ class RecursiveMASAgent(PreTrainedModel):
         config = copy.deepcopy(self.model.config)
         config.auto_map = dict(AUTO_MAP)
         if inner_links is None:
-            config.inner_link = {"kind": self.inner_link.kind, "weights": self._save_link(folder, self.inner_link)}
+            link = self.inner_link
+            config.inner_link = {"kind": link.kind, **link.options, "weights": self._save_link(folder, link)}
         else:
             files = {name: self._save_link(folder, link, name) for name, link in inner_links.items()}
-            config.inner_link = {"kind": self.inner_link.kind, "weights": {"tasks": files}, "task": task}
+            options = next(iter(inner_links.values())).options
+            config.inner_link = {"kind": self.inner_link.kind, **options, "weights": {"tasks": files}, "task": task}
         config.save_pretrained(folder)
         write_code(folder, "agent_recursivemas.py")
 
@@ -221,6 +227,16 @@ class RecursiveMASAgent(PreTrainedModel):
         ids = self.model.generation_config.eos_token_id
         ids = self.tokenizer.eos_token_id if ids is None else ids
         return [ids] if isinstance(ids, int) else list(ids or [])
+
+    @property
+    def control_token_ids(self) -> torch.Tensor:
+        """Ids (n,) of the tokens that are no text: the special ones, and those that end a sequence; on the CPU."""
+        if self._control_token_ids is None:
+            ids = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+            ids |= {*self.tokenizer.all_special_ids, *self.eos_token_ids}
+            size = self.get_input_embeddings().num_embeddings
+            self._control_token_ids = torch.tensor(sorted(i for i in ids if i < size), dtype=torch.long)
+        return self._control_token_ids
 
     @property
     def pad_token_id(self) -> int:
@@ -290,6 +306,7 @@ class RecursiveMASAgent(PreTrainedModel):
         latent_steps: int,
         past_key_values: Cache | None = None,
         halting: bool = False,
+        control_tokens: bool = True,
     ) -> Rollout:
         """Thinks: the last hidden state, through the inner link, becomes the next input embedding.
 
@@ -300,7 +317,9 @@ class RecursiveMASAgent(PreTrainedModel):
             attention_mask: over the whole prompt, (batch, length); zeros on padding, which stands on the left.
             latent_steps: number of steps m >= 0.
             past_key_values: cache that holds the head of the prompt; extended in place (not by compiled steps).
-            halting: a row ends before the first step whose latent is nearest to an end-of-sequence embedding.
+            halting: a row ends before the first step that says an end-of-sequence token: the one that is nearest to
+                its latent, or where the inner link mixes the agent's own tokens, the likeliest one.
+            control_tokens: whether steps count that say a special token; if not, a row ends before the first.
         """
         cache = self.new_cache() if past_key_values is None else past_key_values
         batch, length = attention_mask.shape
@@ -318,6 +337,10 @@ class RecursiveMASAgent(PreTrainedModel):
         elif plain:
             step_mask = whole_mask[:, None, None].bool()  # what the model would make of `mask`, again and again
         compiled = plain and not torch.is_grad_enabled()
+        ending = None
+        if halting or not control_tokens:
+            ending = torch.tensor(self.eos_token_ids) if control_tokens else self.control_token_ids
+            ending = ending.to(finished.device)
         new = inputs_embeds.shape[1]
         for step in range(latent_steps):
             end = length + step
@@ -329,11 +352,12 @@ class RecursiveMASAgent(PreTrainedModel):
             taken = self._take_compiled_step(inputs_embeds, positions) if step and compiled else None
             if taken is None:
                 state = self.encode(inputs_embeds, seen, cache, positions)[:, -1]
-                taken = state, self.inner_link(state)
+                taken = state, *self.inner_link.step(state)
             hidden_states.append(taken[0])
             latents.append(taken[1])
-            if halting:
-                finished = finished | self._nearest_is_eos(latents[-1])
+            if ending is not None:
+                said = self.nearest_token_ids(taken[1]) if taken[2] is None else taken[2]
+                finished = finished | self._is_end(said, ending)
                 # An accelerator must finish all its work to answer, so it is asked now and then only.
                 if (finished.is_cpu or step % HALTING_CHECK == 0) and bool(finished.all()):
                     break
@@ -353,7 +377,7 @@ class RecursiveMASAgent(PreTrainedModel):
 
     def _take_compiled_step(
         self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
         if self._compiled_steps is None:
             return None
         try:
@@ -397,16 +421,24 @@ class RecursiveMASAgent(PreTrainedModel):
             )
         return self.rollout(inputs_embeds, attention_mask, latent_steps).hidden_states
 
-    def _nearest_is_eos(self, latents: torch.Tensor) -> torch.Tensor:
-        """(batch, hidden_size) -> (batch,): is an end-of-sequence token the nearest one?"""
-        nearest = self.nearest_token_ids(latents)
-        is_eos = torch.zeros_like(nearest, dtype=torch.bool)
-        for token_id in self.eos_token_ids:
-            is_eos = is_eos | (nearest == token_id)
-        return is_eos
+    def _is_end(self, token_ids: torch.Tensor, ending: torch.Tensor) -> torch.Tensor:
+        """(batch,) said ids -> (batch,): are they among those that end a row?"""
+        return torch.isin(token_ids, ending)
 
-    def nearest_token_ids(self, vectors: torch.Tensor) -> torch.Tensor:
+    def without_control_tokens(self, rows: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Rows of received latents (n, hidden_size), without the positions whose nearest token is no text."""
+        control = self.control_token_ids.to(self.device)
+        read = self.nearest_token_ids(torch.cat(rows)).split(list(map(len, rows)))
+        return [row[~torch.isin(ids, control)] for row, ids in zip(rows, read, strict=True)]
+
+    def snap(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (…, hidden_size) -> the embeddings of their nearest tokens that are text, (…, hidden_size)."""
+        return self.embed(self.nearest_token_ids(latents, control_tokens=False))
+
+    def nearest_token_ids(self, vectors: torch.Tensor, control_tokens: bool = True) -> torch.Tensor:
         """Vectors in this agent's embedding space (…, hidden_size) -> ids of the nearest (L2) embeddings (…).
+
+        `control_tokens=False` looks among the tokens that are text only.
 
         |v - e|^2 is smallest where v e - |e|^2 / 2 is largest; costs one vocabulary projection.
         """
@@ -415,4 +447,7 @@ class RecursiveMASAgent(PreTrainedModel):
         scale: Any = getattr(embeddings, "embed_scale", 1.0)  # Gemma scales inside its embedding module
         if self._half_norms is None or self._half_norms.device != weight.device:
             self._half_norms = (weight.float() * scale).pow(2).sum(-1) / 2
-        return ((vectors.to(weight) @ weight.T).float() * scale - self._half_norms).argmax(-1)
+        closeness = (vectors.to(weight) @ weight.T).float() * scale - self._half_norms
+        if not control_tokens:
+            closeness[..., self.control_token_ids.to(weight.device)] = -torch.inf
+        return closeness.argmax(-1)

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from transformers import PreTrainedConfig
 
 from .errors_recursivemas import ConfigError, InputError
-from .links_recursivemas import ABLATION_KINDS, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS
+from .links_recursivemas import (
+    ABLATION_KINDS,
+    CODEBOOK,
+    EXPECTED_EMBEDDING,
+    INNER_KINDS,
+    MIXTURE_OPTIONS,
+    OUTER_KINDS,
+    RESAMPLER,
+    validate_mixture,
+)
 from .prompts_recursivemas import TASKS, read_prompts, template_for, validate_prompts, validate_task
 from .topology_recursivemas import Link, Topology
 
@@ -20,8 +29,8 @@ MODES = ("latent", "text", "alone")
 
 FORMAT_VERSION = 1
 AGENT_KEYS = {"source", "revision", "model_type", "hidden_size", "inner_link"}
-INNER_LINK_KEYS = {"kind", "weights"}
-LINK_KEYS = {"source", "target", "feedback", "kind", "weights", "legacy_key"}
+INNER_LINK_KEYS = {"kind", "weights", *MIXTURE_OPTIONS}
+LINK_KEYS = {"source", "target", "feedback", "kind", "weights", "legacy_key", "snap"}
 WEIGHTS_KEYS = {"source", "revision", "filename"}
 
 
@@ -36,6 +45,7 @@ class RunSettings:
         task: chooses the templates.
         prompts: prompt set, checked.
         latent_halting: end each row's latent steps where its agent has finished.
+        control_tokens: whether latents that say a special token count, and travel.
         message_tokens: most new tokens of a message in `mode="text"`.
     """
 
@@ -45,6 +55,7 @@ class RunSettings:
     task: str
     prompts: dict
     latent_halting: bool
+    control_tokens: bool
     message_tokens: int
 
     def turns(self, topology: Topology) -> list[tuple[int, str]]:
@@ -63,20 +74,24 @@ class RecursiveMASConfig(PreTrainedConfig):
             `source` is a folder of this repository (`agents/planner`) or another repository (`org/name`, with a
             pinned `revision`); `model_type` and `hidden_size` are filled in and checked when the agent is loaded.
         stages: lists of roles; stages run in order, the roles of a stage side by side.
-        links: `{"source", "target", "feedback", "kind", "weights", "legacy_key"}`, roles as ends; `legacy_key` is the
-            link's name in the public release (`outer_12`).
+        links: `{"source", "target", "feedback", "kind", "weights", "legacy_key", "snap"}`, roles as ends; `legacy_key`
+            is the link's name in the public release (`outer_12`); `snap` (default false) see `hand_over`.
         decoding_role: the role that writes the text in the last round.
         prompts: prompt set, see prompts_recursivemas.py.
         num_rounds: default number of recursion rounds (>= 1).
         latent_steps: default number of latent steps of a rollout (>= 0; 0 sends nothing).
         latent_halting: stop a row's latent steps where its next embedding is nearest to an end-of-sequence token.
+        control_tokens: whether latents that say a special token count, and travel. The release knows no other way; a
+            system of `init-links` says no: a row's thoughts end before its first special token, and what a receiver
+            would read as one is left out.
         message_tokens: most new tokens of a message in `mode="text"`.
         task: default task, which chooses the prompts.
         link_task: the task that the loaded links were trained for, where `weights` are per task.
         chat_template_kwargs: passed to every agent's chat template.
         format_version: version of this format; a newer one is refused.
 
-    `kind` is one of links_recursivemas.py; an inner link of kind `expected_embedding` has no weights.
+    `kind` is one of links_recursivemas.py; an inner link of kind `expected_embedding` has no weights, and it and
+    `codebook` take `temperature`, `norm` and `special_tokens` beside `kind` (see `ExpectedEmbeddingLink`).
     `weights` is a safetensors file of this repository (default `links/<name>.safetensors`, the name being the role
     or `<source>_to_<target>`), or `{"source", "revision", "filename"}` for another repository, where without
     `filename` the release's own rules find the file (see `read_link`), or
@@ -101,6 +116,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         num_rounds: int = 3,
         latent_steps: int = 32,
         latent_halting: bool = False,
+        control_tokens: bool = True,
         message_tokens: int = 256,
         task: str = "default",
         link_task: str | None = None,
@@ -124,6 +140,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         self.num_rounds = num_rounds
         self.latent_steps = latent_steps
         self.latent_halting = latent_halting
+        self.control_tokens = control_tokens
         self.message_tokens = message_tokens
         self.task = task
         self.link_task = link_task
@@ -162,6 +179,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         task: str | None = None,
         prompts: dict | str | os.PathLike | None = None,
         latent_halting: bool | None = None,
+        control_tokens: bool | None = None,
         message_tokens: int | None = None,
     ) -> RunSettings:
         """The arguments of a call, with this configuration's defaults for what is `None`.
@@ -185,6 +203,7 @@ class RecursiveMASConfig(PreTrainedConfig):
             task=task,
             prompts=prompt_set,
             latent_halting=self.latent_halting if latent_halting is None else latent_halting,
+            control_tokens=self.control_tokens if control_tokens is None else control_tokens,
             message_tokens=self.message_tokens if message_tokens is None else message_tokens,
         )
         _validate_numbers(settings, InputError)
@@ -219,8 +238,14 @@ class RecursiveMASConfig(PreTrainedConfig):
             raise ConfigError("Unknown task.", where="task", found=repr(self.task), expected=", ".join(TASKS))
         for link in self.links:
             _validate_keys(link, LINK_KEYS, {"source", "target"}, "links")
-            _validate_kind(link.get("kind"), OUTER_KINDS, f"links, {link['source']} -> {link['target']}")
-            _validate_weights(link.get("weights"), f"links, {link['source']} -> {link['target']}")
+            where = f"links, {link['source']} -> {link['target']}"
+            _validate_kind(link.get("kind"), (*OUTER_KINDS, RESAMPLER), where)
+            _validate_weights(link.get("weights"), where)
+            if not isinstance(link.get("snap", False), bool):
+                found = repr(link["snap"])[:80]
+                raise ConfigError(
+                    "An entry cannot be used.", where=f"{where}, snap", found=found, expected="true or false"
+                )
         topology = self.topology
         if set(self.agents) != set(topology.roles):
             raise ConfigError(
@@ -233,8 +258,18 @@ class RecursiveMASConfig(PreTrainedConfig):
             _validate_keys(agent, AGENT_KEYS, {"source"}, f"agents, {role}")
             inner_link = agent.get("inner_link") or {}
             _validate_keys(inner_link, INNER_LINK_KEYS, set(), f"agents, {role}, inner_link")
-            _validate_kind(inner_link.get("kind"), (*INNER_KINDS, EXPECTED_EMBEDDING), f"agents, {role}, inner_link")
-            _validate_weights(inner_link.get("weights"), f"agents, {role}, inner_link")
+            where = f"agents, {role}, inner_link"
+            _validate_kind(inner_link.get("kind"), (*INNER_KINDS, EXPECTED_EMBEDDING, CODEBOOK), where)
+            _validate_weights(inner_link.get("weights"), where)
+            mixture = {name: value for name, value in inner_link.items() if name in MIXTURE_OPTIONS}
+            if mixture and inner_link.get("kind") not in (EXPECTED_EMBEDDING, CODEBOOK):
+                raise ConfigError(
+                    "An inner link of this kind has no such options.",
+                    where=where,
+                    found=f"{', '.join(mixture)} for {inner_link.get('kind')}",
+                    expected=f"only for {EXPECTED_EMBEDDING} and {CODEBOOK}",
+                )
+            validate_mixture(mixture, where)
         validate_prompts(self.prompts, topology)
         return topology
 
@@ -245,9 +280,9 @@ def _validate_numbers(
     """One judgement of what a configuration and a call have in common."""
     for name, least in (("num_rounds", 1), ("latent_steps", 0), ("message_tokens", 1)):
         validate_count(name, getattr(settings, name), least, error)
-    if settings.latent_halting not in (True, False):
-        found = repr(settings.latent_halting)
-        raise error("`latent_halting` cannot be used.", where="latent_halting", found=found, expected="true or false")
+    for name in ("latent_halting", "control_tokens"):
+        if (value := getattr(settings, name)) not in (True, False):
+            raise error(f"`{name}` cannot be used.", where=name, found=repr(value), expected="true or false")
 
 
 def validate_count(

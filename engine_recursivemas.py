@@ -27,7 +27,8 @@ from .generation_recursivemas import (
     trim,
     write_answers,
 )
-from .links_recursivemas import OuterLink
+from .handover_recursivemas import hand_over
+from .links_recursivemas import AnyOuterLink
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, phase_of, template_for
 from .topology_recursivemas import Topology
@@ -40,8 +41,8 @@ class Solution(ModelOutput):
     Attributes:
         text: what the decoding agent wrote.
         answer: the answer in that text, or `None` where there is none (see `extract_answer`).
-        usage: `prompt_tokens`, `latent_positions`, `new_tokens` of this question, and `seconds` by stage for the
-            batch that it was part of.
+        usage: `prompt_tokens`, `latent_positions`, `slot_positions`, `new_tokens` of this question (see `Usage`), and
+            `seconds` by stage for the batch that it was part of.
         messages: (round, role) -> the text handed over, in `mode="text"`.
         latents: (round, source, target) -> what travelled, (latent steps, width of the target), if asked for.
     """
@@ -59,13 +60,15 @@ class Usage:
 
     Attributes:
         prompt_tokens: text tokens in all prompts of all agents and rounds, as if read anew each time.
-        latent_positions: latent thoughts sent, counted once for each sender and round.
+        latent_positions: latent thoughts, counted once for each sender and round.
+        slot_positions: positions that stood in the slots of all prompts: latents, or tokens of messages.
         new_tokens: text tokens generated: messages in `mode="text"`, and the answer.
         seconds: stage (`"round 1, planner"`) -> wall-clock seconds for the whole batch.
     """
 
     prompt_tokens: list[int]
     latent_positions: list[int]
+    slot_positions: list[int]
     new_tokens: list[int]
     seconds: dict[str, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -74,6 +77,10 @@ class Usage:
         """Adds to each row's `what`; the roles of a stage may do so at the same time."""
         with self._lock:
             setattr(self, what, [a + b for a, b in zip(getattr(self, what), amounts, strict=True)])
+
+
+# The fields of `Usage` that are counted row by row.
+USAGE = ("prompt_tokens", "latent_positions", "slot_positions", "new_tokens")
 
 
 class Residency:
@@ -102,7 +109,7 @@ class System(Protocol):
     """What a run needs of a system; `RecursiveMASModel` is one."""
 
     agents: Modules[RecursiveMASAgent]
-    outer_links: Modules[OuterLink]
+    outer_links: Modules[AnyOuterLink]
     topology: Topology
     renderers: dict[str, PromptRenderer]
     residency: Residency | None
@@ -131,7 +138,7 @@ class Run:
         self.generation_config, self.topology = generation_config, system.topology
         self.agents, self.outer_links = system.agents, system.outer_links
         self.schedule = settings.turns(self.topology)
-        self.usage = Usage([0] * len(questions), [0] * len(questions), [0] * len(questions))
+        self.usage = Usage([0] * len(questions), [0] * len(questions), [0] * len(questions), [0] * len(questions))
         self.latents: dict[tuple[int, str, str], list[torch.Tensor]] = {}
         self.texts: dict[tuple[int, str], list[str]] = {}
         self._builders: dict[str, PromptBuilder] = {}
@@ -182,12 +189,9 @@ class Run:
         solutions = []
         for row, (new_ids, read_tokens) in enumerate(zip(rows, read, strict=True)):
             text = agent.decode(new_ids)
-            usage = {
-                "prompt_tokens": self.usage.prompt_tokens[row] + read_tokens,
-                "latent_positions": self.usage.latent_positions[row],
-                "new_tokens": self.usage.new_tokens[row] + len(new_ids) - read_tokens,
-                "seconds": dict(self.usage.seconds),
-            }
+            usage = {name: getattr(self.usage, name)[row] for name in USAGE} | {"seconds": dict(self.usage.seconds)}
+            usage["prompt_tokens"] += read_tokens
+            usage["new_tokens"] += len(new_ids) - read_tokens
             messages = {key: texts[row] for key, texts in self.texts.items()} or None
             latents = {key: sent[row] for key, sent in self.latents.items()} if answer.return_latents else None
             solutions.append(Solution(text, extract_answer(text, task), usage, messages, latents))
@@ -210,6 +214,8 @@ class Run:
                 rows[phase] = [renderer.pieces(system, template, question) for question in self.questions]
             self._builders[role] = PromptBuilder(self.agents[role], rows, len(rounds))
         messages = self._messages(round_index, role)
+        for sent in messages.values():
+            self.usage.count("slot_positions", list(map(len, sent)))
         prompt, tokens = self._builders[role].build(self.phase(round_index), messages, reuse)
         self.usage.count("prompt_tokens", tokens)
         return prompt
@@ -229,8 +235,8 @@ class Run:
                 empty = torch.zeros(0, agent.hidden_size, device=agent.device)
                 messages[link.source] = [empty] * len(self.questions)
             else:
-                rows = self.latents[sent, link.source, link.target]
-                messages[link.source] = [row.to(agent.device) for row in rows]
+                rows = [row.to(agent.device) for row in self.latents[sent, link.source, link.target]]
+                messages[link.source] = rows if self.settings.control_tokens else agent.without_control_tokens(rows)
         return messages
 
     def _think(self, round_index: int, role: str) -> None:
@@ -241,14 +247,13 @@ class Run:
             self.settings.latent_steps,
             prompt.past_key_values,
             self.settings.latent_halting,
+            self.settings.control_tokens,
         )
         lengths = rollout.lengths.tolist()
         self.usage.count("latent_positions", lengths)
         for link in self.topology.receivers(role, round_index, self.settings.num_rounds):
-            sent = self.outer_links[link.name](rollout.latents)
-            self.latents[round_index, role, link.target] = [
-                latents[:length] for latents, length in zip(sent, lengths, strict=True)
-            ]
+            sent = hand_over(self.agents[role], self.outer_links[link.name], rollout)
+            self.latents[round_index, role, link.target] = sent
 
     def _write(self, round_index: int, role: str) -> None:
         agent = self.agents[role]

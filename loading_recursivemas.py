@@ -26,7 +26,7 @@ from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
 from .engine_recursivemas import Residency
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
 from .link_files_recursivemas import read_link
-from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, OuterLink, build_link
+from .links_recursivemas import EXPECTED_EMBEDDING, MIXTURE_OPTIONS, AnyInnerLink, AnyOuterLink, build_link
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer
 from .sources_recursivemas import Source
@@ -43,7 +43,7 @@ class LoadedSystem:
 
     config: RecursiveMASConfig
     agents: dict[str, RecursiveMASAgent]
-    outer_links: dict[str, OuterLink]
+    outer_links: dict[str, AnyOuterLink]
     residency: Residency | None
 
 
@@ -201,7 +201,7 @@ def _load_model(place: Source, role: str, device: Device | None, kwargs: dict[st
 
 def load_links(
     source: Source, config: RecursiveMASConfig, widths: Mapping[str, int], dtype: torch.dtype | None = None
-) -> tuple[dict[str, AnyInnerLink], dict[str, OuterLink]]:
+) -> tuple[dict[str, AnyInnerLink], dict[str, AnyOuterLink]]:
     """Reads the links of a system.
 
     Args:
@@ -226,6 +226,7 @@ def load_links(
             out_features=widths[link.target],
             kind=entry.get("kind") or stated,
             dtype=dtype,
+            options={"snap": entry.get("snap", False)},
         )
     return inner_links, outer_links
 
@@ -236,10 +237,11 @@ def load_inner_link(
     """Reads a role's inner link, see `load_links`."""
     entry = config.agents[role].get("inner_link") or {}
     kind: str | None = entry.get("kind")
+    options = {name: value for name, value in entry.items() if name in MIXTURE_OPTIONS}
     if kind == EXPECTED_EMBEDDING:  # has no weights of its own
-        return build_link({}, where=f"{source}, link {role}", in_features=width, kind=kind)
+        return build_link({}, where=f"{source}, link {role}", in_features=width, kind=kind, options=options)
     tensors, where, stated = read_link(source, entry.get("weights"), role, config.link_task)
-    return build_link(tensors, where=where, in_features=width, kind=kind or stated, dtype=dtype)
+    return build_link(tensors, where=where, in_features=width, kind=kind or stated, dtype=dtype, options=options)
 
 
 def validate_architecture(
@@ -271,7 +273,7 @@ def fill_architecture(entry: dict[str, Any], agent_config: PreTrainedConfig, hid
 
 
 def validate_parts(
-    config: RecursiveMASConfig, agents: Modules[RecursiveMASAgent], outer_links: Modules[OuterLink]
+    config: RecursiveMASConfig, agents: Modules[RecursiveMASAgent], outer_links: Modules[AnyOuterLink]
 ) -> None:
     """Holds agents and outer links against the configuration.
 
@@ -296,7 +298,7 @@ def validate_parts(
         validate_outer_link(link, outer_links[link.name], agents)
 
 
-def validate_outer_link(ends: Link, link: OuterLink, agents: Modules[RecursiveMASAgent]) -> None:
+def validate_outer_link(ends: Link, link: AnyOuterLink, agents: Modules[RecursiveMASAgent]) -> None:
     """Raises ConfigError unless an outer link has the widths of the agents at its ends."""
     found = (link.in_features, link.out_features)
     expected = (agents[ends.source].hidden_size, agents[ends.target].hidden_size)
@@ -310,15 +312,17 @@ def validate_outer_link(ends: Link, link: OuterLink, agents: Modules[RecursiveMA
 
 
 def fill_config(
-    config: RecursiveMASConfig, agents: Modules[RecursiveMASAgent], outer_links: Modules[OuterLink]
+    config: RecursiveMASConfig, agents: Modules[RecursiveMASAgent], outer_links: Modules[AnyOuterLink]
 ) -> None:
     """Puts into a configuration what agents and links say of themselves, and what tools read of the composite."""
     for role, agent in agents.items():
         entry = config.agents[role]
         fill_architecture(entry, agent.model.config, agent.hidden_size)
-        entry["inner_link"] = {**(entry.get("inner_link") or {}), "kind": agent.inner_link.kind}
+        weights = {key: value for key, value in (entry.get("inner_link") or {}).items() if key == "weights"}
+        entry["inner_link"] = {**weights, "kind": agent.inner_link.kind, **agent.inner_link.options}
     for link, entry in zip(config.topology.links, config.links, strict=True):
-        entry["kind"] = outer_links[link.name].kind
+        entry.pop("snap", None)
+        entry |= {"kind": outer_links[link.name].kind, **outer_links[link.name].options}
     decoder = agents[config.decoding_role]
     text_config = decoder.model.config.get_text_config()
     for field in ("vocab_size", "max_position_embeddings"):

@@ -14,12 +14,20 @@ import torch
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .agent_recursivemas import RecursiveMASAgent
+from .agent_recursivemas import RecursiveMASAgent, Rollout
 from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
 from .engine_recursivemas import Residency, Run, Solution
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
 from .generation_recursivemas import AnswerSettings, answer_config, generate_from, single_sequence
-from .links_recursivemas import AnyInnerLink, ExpectedEmbeddingLink, InnerLink, OuterLink
+from .handover_recursivemas import hand_over
+from .links_recursivemas import (
+    AnyInnerLink,
+    AnyOuterLink,
+    ExpectedEmbeddingLink,
+    InnerLink,
+    OuterLink,
+    ResamplingLink,
+)
 from .loading_recursivemas import (
     ROLE_OPTIONS,
     AgentOptions,
@@ -71,7 +79,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         self,
         config: RecursiveMASConfig,
         agents: Mapping[str, RecursiveMASAgent] | None = None,
-        outer_links: Mapping[str, OuterLink] | None = None,
+        outer_links: Mapping[str, AnyOuterLink] | None = None,
     ) -> None:
         super().__init__(config)
         if agents is None:
@@ -82,7 +90,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             )
         self.topology = config.validate_system()
         self.agents: Modules[RecursiveMASAgent] = Modules(agents)
-        self.outer_links: Modules[OuterLink] = Modules(outer_links)
+        self.outer_links: Modules[AnyOuterLink] = Modules(outer_links)
         self.post_init()
         validate_parts(config, self.agents, self.outer_links)
         fill_config(config, self.agents, self.outer_links)
@@ -189,8 +197,9 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         if kwargs.pop("push_to_hub", False):
             raise ArgumentError("Saving does not push.", where="save_pretrained", hint="use `push_to_hub(repo_id)`")
         state = self.state_dict() if state_dict is None else state_dict
-        kinds = {role: agent.inner_link.kind for role, agent in self.agents.items()}
-        kinds |= {name: link.kind for name, link in self.outer_links.items()}
+        links: dict[str, AnyInnerLink | AnyOuterLink] = {
+            **{role: agent.inner_link for role, agent in self.agents.items()}, **dict(self.outer_links.items())
+        }  # fmt: skip
         origin = Path(self.config.name_or_path) if self.config.name_or_path else None
         write_agents = {
             role: partial(write_agent, agent.model, agent.tokenizer, origin and origin / entry["source"])
@@ -200,7 +209,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         save_system(
             Path(save_directory),
             self.config,
-            saved_links(kinds, state),
+            saved_links(links, state),
             tokenizer=self.tokenizer,
             generation_config=self.generation_config,
             write_agents=write_agents,
@@ -208,7 +217,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
 
     # Parts
 
-    def set_link(self, name: str, link: AnyInnerLink | OuterLink) -> None:
+    def set_link(self, name: str, link: AnyInnerLink | AnyOuterLink) -> None:
         """Puts a link in, frozen and on its agent's device: the one way to replace a link.
 
         Args:
@@ -225,7 +234,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             agent = self.agents[name]
             agent.set_inner_link(link.to(agent.device).requires_grad_(False).eval())
             self.config.agents[name]["inner_link"] = {}
-        elif name in self.outer_links and isinstance(link, OuterLink):
+        elif name in self.outer_links and isinstance(link, OuterLink | ResamplingLink):
             ends = self.topology.link(name)
             validate_outer_link(ends, link, self.agents)
             device = self.residency.devices[ends.source] if self.residency else self.agents[ends.source].device
@@ -242,22 +251,26 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         fill_config(self.config, self.agents, self.outer_links)
 
     def transfer(self, source: str, target: str, hidden_states: torch.Tensor) -> torch.Tensor:
-        """What travels along a link: outer(inner(hidden_states)).
+        """What travels along a link: outer(inner(hidden_states)), or what the kind of link makes of them.
 
         Args:
             source, target: roles, connected by a link.
             hidden_states: of the source's latent steps (`think`), (batch, steps, width of the source).
 
         Returns:
-            (batch, steps, width of the target), in the outer link's dtype.
+            (batch, steps, width of the target) in the outer link's dtype; a resampling link's own number of positions
+            in place of the steps.
         """
         name = f"{source}_to_{target}"
         if name not in self.outer_links:
             raise InputError("No such link.", where="transfer", found=name, expected=", ".join(self.outer_links))
-        return self.outer_links[name](self.agents[source].inner_link(hidden_states))
+        agent, (batch, steps) = self.agents[source], hidden_states.shape[:2]
+        lengths = torch.full((batch,), steps, device=hidden_states.device)
+        rollout = Rollout(hidden_states, agent.inner_link(hidden_states), lengths)
+        return torch.stack(hand_over(agent, self.outer_links[name], rollout))
 
     @property
-    def outer_adapters(self) -> dict[str, OuterLink]:
+    def outer_adapters(self) -> dict[str, AnyOuterLink]:
         """The outer links by their names in the public release (`outer_12`), or their own where they have none."""
         return {
             entry.get("legacy_key") or link.name: self.outer_links[link.name]
@@ -297,6 +310,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         prompts: dict | str | os.PathLike | None = None,
         mode: str = "latent",
         latent_halting: bool | None = None,
+        control_tokens: bool | None = None,
         message_tokens: int | None = None,
         batch_size: int = 32,
         complete_answer: bool = False,
@@ -315,6 +329,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             prompts: a prompt set, or a JSON file with one, instead of the configuration's.
             mode: "latent", "text" (the same agents hand over generated text) or "alone" (the decoding agent only).
             latent_halting: end each row's latent steps where its agent has finished.
+            control_tokens: whether latents that say a special token count, and travel.
             message_tokens: most new tokens of a message in `mode="text"`.
             batch_size: questions that run side by side; rows of a batch do not influence each other.
             complete_answer: where an answer lacks its box (math, choice) or its block (code), write the line that
@@ -341,6 +356,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             task=task,
             prompts=prompts,
             latent_halting=latent_halting,
+            control_tokens=control_tokens,
             message_tokens=message_tokens,
         )
         validate_count("batch_size", batch_size, 1)

@@ -2,8 +2,9 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -11,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
 from .errors_recursivemas import CheckpointError
 from .link_files_recursivemas import link_filename
-from .links_recursivemas import EXPECTED_EMBEDDING
+from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, AnyOuterLink
 from .sources_recursivemas import write_code, write_tensors
 
 
@@ -22,17 +23,20 @@ class SavedLink:
     Attributes:
         kind: its kind.
         weights: task -> state dict; the task is `None` where there is one for all. Empty state dicts have no file.
+        options: what else its entry of the configuration says, see `options` of the links.
         repository: where the files are, if not in the folder that is written; nothing is written then.
         name: of the files there, without task and suffix.
     """
 
     kind: str
     weights: Mapping[str | None, Mapping[str, torch.Tensor]]
+    options: Mapping[str, Any] = field(default_factory=dict)
     repository: str | None = None
     name: str | None = None
 
     def save(self, folder: Path, name: str) -> dict:
-        """Writes `links/<name>.safetensors` of a folder, one a task; returns kind and `weights` for config.json."""
+        """Writes `links/<name>.safetensors` of a folder, one a task; returns the link's part of its entry."""
+        entry = {"kind": self.kind, **self.options}
         places: dict[str | None, str | dict] = {}
         for task, state in self.weights.items():
             if not state:  # a kind without parameters
@@ -44,9 +48,9 @@ class SavedLink:
                 filename = link_filename(self.name or name, task)
                 places[task] = {"source": self.repository, "revision": None, "filename": filename}
         if None not in places:
-            return {"kind": self.kind, "weights": {"tasks": places}} if places else {"kind": self.kind}
+            return {**entry, "weights": {"tasks": places}} if places else entry
         # Where a link's file has the place that it has by default, nothing is said of it.
-        return {"kind": self.kind} if self.repository is None else {"kind": self.kind, "weights": places[None]}
+        return entry if self.repository is None else {**entry, "weights": places[None]}
 
 
 def save_system(
@@ -77,7 +81,7 @@ def save_system(
     for role, entry in config.agents.items():
         entry["inner_link"] = links[role].save(folder, role)
     for link, entry in zip(config.topology.links, config.links, strict=True):
-        for key in ("kind", "weights"):
+        for key in ("kind", "weights", "snap"):
             entry.pop(key, None)
         entry |= links[link.name].save(folder, link.name)
     if not config.link_tasks:
@@ -92,20 +96,22 @@ def save_system(
     return config
 
 
-def saved_links(kinds: Mapping[str, str], state_dict: Mapping[str, torch.Tensor]) -> dict[str, SavedLink]:
-    """The links of a `RecursiveMASModel`, by name -> kind, out of its state dict.
+def saved_links(
+    links: Mapping[str, AnyInnerLink | AnyOuterLink], state_dict: Mapping[str, torch.Tensor]
+) -> dict[str, SavedLink]:
+    """The links of a `RecursiveMASModel` by name, with their weights out of its state dict.
 
     Raises:
         CheckpointError: a link has no weights there.
     """
-    links = {}
-    for name, kind in kinds.items():
+    saved = {}
+    for name, link in links.items():
         prefix = f"outer_links.{name}." if "_to_" in name else f"agents.{name}.inner_link."
         weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        if not weights and kind != EXPECTED_EMBEDDING:
+        if not weights and link.kind != EXPECTED_EMBEDDING:
             raise CheckpointError("There are no weights to save.", where="save_pretrained", expected=f"{prefix}*")
-        links[name] = SavedLink(kind, {None: weights})
-    return links
+        saved[name] = SavedLink(link.kind, {None: weights}, link.options)
+    return saved
 
 
 def write_agent(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, origin: Path | None, folder: Path) -> None:

@@ -37,7 +37,7 @@ class CompiledSteps:
                 use_cache=True,
                 **{cache_name: cache},
             ).last_hidden_state[:, -1]
-            return hidden_states, inner_link(hidden_states)
+            return hidden_states, *inner_link.step(hidden_states)
 
         self._step = torch.compile(step, mode=mode, dynamic=False)
         self._config = decoder.config
@@ -68,12 +68,15 @@ class CompiledSteps:
             fixed.values[:, :, : self._end].copy_(grown.values)
             fixed.cumulative_length.fill_(self._end)
 
-    def __call__(self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step: (batch, 1, hidden_size) -> hidden states and latents, (batch, hidden_size) each."""
+    def __call__(
+        self, inputs_embeds: torch.Tensor, position_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """One step: (batch, 1, hidden_size) -> hidden states and latents, (batch, hidden_size), and what was said."""
         self._mask[:, 0, 0, self._end] = self._all[:, self._end]
         self._end += 1
         position_ids = position_ids.clone(memory_format=torch.contiguous_format)
         torch.compiler.cudagraph_mark_step_begin()
-        hidden_states, latents = self._step(inputs_embeds, self._mask, position_ids, self._cache)
+        hidden_states, latents, said = self._step(inputs_embeds, self._mask, position_ids, self._cache)
         self.steps_taken += 1
-        return hidden_states.clone(), latents.clone()  # a replay writes into the same memory again
+        # A replay writes into the same memory again.
+        return hidden_states.clone(), latents.clone(), None if said is None else said.clone()

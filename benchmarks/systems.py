@@ -77,7 +77,9 @@ def random_system(shapes: list[str], dtype: torch.dtype, device: str) -> Recursi
     outer_links = {}
     for link in links:
         widths = [agents[link[end]].hidden_size for end in ("source", "target")]
-        outer_links[f"{link['source']}_to_{link['target']}"] = OuterLink("outer_ln_res_adapter", *widths).to(device)
+        outer_links[f"{link['source']}_to_{link['target']}"] = OuterLink(
+            "outer_ln_res_adapter", widths[0], widths[1]
+        ).to(device)
     prompts: dict[str, dict[str, Any]] = {}
     for index, role in enumerate(roles):
         sender = roles[index - 1]

@@ -23,7 +23,7 @@ import torch
 from ray.exceptions import ObjectLostError, RayActorError
 
 from ..configuration_recursivemas import RunSettings
-from ..engine_recursivemas import Run, Solution
+from ..engine_recursivemas import USAGE, Run, Solution
 from ..errors_recursivemas import ConfigError
 from ..generation_recursivemas import AnswerSettings
 from ..modeling_recursivemas import RecursiveMASModel
@@ -31,7 +31,6 @@ from ..modeling_recursivemas import RecursiveMASModel
 OPTIONS = ("num_cpus", "num_gpus", "resources", "device", "replicas")
 TURNS_AHEAD = 2  # that an actor has at most: one runs, the next is there, so that it never waits for this process
 MAX_RESTARTS = 3  # of an actor
-USAGE = ("prompt_tokens", "latent_positions", "new_tokens")
 
 
 class AgentWorker:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..engine_recursivemas import USAGE
 from ..errors_recursivemas import InputError
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import slot_marker
@@ -98,7 +99,7 @@ def measure(
 
     Returns:
         "accuracy" with "interval"; "by_group" value -> [right, total]; per question on average "prompt_tokens",
-        "latent_positions", "new_tokens", "seconds"; "answers", one for each row.
+        "latent_positions", "slot_positions", "new_tokens", "seconds"; "answers", one for each row.
     """
     started = time.perf_counter()
     solutions = mas.solve(
@@ -112,7 +113,6 @@ def measure(
             groups[str(row[group_by])][0] += is_right
             groups[str(row[group_by])][1] += 1
     usages = [solution.usage or {} for solution in solutions]
-    costs = ("prompt_tokens", "latent_positions", "new_tokens")
     return {
         "mode": mode,
         "num_rounds": num_rounds,
@@ -120,7 +120,7 @@ def measure(
         "interval": wilson_interval(sum(right), len(rows)),
         "by_group": dict(groups),
         "seconds": seconds / len(rows),
-        **{key: sum(usage[key] for usage in usages) / len(rows) for key in costs},
+        **{key: sum(usage[key] for usage in usages) / len(rows) for key in USAGE},
         "answers": [solution.answer for solution in solutions],
     }
 

@@ -17,7 +17,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from torch.nn import functional
 from ..agent_recursivemas import RecursiveMASAgent
 from ..errors_recursivemas import InputError
 from ..evaluation.plots import plot_fidelity, plot_gradients, plot_latents
+from ..links_recursivemas import AnyOuterLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
 from ..tasks import TASKS
@@ -55,8 +56,8 @@ class UntiedOuterObjective(OuterObjective):
     def inner_link(self, role: str, round_index: int) -> nn.Module:
         return self.copies.get((role, round_index), self.mas.agents[role].inner_link)
 
-    def outer_link(self, name: str, round_index: int) -> nn.Module:
-        return self.copies.get((name, round_index), self.mas.outer_links[name])
+    def outer_link(self, name: str, round_index: int) -> AnyOuterLink:
+        return cast(AnyOuterLink, self.copies.get((name, round_index), self.mas.outer_links[name]))
 
 
 def _flat_gradient(link: nn.Module) -> torch.Tensor | None:

@@ -192,7 +192,7 @@ class HaltAt:
     def __init__(self, steps):
         self.steps, self.step = torch.tensor(steps), -1
 
-    def __call__(self, thoughts):
+    def __call__(self, token_ids, ending):
         self.step += 1
         return self.steps == self.step
 
@@ -203,7 +203,7 @@ def test_a_halted_row_keeps_its_thoughts_and_disturbs_no_other(monkeypatch):
     embeds, mask = torch.randn(3, 9, agent.hidden_size), torch.ones(3, 9, dtype=torch.long)
     with torch.no_grad():
         free = agent.rollout(embeds, mask, 6)
-        monkeypatch.setattr(agent, "_nearest_is_eos", HaltAt([2, 0, 99]))
+        monkeypatch.setattr(agent, "_is_end", HaltAt([2, 0, 99]))
         halted = agent.rollout(embeds, mask, 6, halting=True)
     assert free.lengths.tolist() == [6, 6, 6]
     assert halted.lengths.tolist() == [2, 0, 6]
@@ -214,7 +214,7 @@ def test_a_halted_row_keeps_its_thoughts_and_disturbs_no_other(monkeypatch):
 @torch.no_grad()
 def test_nobody_thinks_on_when_every_row_has_ended(monkeypatch):
     agent = tiny_agent("llama", "solo")
-    monkeypatch.setattr(agent, "_nearest_is_eos", HaltAt([1, 0]))
+    monkeypatch.setattr(agent, "_is_end", HaltAt([1, 0]))
     embeds, mask = torch.randn(2, 9, agent.hidden_size), torch.ones(2, 9, dtype=torch.long)
     halted = agent.rollout(embeds, mask, 6, halting=True)
     assert halted.lengths.tolist() == [1, 0] and halted.hidden_states.shape[1] == 2
@@ -234,7 +234,7 @@ def test_halting_sends_only_what_came_before_the_end(monkeypatch, architectures)
             order = sorted(questions, key=len)
 
             def rollout(*args, agent=agent, original=original, order=order):
-                monkeypatch.setattr(agent, "_nearest_is_eos", HaltAt([stops[q] for q in order]))
+                monkeypatch.setattr(agent, "_is_end", HaltAt([stops[q] for q in order]))
                 return original(agent, *args)
 
             monkeypatch.setattr(agent, "rollout", rollout)
@@ -262,7 +262,8 @@ def test_the_nearest_token_of_an_embedding_is_the_token(architecture):
     assert torch.equal(agent.nearest_token_ids(between), torch.cdist(between, everything).argmin(-1))
     eos = agent.embed(torch.tensor(agent.eos_token_ids))
     other = agent.embed(torch.tensor([(agent.eos_token_ids[0] + 1) % len(ids)]))
-    assert agent._nearest_is_eos(torch.cat([eos, other])).tolist() == [True, False]
+    said = agent.nearest_token_ids(torch.cat([eos, other]))
+    assert agent._is_end(said, torch.tensor(agent.eos_token_ids)).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("architecture", ["gemma3_text", "qwen3_5_text", "qwen2"])

@@ -249,7 +249,7 @@ def test_a_random_outer_link_speaks_at_the_scale_of_the_receivers_embeddings(kin
 def test_the_expected_embedding_is_the_mean_embedding_under_the_models_own_distribution(architecture):
     agent = tiny_agent(architecture, "a")
     link = ExpectedEmbeddingLink(agent.hidden_size)
-    link.bind(agent.model)
+    link.bind(agent.model, agent.control_token_ids)
     ids = torch.arange(3, 9)[None]
     output = agent.model(input_ids=ids, output_hidden_states=True)
     everything = agent.embed(torch.arange(agent.get_input_embeddings().num_embeddings))

@@ -15,9 +15,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ..agent_recursivemas import RecursiveMASAgent
+from ..agent_recursivemas import RecursiveMASAgent, Rollout
 from ..batching_recursivemas import PromptBatch, PromptBuilder, embed_rows
 from ..caches_recursivemas import can_crop
+from ..handover_recursivemas import hand_over
+from ..links_recursivemas import AnyOuterLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import phase_of
 from .caches import differentiable_cache
@@ -166,6 +168,7 @@ class OuterSettings:
     num_rounds: int | None = None
     latent_steps: int | None = None
     latent_halting: bool | None = None
+    control_tokens: bool | None = None
     supervise: Literal["decoder", "receivers"] = "decoder"
     earlier_rounds_weight: float = 0.0
     latents: Literal["teacher", "rollout"] = "teacher"
@@ -199,6 +202,7 @@ class OuterObjective(LinkObjective):
         self.num_rounds = settings.num_rounds or config.num_rounds
         self.latent_steps = settings.latent_steps or config.latent_steps
         self.halting = config.latent_halting if settings.latent_halting is None else settings.latent_halting
+        self.control_tokens = config.control_tokens if settings.control_tokens is None else settings.control_tokens
         self.schedule = topology.schedule(self.num_rounds)
         supervised = {
             (r, role)
@@ -243,7 +247,7 @@ class OuterObjective(LinkObjective):
         """The inner link of a role in a round: the same in every round, unless a subclass says otherwise."""
         return self.mas.agents[role].inner_link
 
-    def outer_link(self, name: str, round_index: int) -> nn.Module:
+    def outer_link(self, name: str, round_index: int) -> AnyOuterLink:
         """The outer link that sends in a round: the same in every round, unless a subclass says otherwise."""
         return self.mas.outer_links[name]
 
@@ -285,18 +289,27 @@ class OuterObjective(LinkObjective):
             return losses, {}
         if self.settings.latents == "teacher":
             assert states is not None
-            latents = self.inner_link(role, round_index)(states.hidden_states)
-            tokens = states.labels.shape[1]
-            spans = [(tokens - n, tokens - n + min(n - 1, self.latent_steps)) for n in states.lengths]
+            rollout = self._teacher_rollout(role, round_index, states)
         else:
             prompt, _ = build()
             cache = differentiable_cache(agent) if prompt.past_key_values is None else prompt.past_key_values
             new = prompt.inputs_embeds[:, prompt.past :]
-            rollout = agent.rollout(new, prompt.attention_mask, self.latent_steps, cache, self.halting)
-            latents, spans = rollout.latents, [(0, n) for n in rollout.lengths.tolist()]
+            rollout = agent.rollout(
+                new, prompt.attention_mask, self.latent_steps, cache, self.halting, self.control_tokens
+            )
         going = {}
         for link in receivers:
-            sent = self.outer_link(link.name, round_index)(latents)
-            device = self.mas.agents[link.target].device
-            going[link.target] = [sent[row, start:end].to(device) for row, (start, end) in enumerate(spans)]
+            receiver = self.mas.agents[link.target]
+            sent = hand_over(agent, self.outer_link(link.name, round_index), rollout)
+            rows = [row.to(receiver.device) for row in sent]
+            going[link.target] = rows if self.control_tokens else receiver.without_control_tokens(rows)
         return losses, going
+
+    def _teacher_rollout(self, role: str, round_index: int, states: TargetStates) -> Rollout:
+        """The positions that predict a target text as thoughts, from the left; its end-of-sequence is left out."""
+        tokens, most = states.labels.shape[1], self.latent_steps
+        lengths = torch.tensor([min(n - 1, most) for n in states.lengths], device=states.hidden_states.device)
+        longest = max(1, int(lengths.max()))
+        rows = [h[tokens - n :][:longest] for h, n in zip(states.hidden_states, states.lengths, strict=True)]
+        hidden_states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return Rollout(hidden_states, self.inner_link(role, round_index)(hidden_states), lengths)

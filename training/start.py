@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..agent_recursivemas import RecursiveMASAgent
 from ..errors_recursivemas import ConfigError
-from ..links_recursivemas import OUTER_KINDS, InnerLink, OuterLink
+from ..links_recursivemas import OUTER_KINDS, RESAMPLER, AnyOuterLink, InnerLink, OuterLink, ResamplingLink
 
 PENALTY = 1e-3  # of the ridge regressions, relative to the mean square of an input feature
 LEAST_SHARED = 16  # fewer shared tokens than this say nothing about a map between two spaces
@@ -130,6 +130,14 @@ def start_inner_link(agent: RecursiveMASAgent, kind: str) -> InnerLink:
     return link
 
 
+def _same_space(source: RecursiveMASAgent, target: RecursiveMASAgent) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The identity as weight and bias, where two agents have the same token embeddings."""
+    ours, theirs = (agent.get_input_embeddings().weight.cpu() for agent in (source, target))
+    if ours.shape != theirs.shape or not torch.equal(ours, theirs):
+        return None
+    return torch.eye(ours.shape[1]), torch.zeros(ours.shape[1])
+
+
 def fit_inner_link(hidden_states: torch.Tensor, embeddings: torch.Tensor) -> InnerLink:
     """Inner link of kind `linear_adapter` by ridge regression.
 
@@ -148,17 +156,19 @@ def fit_outer_link(
     target: RecursiveMASAgent,
     kind: str = "outer_linear_adapter",
     tokens: tuple[list[int], list[int]] | None = None,
-) -> OuterLink:
+    positions: int = 4,
+) -> AnyOuterLink:
     """Outer link in closed form: ridge regression between the embeddings of the tokens that two agents share.
 
-    `outer_linear_adapter` holds the regression itself. A kind with `residual_proj` holds it there, with its other
-    path at zero, so that training goes on from it; a last LayerNorm starts with the gain and bias that fit the
-    target's embeddings best (tokens weighted by their squared length).
+    Between agents of one base the map is the identity. `outer_linear_adapter` holds the map itself. A kind with
+    `residual_proj` holds it there, with its other path at zero, so that training goes on from it; a last LayerNorm
+    starts with the gain and bias that fit the target's embeddings best (tokens weighted by their squared length).
 
     Args:
         source, target: the agents at the ends of the link.
         kind: any outer kind that has a linear path.
         tokens: ids in the source's and in the target's vocabulary that stand for the same; default `shared_tokens`.
+        positions: how many a resampling link hands over.
 
     Raises:
         ConfigError: the kind has no linear path, or the vocabularies share too few tokens.
@@ -174,6 +184,11 @@ def fit_outer_link(
         )
     inputs = source.embed(torch.tensor(source_ids, device=source.device)).float().cpu()
     outputs = target.embed(torch.tensor(target_ids, device=target.device)).float().cpu()
+    mapping = _same_space(source, target) or ridge(inputs, outputs)
+    if kind == RESAMPLER:
+        resampler = ResamplingLink(source.hidden_size, target.hidden_size, positions)
+        resampler.start(*mapping)
+        return resampler
     link = OuterLink(kind, source.hidden_size, target.hidden_size)
     if link.residual_proj is None and link.proj2 is not None:
         fitting = ", ".join(name for name, shape in OUTER_KINDS.items() if shape.residual or shape.layers == 1)
@@ -183,7 +198,7 @@ def fit_outer_link(
         )  # fmt: skip
     if link.residual_proj is not None:
         _set_layer(_last_layer(link), 0, 0)
-    _set_layer(link.residual_proj or link.proj1, *ridge(inputs, outputs))
+    _set_layer(link.residual_proj or link.proj1, *mapping)
     if link.ln_target is not None:
         link.ln_target.reset_parameters()
         normalised = link(inputs)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from ..link_files_recursivemas import read_link
-from ..links_recursivemas import AnyInnerLink, OuterLink, build_link
+from ..links_recursivemas import AnyInnerLink, AnyOuterLink, build_link
 from ..modeling_recursivemas import RecursiveMASModel
 from ..sources_recursivemas import Source
 
@@ -14,18 +14,25 @@ def inner_links_of(mas: RecursiveMASModel, role: str) -> dict[str | None, AnyInn
     """Task -> inner link of an agent."""
     link = mas.agents[role].inner_link
     return {
-        task: build_link(tensors, where=where, kind=link.kind, in_features=link.in_features)
+        task: build_link(tensors, where=where, kind=link.kind, in_features=link.in_features, options=link.options)
         for task, tensors, where in _stored(mas, mas.config.agents[role]["inner_link"], role)
     } or {None: link}
 
 
-def outer_links_of(mas: RecursiveMASModel, name: str) -> dict[str | None, OuterLink]:
+def outer_links_of(mas: RecursiveMASModel, name: str) -> dict[str | None, AnyOuterLink]:
     """Task -> outer link, by the link's name."""
     link = mas.outer_links[name]
     width, target_width = link.in_features, link.out_features
     entries = {link.name: entry for link, entry in zip(mas.topology.links, mas.config.links, strict=True)}
     return {
-        task: build_link(tensors, where=where, kind=link.kind, in_features=width, out_features=target_width)
+        task: build_link(
+            tensors,
+            where=where,
+            kind=link.kind,
+            in_features=width,
+            out_features=target_width,
+            options=link.options,
+        )
         for task, tensors, where in _stored(mas, entries[name], name)
     } or {None: link}
 

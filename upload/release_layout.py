@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..errors_recursivemas import InputError
-from ..links_recursivemas import INNER_KINDS, AnyInnerLink, OuterLink
+from ..links_recursivemas import INNER_KINDS, AnyInnerLink, AnyOuterLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..release_recursivemas import (
     INNER_FILE,
@@ -44,7 +44,7 @@ def write_inner_links(links: dict[str | None, AnyInnerLink], role: str, folder: 
 
 
 def write_outer_links(
-    links: dict[str, dict[str | None, OuterLink]], mas: RecursiveMASModel, style: str, folder: Path
+    links: dict[str, dict[str | None, AnyOuterLink]], mas: RecursiveMASModel, style: str, folder: Path
 ) -> None:
     """Writes `<Source>-<Target>-Outerlink.pt`, one a task where there are tasks, and outerlink_config.json.
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from ..errors_recursivemas import CheckpointError, InputError, RecursiveMASError
 from ..evaluation.results import read_results
 from ..link_files_recursivemas import link_filename
-from ..links_recursivemas import AnyInnerLink, OuterLink
+from ..links_recursivemas import AnyInnerLink, AnyOuterLink
 from ..loading_recursivemas import quiet_progress
 from ..modeling_recursivemas import RecursiveMASModel
 from ..saving_recursivemas import SavedLink, save_system, write_agent
@@ -134,7 +134,10 @@ def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
         shutil.copyfile(ROOT / name, folder / name)
 
 
-def _saved(by_task: Mapping[str | None, AnyInnerLink | OuterLink], repository: str | None, filename: str) -> SavedLink:
+def _saved(
+    by_task: Mapping[str | None, AnyInnerLink | AnyOuterLink], repository: str | None, filename: str
+) -> SavedLink:
     """A link as its composite holds or names it."""
     weights = {task: link.state_dict() for task, link in by_task.items()}
-    return SavedLink(next(iter(by_task.values())).kind, weights, repository, filename)
+    link = next(iter(by_task.values()))
+    return SavedLink(link.kind, weights, link.options, repository, filename)

@@ -134,8 +134,8 @@ LINKS = [
     ),
     remote(
         "expected-embedding-unscaled",
-        'return probabilities @ embeddings.weight * getattr(embeddings, "embed_scale", 1.0)',
-        "return probabilities @ embeddings.weight",
+        '@ rows * getattr(embeddings, "embed_scale", 1.0)',
+        "@ rows",
         "training::test_the_expected_embedding_is_the_mean_embedding_under_the_models_own_distribution[gemma3_text]",
     ),
     remote(
@@ -464,7 +464,7 @@ SAVING = [
     ),
     remote(
         "stale-place-of-an-outer-link",
-        '        for key in ("kind", "weights"):\n            entry.pop(key, None)\n',
+        '        for key in ("kind", "weights", "snap"):\n            entry.pop(key, None)\n',
         "",
         "saving::test_nothing_saved_keeps_the_place_or_the_revision_that_it_came_from",
     ),
@@ -521,8 +521,8 @@ AGENT = [
     ),
     remote(
         "halts-at-the-first-eos-only",
-        "for token_id in self.eos_token_ids:",
-        "for token_id in self.eos_token_ids[:1]:",
+        "ending = torch.tensor(self.eos_token_ids) if",
+        "ending = torch.tensor(self.eos_token_ids[:1]) if",
         "generation::test_every_end_of_sequence_id_ends_the_latent_steps",
     ),
     remote(
@@ -533,8 +533,8 @@ AGENT = [
     ),
     remote(
         "nearest-token-without-norms",
-        " - self._half_norms).argmax(-1)",
-        ").argmax(-1)",
+        ".float() * scale - self._half_norms",
+        ".float() * scale",
         "engine::test_the_nearest_token_of_an_embedding_is_the_token",
     ),
     remote(
@@ -725,8 +725,8 @@ TOOLS = [
 ENGINE = [
     remote(
         "hidden-states-travel",
-        "self.outer_links[link.name](rollout.latents)",
-        "self.outer_links[link.name](rollout.hidden_states)",
+        "else rollout.latents",
+        "else rollout.hidden_states",
         "engine::test_the_fast_path_equals_the_slow_reference[llama-qwen3-7-2]",
     ),
     remote(
@@ -749,8 +749,8 @@ ENGINE = [
     ),
     remote(
         "halted-latents-sent",
-        "latents[:length] for latents, length in zip(sent, lengths, strict=True)",
-        "latents for latents, length in zip(sent, lengths, strict=True)",
+        "return [row[:count] for row, count in zip(sent, counts, strict=True)]",
+        "return list(sent)",
         "engine::test_halting_sends_only_what_came_before_the_end",
     ),
 ]
@@ -839,14 +839,14 @@ TRAINING = [
     ),
     workshop(
         "teacher-sends-the-end",
-        "min(n - 1, self.latent_steps)",
-        "min(n, self.latent_steps)",
+        "min(n - 1, most)",
+        "min(n, most)",
         "training::test_teacher_forced_latents_stand_for_the_words_of_a_target_and_not_for_its_end",
     ),
     workshop(
         "teacher-one-token-late",
-        "spans = [(tokens - n, tokens - n +",
-        "spans = [(tokens - n + 1, tokens - n + 1 +",
+        "rows = [h[tokens - n :]",
+        "rows = [h[tokens - n + 1 :]",
         "training::test_the_first_teacher_forced_latent_is_the_first_of_a_rollout",
     ),
     workshop(
