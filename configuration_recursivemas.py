@@ -17,7 +17,16 @@ from .links_recursivemas import (
     RESAMPLER,
     validate_mixture,
 )
-from .prompts_recursivemas import TASKS, read_prompts, template_for, validate_prompts, validate_task
+from .prompts_recursivemas import (
+    TASKS,
+    input_fields,
+    phase_of,
+    read_prompts,
+    template_for,
+    validate_prompts,
+    validate_questions,
+    validate_task,
+)
 from .topology_recursivemas import Link, Topology
 
 AUTO_MAP = {
@@ -63,6 +72,19 @@ class RunSettings:
         schedule = topology.schedule(self.num_rounds)
         silent = self.mode == "alone" or (self.mode == "latent" and self.latent_steps == 0)
         return schedule[-1:] if silent else schedule
+
+    def phase(self, round_index: int) -> str:
+        """Which template a round uses."""
+        return "alone" if self.mode == "alone" else phase_of(round_index)
+
+    def input_fields(self, topology: Topology) -> list[str]:
+        """The fields of a question that the prompts of this run name."""
+        turns = [(role, self.task, self.phase(round_index)) for round_index, role in self.turns(topology)]
+        return input_fields(self.prompts, turns)
+
+    def validate_questions(self, questions: object, topology: Topology) -> None:
+        """Raises InputError unless each question says something in the fields that the prompts name, and no others."""
+        validate_questions(questions, self.input_fields(topology), input_fields(self.prompts))
 
 
 class RecursiveMASConfig(PreTrainedConfig):

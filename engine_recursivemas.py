@@ -7,6 +7,7 @@ prompt, think (latent rollout, inner link), send through the outer links. In the
 import itertools
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -30,7 +31,7 @@ from .generation_recursivemas import (
 from .handover_recursivemas import hand_over
 from .links_recursivemas import AnyOuterLink
 from .modules_recursivemas import Modules
-from .prompts_recursivemas import PromptRenderer, phase_of, template_for
+from .prompts_recursivemas import PromptRenderer, Question, template_for
 from .topology_recursivemas import Topology
 
 
@@ -120,7 +121,7 @@ class Run:
 
     Args:
         system: agents, links and topology.
-        questions: the batch.
+        questions: the batch, texts or field -> text.
         settings: see `RunSettings`.
         generation_config: of the answer; messages in `mode="text"` sample like it.
 
@@ -132,7 +133,7 @@ class Run:
     """
 
     def __init__(
-        self, system: System, questions: list[str], settings: RunSettings, generation_config: GenerationConfig
+        self, system: System, questions: Sequence[Question], settings: RunSettings, generation_config: GenerationConfig
     ) -> None:
         self.system, self.questions, self.settings = system, questions, settings
         self.generation_config, self.topology = generation_config, system.topology
@@ -142,10 +143,6 @@ class Run:
         self.latents: dict[tuple[int, str, str], list[torch.Tensor]] = {}
         self.texts: dict[tuple[int, str], list[str]] = {}
         self._builders: dict[str, PromptBuilder] = {}
-
-    def phase(self, round_index: int) -> str:
-        """Which template a round uses."""
-        return "alone" if self.settings.mode == "alone" else phase_of(round_index)
 
     def decoder_prompt(self, reuse: bool = True) -> PromptBatch:
         """Runs everything before the answer and returns the decoding agent's prompt.
@@ -209,14 +206,14 @@ class Run:
         if role not in self._builders:
             rounds = [r for r, other in self.schedule if other == role]
             renderer, rows = self.system.renderers[role], {}
-            for phase in dict.fromkeys(map(self.phase, rounds)):
+            for phase in dict.fromkeys(map(self.settings.phase, rounds)):
                 system, template = template_for(self.settings.prompts, role, self.settings.task, phase)
                 rows[phase] = [renderer.pieces(system, template, question) for question in self.questions]
             self._builders[role] = PromptBuilder(self.agents[role], rows, len(rounds))
         messages = self._messages(round_index, role)
         for sent in messages.values():
             self.usage.count("slot_positions", list(map(len, sent)))
-        prompt, tokens = self._builders[role].build(self.phase(round_index), messages, reuse)
+        prompt, tokens = self._builders[role].build(self.settings.phase(round_index), messages, reuse)
         self.usage.count("prompt_tokens", tokens)
         return prompt
 

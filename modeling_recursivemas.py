@@ -5,7 +5,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from .loading_recursivemas import (
     validate_parts,
 )
 from .modules_recursivemas import Modules
-from .prompts_recursivemas import PromptRenderer, questions_of_ids, read_prompts, validate_questions
+from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
 from .saving_recursivemas import save_system, saved_links, write_agent
 from .sources_recursivemas import Source, split_arguments
 from .tools_recursivemas import Tools, validate_tools
@@ -294,6 +294,11 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
 
     # Answering
 
+    @property
+    def input_fields(self) -> list[str]:
+        """The fields of a question that the system's prompts name, `question` first; most systems have no other."""
+        return input_fields(self.config.prompts)
+
     def compile_steps(self, enabled: bool = True) -> None:
         """Lets all agents' latent steps run as compiled graphs, see `RecursiveMASAgent.compile_steps`."""
         for agent in self.agents.values():
@@ -302,7 +307,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def solve(
         self,
-        questions: list[str] | str,
+        questions: Sequence[Question] | Question,
         *,
         num_rounds: int | None = None,
         latent_steps: int | None = None,
@@ -322,7 +327,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         """Answers questions.
 
         Args:
-            questions: texts (one text is taken as a list of one).
+            questions: texts, or mappings of fields to texts (`{"question": ..., "facts": ...}`) where the prompts name
+                fields: those that the prompts of this run name, and no field that none names. One is a list of one.
             num_rounds: recursion rounds (>= 1); default from the configuration, as for the next three.
             latent_steps: latent steps of each rollout (>= 0; 0 sends nothing).
             task: chooses the prompts: default, math, choice, code or reasoning.
@@ -347,8 +353,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         Raises:
             InputError, ConfigError: an argument cannot be used; before any compute.
         """
-        questions = [questions] if isinstance(questions, str) else questions
-        validate_questions(questions)
+        questions = [questions] if isinstance(questions, str | Mapping) else questions
         settings = self.config.run_settings(
             num_rounds=num_rounds,
             latent_steps=latent_steps,
@@ -359,6 +364,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             control_tokens=control_tokens,
             message_tokens=message_tokens,
         )
+        settings.validate_questions(questions, self.topology)
         validate_count("batch_size", batch_size, 1)
         if tools is not None:
             validate_tools(tools)
@@ -375,7 +381,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         config, model_kwargs = self._answer_config(generation_kwargs, prompt_length=0)
         answer = AnswerSettings(config, model_kwargs, tools, complete_answer, return_latents)
         # Questions of like length share a batch, so that little of it is padding.
-        lengths = [len(ids) for ids in self.tokenizer(list(questions), add_special_tokens=False)["input_ids"]]
+        texts = list(map(as_text, questions))
+        lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         order = sorted(range(len(questions)), key=lengths.__getitem__)
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         solutions: dict[int, Solution] = {}
@@ -388,7 +395,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def solve_batches(
-        self, batches: list[list[str]], settings: RunSettings, answer: AnswerSettings
+        self, batches: list[list[Question]], settings: RunSettings, answer: AnswerSettings
     ) -> Iterator[tuple[int, list[Solution]]]:
         """Solves batches one after another; yields each one's index and solutions. An executor does the same."""
         for index, questions in enumerate(batches):
@@ -398,16 +405,17 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
     @torch.no_grad()
     def generate(
         self,
-        inputs: torch.Tensor | None = None,
+        inputs: torch.Tensor | Sequence[Question] | Question | None = None,
         generation_config: GenerationConfig | None = None,
         attention_mask: torch.Tensor | None = None,
         streamer: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor | ModelOutput:
-        """Answers a batch of tokenized questions, with the interface of transformers' `generate`.
+        """Answers a batch of questions, with the interface of transformers' `generate`.
 
         Args:
-            inputs: `input_ids`, (batch, length), in the decoding agent's vocabulary.
+            inputs: `input_ids`, (batch, length), in the decoding agent's vocabulary; or questions as `solve` takes
+                them, which are tokenized here (the fields of a mapping one a line).
             generation_config: settings; the fields of `RunSettings` count on it too.
             attention_mask: (batch, length), zeros on padding.
             streamer: gets the question's ids, then the new ids.
@@ -419,12 +427,12 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         Raises:
             InputError, ConfigError: an argument cannot be used; before any compute.
         """
-        input_ids = kwargs.pop("input_ids", inputs)
-        if input_ids is None or input_ids.ndim != 2 or input_ids.shape[1] == 0:
+        given = kwargs.pop("input_ids", inputs)
+        if isinstance(given, torch.Tensor) and (given.ndim != 2 or given.shape[1] == 0):
             raise InputError(
                 "There is no question.",
                 where="generate, input_ids",
-                found=None if input_ids is None else tuple(input_ids.shape),
+                found=tuple(given.shape),
                 expected="ids of a text, (batch, length >= 1)",
             )
         if self.executor is not None:
@@ -433,9 +441,14 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             )
         arguments = {name: getattr(generation_config, name, None) for name in RUN_ARGUMENTS}
         arguments |= {name: value for name in RUN_ARGUMENTS if (value := kwargs.pop(name, None)) is not None}
-        questions = questions_of_ids(self.tokenizer, input_ids, attention_mask)
-        validate_questions(questions)
         settings = self.config.run_settings(**arguments)
+        questions: Sequence[Question]
+        if isinstance(given, torch.Tensor):
+            questions = questions_of_ids(self.tokenizer, given, attention_mask)
+        else:
+            questions = [given] if isinstance(given, str | Mapping) else given
+        settings.validate_questions(questions, self.topology)
+        input_ids = given if isinstance(given, torch.Tensor) else self._ids_of(questions)
         kwargs["generation_config"] = generation_config
         config, model_kwargs = self._answer_config(kwargs, prompt_length=input_ids.shape[1])
         decoder = self.agents[self.config.decoding_role]
@@ -450,6 +463,12 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             streamer=streamer,
             **model_kwargs,
         )
+
+    def _ids_of(self, questions: Sequence[Question]) -> torch.Tensor:
+        """Token ids of questions as texts, padded on the left, (batch, length)."""
+        rows = self.tokenizer(list(map(as_text, questions)))["input_ids"]
+        longest, padding = max(map(len, rows)), self.agents[self.config.decoding_role].pad_token_id
+        return torch.tensor([[padding] * (longest - len(row)) + row for row in rows])
 
     def _answer_config(self, kwargs: dict[str, Any], prompt_length: int) -> tuple[GenerationConfig, dict[str, Any]]:
         """Settings of the answer and the rest of a door's generation arguments, see `answer_config`."""

@@ -1,19 +1,24 @@
 """Prompts are data: templates with markers, rendered through an agent's chat template and cut into pieces.
 
 A prompt set is `{role: {"system": text or null, task: {"first": template, "feedback": template, "alone": template}}}`.
-A template is plain text with the markers `<|question|>` and `<|latents:ROLE|>`; there is no other syntax. `feedback`
-is used from the second round on (`first` where it is missing); `alone` is what the decoding agent is asked when it
-works without the others (the bare question where it is missing).
+A template is plain text with the markers `<|question|>`, `<|input:FIELD|>` and `<|latents:ROLE|>`; there is no other
+syntax. `feedback` is used from the second round on (`first` where it is missing); `alone` is what the decoding agent
+is asked when it works without the others (the bare question where it is missing).
+
+A question is a text, or a mapping of fields to texts: `<|input:facts|>` is the text of the field `facts`, and
+`<|question|>` that of the field `question`, which a plain text stands for. So one agent reads what another does not.
 """
 
+import difflib
 import itertools
 import json
 import os
 import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -21,8 +26,11 @@ from transformers import PreTrainedTokenizerBase
 from .errors_recursivemas import CheckpointError, ConfigError, InputError
 from .topology_recursivemas import Topology
 
+Question: TypeAlias = str | Mapping[str, str]  # a text, or field -> text
+
 QUESTION = "<|question|>"
-MARKER = re.compile(r"<\|question\|>|<\|latents:([^|<>]*)\|>")
+MARKER = re.compile(r"<\|(?:(?P<question>question)|input:(?P<field>[^|<>]*)|latents:(?P<role>[^|<>]*))\|>")
+FIELD = re.compile(r"[\w-]+")
 TASKS = ("default", "math", "choice", "code", "reasoning")
 PHASES = ("first", "feedback", "alone")
 
@@ -55,19 +63,61 @@ def validate_task(task: object) -> None:
         raise InputError("Unknown task.", where="task", found=repr(task), expected=", ".join(TASKS))
 
 
-def validate_questions(questions: object) -> None:
-    """Raises InputError unless `questions` are texts that say something."""
-    if isinstance(questions, str) or not isinstance(questions, list | tuple) or not questions:
+def as_inputs(question: Question) -> dict[str, str]:
+    """A question as field -> text: a plain text is the field `question`."""
+    return {"question": question} if isinstance(question, str) else dict(question)
+
+
+def as_text(question: Question) -> str:
+    """A question as one text: its fields in their order, one a line."""
+    return "\n".join(as_inputs(question).values())
+
+
+def validate_questions(questions: object, used: Collection[str], known: Collection[str]) -> None:
+    """Checks questions against the fields that prompts name.
+
+    Args:
+        questions: a list of texts and mappings of fields to texts.
+        used: the fields that the prompts of the run name; each question has them all.
+        known: the fields that any prompt of the system names; no question has others.
+
+    Raises:
+        InputError: there is no question, one says nothing, or it lacks a field or has one that no prompt names.
+    """
+    if not isinstance(questions, list | tuple) or not questions:
         raise InputError(
-            "There is no question.", where="questions", found=repr(questions)[:80], expected="a list of texts"
+            "There is no question.",
+            where="questions",
+            found=repr(questions)[:80],
+            expected="a list of texts, or of mappings of fields to texts",
         )
     for index, question in enumerate(questions):
-        if not isinstance(question, str) or not question.strip():
+        where = f"questions, number {index + 1} of {len(questions)}"
+        fields = as_inputs(question) if isinstance(question, str | Mapping) else {"question": question}
+        for name, text in fields.items():
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                raise InputError(
+                    "A question has a field that no prompt names.",
+                    where=where,
+                    found=repr(name),
+                    expected=", ".join(known),
+                    hint=f"did you mean `{near[0]}`?" if near else f"a prompt would name it `<|input:{name}|>`",
+                )
+            if not isinstance(text, str) or not text.strip():
+                raise InputError(
+                    "A question is empty or no text.",
+                    where=where if isinstance(question, str) else f"{where}, {name}",
+                    found=repr(text)[:80],
+                    expected="a text that says something",
+                )
+        if missing := [name for name in used if name not in fields]:
             raise InputError(
-                "A question is empty or no text.",
-                where=f"questions, number {index + 1} of {len(questions)}",
-                found=repr(question)[:80],
-                expected="a text that says something",
+                "A question lacks a field that the prompts name.",
+                where=where,
+                found=f"{', '.join(fields) or 'none'}; without {', '.join(missing)}",
+                expected=", ".join(used),
+                hint=f"ask with {json.dumps(dict.fromkeys(used, '…'), ensure_ascii=False)}",
             )
 
 
@@ -108,12 +158,33 @@ def template_for(prompts: dict, role: str, task: str, phase: str) -> tuple[str |
     return entry.get("system"), templates.get(phase) or templates["first"]
 
 
+def fields_of(*texts: str | None) -> list[str]:
+    """The fields that the markers of templates name, each once, in their order."""
+    matches = (match for text in texts for match in MARKER.finditer(text or "") if match["role"] is None)
+    return list(dict.fromkeys(match["question"] or match["field"] for match in matches))
+
+
+def input_fields(prompts: dict, turns: Iterable[tuple[str, str, str]] | None = None) -> list[str]:
+    """The fields of a question that prompts name, `question` first.
+
+    Args:
+        prompts: a prompt set.
+        turns: (role, task, phase) of the prompts that are meant; default all of them.
+    """
+    if turns is None:
+        turns = [
+            (role, *rest) for role in prompts for rest in itertools.product(prompts[role].keys() - {"system"}, PHASES)
+        ]
+    fields = {name for turn in turns for name in fields_of(*template_for(prompts, *turn))}
+    return sorted(fields, key=lambda name: (name != "question", name))
+
+
 def validate_prompts(prompts: dict, topology: Topology) -> None:
     """Checks a prompt set against a topology.
 
     Raises:
         ConfigError: an unknown role, task or marker; a missing entry; a template that lacks, repeats or invents a
-            slot; a prompt set that never asks the question.
+            slot, or names a field that cannot be; a prompt set that never asks the question.
     """
     if not isinstance(prompts, dict) or set(prompts) != set(topology.roles):
         found = sorted(prompts) if isinstance(prompts, dict) else type(prompts).__name__
@@ -163,9 +234,16 @@ def _validate_templates(templates: dict, where: str, role: str, system: str, top
             continue
         if not isinstance(template, str):
             raise ConfigError("A template is not a text.", where=f"{where}, {phase}", found=type(template).__name__)
-        found = [match[1] for match in MARKER.finditer(system + template)]
-        asks |= None in found
-        slots = sorted(name for name in found if name is not None)
+        fields = fields_of(system, template)
+        asks |= "question" in fields
+        if wrong := [name for name in fields if not FIELD.fullmatch(name)]:
+            raise ConfigError(
+                "The name of a field cannot be used.",
+                where=f"{where}, {phase}",
+                found=f"<|input:{wrong[0]}|>",
+                expected="letters, digits, _ and -",
+            )
+        slots = sorted(match["role"] for match in MARKER.finditer(system + template) if match["role"] is not None)
         round_index = {"first": 1, "feedback": 2}.get(phase)
         links = topology.incoming(role, round_index) if round_index else ()
         expected = sorted(link.source for link in links)
@@ -184,8 +262,8 @@ class PromptRenderer:
     """Turns templates into token ids and slots, for one tokenizer.
 
     The chat is rendered once and cut at the latent markers; each piece of text is tokenized by itself without
-    special tokens (this is how the release's links were trained). The question enters after the cut, so a marker in
-    it is plain text; a chat special token in it is tokenized as plain text too.
+    special tokens (this is how the release's links were trained). The inputs enter after the cut, so a marker in
+    them is plain text; a chat special token in them is tokenized as plain text too.
 
     Args:
         tokenizer: the agent's tokenizer, with a chat template.
@@ -213,7 +291,7 @@ class PromptRenderer:
             if token.special or ("<" in token.content and token.content in template)
         ]
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
-        # Bound caches: templates are few, and pieces without the question are the same for every row.
+        # Bound caches: templates are few, and pieces without an input are the same for every row.
         self.render = lru_cache(maxsize=256)(self._render)
         self._text_ids = lru_cache(maxsize=1024)(self._encode)
 
@@ -249,35 +327,39 @@ class PromptRenderer:
         )
         return cast(str, text)
 
-    def pieces(self, system: str | None, template: str, question: str) -> list[list[int] | Slot]:
+    def pieces(self, system: str | None, template: str, question: Question) -> list[list[int] | Slot]:
         """Token ids of the pieces of text, and the slots between them, in order."""
-        return self.cut(self.render(system, template), question)
+        return self.cut(self.render(system, template), as_inputs(question))
 
-    def cut(self, chat: str, question: str) -> list[list[int] | Slot]:
-        """Cuts a rendered chat at its latent markers and tokenizes each piece of text by itself."""
+    def cut(self, chat: str, inputs: Mapping[str, str]) -> list[list[int] | Slot]:
+        """Cuts a rendered chat at its latent markers and tokenizes each piece of text by itself.
+
+        `inputs` is field -> text, for every field that the chat names.
+        """
         pieces: list[list[int] | Slot] = []
-        text, questions, position = "", [], 0  # questions: character spans of the question in `text`
+        text, spans, position = "", [], 0  # spans: of characters of the inputs in `text`
         for match in [*MARKER.finditer(chat), None]:
             text += chat[position : match.start() if match else len(chat)]
-            if match and match[1] is None:
-                questions.append((len(text), len(text) + len(question)))
-                text += question
+            if match and match["role"] is None:
+                given = inputs[match["question"] or match["field"]]
+                spans.append((len(text), len(text) + len(given)))
+                text += given
             else:
                 if text:
-                    pieces.append(self._piece_ids(text, questions))
+                    pieces.append(self._piece_ids(text, spans))
                 if match:
-                    pieces.append(Slot(match[1]))
-                text, questions = "", []
+                    pieces.append(Slot(match["role"]))
+                text, spans = "", []
             position = match.end() if match else len(chat)
         return pieces
 
-    def _piece_ids(self, text: str, questions: list[tuple[int, int]]) -> list[int]:
-        """Tokenizes one piece; special tokens that the question brings in are split, so that they stay plain text."""
-        if not questions:
+    def _piece_ids(self, text: str, spans: list[tuple[int, int]]) -> list[int]:
+        """Tokenizes one piece; special tokens that the inputs bring in are split, so that they stay plain text."""
+        if not spans:
             return self._text_ids(text)
         cuts = []
         for match in self._special.finditer(text):
-            if any(match.start() < end and start < match.end() for start, end in questions):
+            if any(match.start() < end and start < match.end() for start, end in spans):
                 cuts += [match.start(), match.start() + 1, match.end()]
         bounds = [0, *cuts, len(text)]
         return [i for a, b in itertools.pairwise(bounds) if a < b for i in self._encode(text[a:b])]

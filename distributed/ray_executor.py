@@ -27,6 +27,7 @@ from ..engine_recursivemas import USAGE, Run, Solution
 from ..errors_recursivemas import ConfigError
 from ..generation_recursivemas import AnswerSettings
 from ..modeling_recursivemas import RecursiveMASModel
+from ..prompts_recursivemas import Question
 
 OPTIONS = ("num_cpus", "num_gpus", "resources", "device", "replicas")
 TURNS_AHEAD = 2  # that an actor has at most: one runs, the next is there, so that it never waits for this process
@@ -54,7 +55,7 @@ class AgentWorker:
     def turn(
         self,
         batch: str,
-        questions: list[str],
+        questions: list[Question],
         settings: tuple[dict[str, Any], dict[str, Any]],
         round_index: int,
         keys: list,
@@ -114,7 +115,7 @@ class Job:
     """A batch under way."""
 
     index: int
-    questions: list[str]
+    questions: list[Question]
     schedule: list[tuple[int, str]]
     attempt: int = 1
     actors: dict[str, ray.actor.ActorHandle] = field(default_factory=dict)  # role -> the replica that has its cache
@@ -173,7 +174,7 @@ class RayExecutor:
         ray.get([actor.ready.remote() for actor in self._actors])
 
     def __call__(
-        self, batches: list[list[str]], settings: RunSettings, answer: AnswerSettings
+        self, batches: list[list[Question]], settings: RunSettings, answer: AnswerSettings
     ) -> Iterator[tuple[int, list[Solution]]]:
         """Yields each batch's index and solutions, as they are finished.
 

@@ -227,14 +227,14 @@ PROMPTS = [
     ),
     remote(
         "special-token-across-the-edge",
-        "if any(match.start() < end and start < match.end() for start, end in questions):",
-        "if any(start <= match.start() and match.end() <= end for start, end in questions):",
+        "if any(match.start() < end and start < match.end() for start, end in spans):",
+        "if any(start <= match.start() and match.end() <= end for start, end in spans):",
         "prompts::test_what_a_question_completes_to_a_chat_token_is_plain_text",
     ),
     remote(
         "special-token-of-the-template-split",
-        "if any(match.start() < end and start < match.end() for start, end in questions):",
-        "if any(match.start() <= end and start <= match.end() for start, end in questions):",
+        "if any(match.start() < end and start < match.end() for start, end in spans):",
+        "if any(match.start() <= end and start <= match.end() for start, end in spans):",
         "prompts::test_a_chat_token_of_the_template_beside_the_question_stays_one",
     ),
     remote(
@@ -254,6 +254,18 @@ PROMPTS = [
         'return self.tokenizer(text, add_special_tokens=False)["input_ids"]',
         'return self.tokenizer(text)["input_ids"]',
         "prompts::test_each_piece_of_text_is_tokenized_by_itself_without_special_tokens",
+    ),
+    remote(
+        "fields-of-every-prompt-needed",
+        "validate_questions(questions, self.input_fields(topology), input_fields(self.prompts))",
+        "validate_questions(questions, input_fields(self.prompts), input_fields(self.prompts))",
+        "inputs::test_questions_with_fields_are_answered_as_the_slow_reference_does",
+    ),
+    remote(
+        "fields-that-no-prompt-names",
+        "if name not in known:",
+        "if False:",
+        "inputs::test_unknown_and_missing_fields_are_refused_before_any_compute",
     ),
     remote(
         "first-template-in-every-round",
