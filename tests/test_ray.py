@@ -54,7 +54,7 @@ def test_actors_give_the_same_answers_in_the_order_of_the_questions(local, remot
     expected = local.solve(QUESTIONS, **settings)
     got = remote.solve(QUESTIONS, on_progress=progress.append, **settings)
     assert sum(progress) == len(QUESTIONS) and len(progress) == 6
-    assert len({solution.text for solution in expected}) > 1
+    assert len({solution.text for solution in expected}) > 1 or way == {"control": "none"}
     for one, other in zip(expected, got, strict=True):
         assert one.text == other.text and one.answer == other.answer and one.messages == other.messages
         for name in ("prompt_tokens", "latent_positions", "slot_positions", "new_tokens"):
