@@ -1,14 +1,19 @@
 """What commands share: the arguments that choose a system, its tools, a progress bar."""
 
 import argparse
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from transformers.utils import logging
 
+from ..errors_recursivemas import InputError
 from ..modeling_recursivemas import RecursiveMASModel
+from ..prompts_recursivemas import Question, as_inputs
 from ..system_loader import ROOT, load_mas_system
+from ..tasks import TASKS
 from ..tools_recursivemas import Tools, calculator
+from .metrics import METRICS
 
 # What --tools knows: name -> tags and their functions, see `RecursiveMASModel.solve`.
 TOOLS: dict[str, Tools] = {"calculator": {"python": calculator}}
@@ -33,6 +38,19 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", help="default, math, choice, code or reasoning (default: the system's)")
 
 
+def add_data_arguments(parser: argparse.ArgumentParser, num_questions: int) -> None:
+    """The arguments that say which questions are asked, by default so many, and when their answers are right."""
+    parser.add_argument("--data", default="arithmetic", help=f"a JSON-lines file, or a task: {', '.join(TASKS)}")
+    parser.add_argument(
+        "--num-questions", type=int, default=num_questions, help=f"how many (default: {num_questions})"
+    )
+    parser.add_argument("--seed", type=int, default=20000, help="of the generated questions (default: 20000)")
+    parser.add_argument("--levels", type=int, nargs="+", help="of the generated questions (default: all of the task)")
+    parser.add_argument(
+        "--metric", choices=METRICS, help="when an answer is right (default: the task's own, or exact)"
+    )
+
+
 def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
     """The system that `add_system_arguments` describes."""
     mas = load_mas_system(arguments.system, arguments.dataset, device=arguments.device, dtype=arguments.dtype)
@@ -44,6 +62,34 @@ def solve_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_system_arguments` says of answering, for `RecursiveMASModel.solve`."""
     names = ("latent_steps", "task", "batch_size", "max_new_tokens")
     return {name: getattr(arguments, name) for name in names} | {"tools": TOOLS.get(arguments.tools)}
+
+
+def add_input_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument that adds fields to questions."""
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="NAME=TEXT", help="a field of every question; repeatable"
+    )
+
+
+def add_inputs(question: Question, assignments: Iterable[str]) -> Question:
+    """A question with the fields that `--input` gives; what the question says itself stays.
+
+    Raises:
+        InputError: an assignment has no name or no text.
+    """
+    given = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if not (name and text):
+            raise InputError("An input is not given as NAME=TEXT.", where="--input", found=assignment)
+        given[name] = text
+    return {**as_inputs(question), **given, **as_inputs(question)} if given else question
+
+
+def inputs_of(row: Mapping[str, Any], fields: Iterable[str], columns: Mapping[str, str] = {}) -> dict[str, Any]:
+    """What a row says in the fields of a system; it may hold more than that. `columns` is field -> its column."""
+    found = {name: row.get(columns.get(name, name)) for name in fields}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def limit_threads(mas: RecursiveMASModel) -> None:

@@ -1,9 +1,10 @@
 """Measure a system: accuracy and cost against recursion rounds, for latents, for text hand-over, and for one agent.
 
-The data are fresh questions of a task that this repository generates (by name), or a JSON-lines file with "question"
-and "answer". An answer counts when it equals the right one; a missing answer is wrong. The report is printed, and
-with --output stored as JSON (commit, versions, machine, settings, figures with 95 % Wilson intervals, every answer)
-with a plot beside (where more than one setting was measured).
+The data are fresh questions of a task that this repository generates (by name), or a JSON-lines file with "question",
+"answer" and what further fields the system's prompts name. An answer counts when it equals the right one (or with
+--metric contains, when the right word stands in it); a missing answer is wrong. The report is printed, and with
+--output stored as JSON (commit, versions, machine, settings, figures with 95 % Wilson intervals, every answer) with a
+plot beside (where more than one setting was measured).
 
 Examples:
   recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 --num-questions 900 --seed 20000
@@ -21,17 +22,14 @@ from typing import Any
 from ..configuration_recursivemas import MODES
 from ..errors_recursivemas import InputError
 from ..tasks import TASKS
-from .commands import add_system_arguments, load_from_arguments, solve_arguments
-from .measure import evaluate, load_rows, without
+from .commands import add_data_arguments, add_system_arguments, load_from_arguments, solve_arguments
+from .measure import described, evaluate, load_data, without
 from .plots import plot_evaluation
 from .results import provenance, read_results, table, write_results
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", default="arithmetic", help=f"a JSON-lines file, or a task: {', '.join(TASKS)}")
-    parser.add_argument("--num-questions", type=int, default=600, help="how many (default: 600)")
-    parser.add_argument("--seed", type=int, default=20000, help="of the generated questions (default: 20000)")
-    parser.add_argument("--levels", type=int, nargs="+", help="of the generated questions (default: all of the task)")
+    add_data_arguments(parser, num_questions=600)
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3, 4], help="numbers of rounds to measure")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="what to measure")
     parser.add_argument(
@@ -61,24 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.num_questions < 1:
-        raise InputError("There is nothing to measure.", where="--num-questions", found=arguments.num_questions)
-    rows = load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels)
+    rows, metric = load_data(arguments)
     group_by = arguments.group_by or getattr(TASKS.get(arguments.data), "GROUP_BY", None)
     mas = without(load_from_arguments(arguments), arguments.without)
     options = solve_arguments(arguments)
-    figures = evaluate(mas, rows, arguments.modes, arguments.rounds, group_by=group_by, **options)
-    settings = {
-        "style": mas.config.style,
-        "data": Path(arguments.data).name,
-        "num_questions": len(rows),
-        "seed": arguments.seed if arguments.data in TASKS else None,
-        "levels": arguments.levels,
-        **options,
-        "latent_steps": mas.config.latent_steps if arguments.latent_steps is None else arguments.latent_steps,
-        "latent_halting": mas.config.latent_halting,
-        "tools": arguments.tools,
-        "without": arguments.without,
-        "group_by": group_by,
-    }
+    figures = evaluate(mas, rows, arguments.modes, arguments.rounds, group_by=group_by, metric=metric, **options)
+    settings = described(arguments, mas, len(rows), metric) | {"without": arguments.without, "group_by": group_by}
     return {**provenance(), "settings": settings, "figures": figures}

@@ -1,5 +1,6 @@
 """Measuring: accuracy and cost of a system over questions with known answers."""
 
+import argparse
 import copy
 import json
 import time
@@ -13,7 +14,8 @@ from ..errors_recursivemas import InputError
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import slot_marker
 from ..tasks import TASKS
-from .commands import progress
+from .commands import inputs_of, progress, solve_arguments
+from .metrics import METRICS
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
@@ -28,7 +30,8 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None = None) -> list[dict]:
     """Rows with "question" and "answer": of a task by name, or of a JSON-lines file (its first `num_questions`).
 
-    `levels` says how hard a task's questions are, in turn (default: all that the task knows).
+    A row may hold more: what the system's prompts name is taken from it. `levels` says how hard a task's questions
+    are, in turn (default: all that the task knows).
 
     Raises:
         InputError: no such task or file, or a line without question and answer.
@@ -58,6 +61,32 @@ def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None
             ) from error
         rows.append(row)
     return rows[:num_questions]
+
+
+def load_data(arguments: argparse.Namespace) -> tuple[list[dict], str]:
+    """The rows that `add_data_arguments` describes, and the name of the metric that judges their answers."""
+    if arguments.num_questions < 1:
+        raise InputError("There is nothing to measure.", where="--num-questions", found=arguments.num_questions)
+    rows = load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels)
+    return rows, arguments.metric or getattr(TASKS.get(arguments.data), "METRIC", "exact")
+
+
+def described(
+    arguments: argparse.Namespace, mas: RecursiveMASModel, num_questions: int, metric: str
+) -> dict[str, Any]:
+    """What results say of the questions and of how the system answered them."""
+    return {
+        "style": mas.config.style,
+        "data": Path(arguments.data).name,
+        "num_questions": num_questions,
+        "seed": arguments.seed if arguments.data in TASKS else None,
+        "levels": arguments.levels,
+        **solve_arguments(arguments),
+        "latent_steps": mas.config.latent_steps if arguments.latent_steps is None else arguments.latent_steps,
+        "latent_halting": mas.config.latent_halting,
+        "tools": arguments.tools,
+        "metric": metric,
+    }
 
 
 def without(mas: RecursiveMASModel, roles: list[str]) -> RecursiveMASModel:
@@ -92,22 +121,25 @@ def measure(
     mode: str,
     num_rounds: int,
     group_by: str | None = None,
+    metric: str = "exact",
     on_progress: Callable[[int], None] | None = None,
-    **solve_arguments: Any,
+    **arguments: Any,
 ) -> dict[str, Any]:
-    """Accuracy and cost of one setting.
+    """Accuracy and cost of one setting; `metric` says when an answer is right (see metrics.py).
+
+    `arguments` are those of `solve`.
 
     Returns:
         "accuracy" with "interval"; "by_group" value -> [right, total]; per question on average "prompt_tokens",
-        "latent_positions", "slot_positions", "new_tokens", "seconds"; "answers", one for each row.
+        "latent_positions", "slot_positions", "new_tokens", "seconds"; for each row, its "answers" and whether they
+        are "right".
     """
     started = time.perf_counter()
-    solutions = mas.solve(
-        [row["question"] for row in rows], mode=mode, num_rounds=num_rounds, on_progress=on_progress, **solve_arguments
-    )
+    questions = [inputs_of(row, mas.input_fields) for row in rows]
+    solutions = mas.solve(questions, mode=mode, num_rounds=num_rounds, on_progress=on_progress, **arguments)
     seconds = time.perf_counter() - started
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    right = [solution.answer == row["answer"] for solution, row in zip(solutions, rows, strict=True)]
+    right = [METRICS[metric](solution, row["answer"]) for solution, row in zip(solutions, rows, strict=True)]
     for row, is_right in zip(rows, right, strict=True):
         if group_by in row:
             groups[str(row[group_by])][0] += is_right
@@ -122,6 +154,7 @@ def measure(
         "seconds": seconds / len(rows),
         **{key: sum(usage[key] for usage in usages) / len(rows) for key in USAGE},
         "answers": [solution.answer for solution in solutions],
+        "right": right,
     }
 
 

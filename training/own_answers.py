@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -74,7 +75,8 @@ def write_own_answers(arguments: LinkTrainingArguments) -> dict[str, int]:
         task = TASKS[source]
         levels = getattr(task, "TRAINED_LEVELS", task.LEVELS)
         source = task.generate(arguments.max_rows or TASK_ROWS, levels, seed=arguments.seed)
-    rows, report = read_rows(source, (), num_rounds, arguments.columns, arguments.max_rows, fields)
+    columns = cast(dict[str, str], arguments.columns)
+    rows, report = read_rows(source, (), num_rounds, columns, arguments.max_rows, fields)
     refuse_bad_rows(report, arguments.allowed_bad_rows)
     count = {"rows": 0, "left_out": 0}
     unfinished = output.with_name(output.name + ".partial")

@@ -743,8 +743,8 @@ ENGINE = [
     ),
     remote(
         "all-run-for-nothing",
-        ' or (self.mode == "latent" and self.latent_steps == 0)',
-        "",
+        ' and (self.latent_steps == 0 or self.control == "none"))',
+        ' and self.control == "none")',
         "engine::test_zero_latent_steps_send_nothing_and_run_nobody_else",
     ),
     remote(
@@ -948,7 +948,7 @@ TRAINING = [
     ),
     workshop(
         "everything-is-right",
-        "right += sum(s.answer == answer for",
+        "right += sum(is_right(s, answer) for",
         "right += sum(s.answer is not None for",
         "training::test_an_evaluation_counts_the_questions_that_the_system_answers",
     ),
