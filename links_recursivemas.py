@@ -23,6 +23,7 @@ class LinkShape(NamedTuple):
     layers: int
     residual: bool
     norm: bool
+    rescaled: bool = False  # inner links only: a linear path beside the layers, and a length of what comes out
 
 
 INNER_KINDS = {
@@ -31,6 +32,7 @@ INNER_KINDS = {
     "adapter": LinkShape(2, False, False),
     "res_adapter": LinkShape(2, True, False),
     "ln_res_adapter": LinkShape(2, True, True),
+    "rescaled_adapter": LinkShape(2, False, False, True),
 }
 OUTER_KINDS = {
     "outer_linear_adapter": LinkShape(1, False, False),
@@ -66,7 +68,9 @@ def _shape_of(kind: str, kinds: dict[str, LinkShape]) -> LinkShape:
 class InnerLink(nn.Module):
     """Last hidden state of an agent -> the same agent's next input embedding.
 
-    `ln_res_adapter`: post_ln(x + proj2(gelu(proj1(pre_ln(x))))); the other kinds leave parts out.
+    `ln_res_adapter`: post_ln(x + proj2(gelu(proj1(pre_ln(x))))); the other kinds leave parts out. Not of the release:
+    `rescaled_adapter`, residual_proj(x) + proj2(gelu(proj1(pre_ln(x)))) with twice the width inside, brought to the
+    length `norm`, which starts from a regression and cannot leave the length of a token's embedding.
     Computes in its own parameter dtype; the caller casts the result.
 
     Args:
@@ -74,6 +78,7 @@ class InnerLink(nn.Module):
         hidden_size: width d of the agent.
     """
 
+    norm: torch.Tensor
     options: Mapping[str, Any] = MappingProxyType({})  # of its entry in the configuration, beside kind and weights
 
     def __init__(self, kind: str, hidden_size: int) -> None:
@@ -82,10 +87,13 @@ class InnerLink(nn.Module):
         self.in_features = self.out_features = hidden_size
         shape = _shape_of(self.kind, INNER_KINDS)
         self.residual = shape.residual
-        self.proj1 = nn.Linear(hidden_size, hidden_size)
-        self.proj2 = nn.Linear(hidden_size, hidden_size) if shape.layers == 2 else None
-        self.pre_ln = nn.LayerNorm(hidden_size) if shape.norm else None
+        middle = hidden_size * (2 if shape.rescaled else 1)
+        self.proj1 = nn.Linear(hidden_size, middle)
+        self.proj2 = nn.Linear(middle, hidden_size) if shape.layers == 2 else None
+        self.pre_ln = nn.LayerNorm(hidden_size) if shape.norm or shape.rescaled else None
         self.post_ln = nn.LayerNorm(hidden_size) if shape.norm else None
+        self.residual_proj = nn.Linear(hidden_size, hidden_size) if shape.rescaled else None
+        self.register_buffer("norm", torch.ones(1) if shape.rescaled else None)
 
     def step(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
         """(..., d) -> (..., d) as `forward` gives it; this link does not know which token it says."""
@@ -97,6 +105,9 @@ class InnerLink(nn.Module):
         update = self.proj1(hidden_states if self.pre_ln is None else self.pre_ln(hidden_states))
         if self.proj2 is not None:
             update = self.proj2(functional.gelu(update))
+        if self.residual_proj is not None:
+            output = self.residual_proj(hidden_states) + update
+            return output * (self.norm / output.norm(dim=-1, keepdim=True).clamp_min(1e-12))
         output = hidden_states + update if self.residual else update
         return output if self.post_ln is None else self.post_ln(output)
 
@@ -407,6 +418,7 @@ def fitting_kinds(state_dict: Mapping[str, torch.Tensor], outer: bool) -> list[s
     for kind, shape in (OUTER_KINDS if outer else INNER_KINDS).items():
         names = ["proj1"] + ["proj2"] * (shape.layers == 2) + ["residual_proj"] * (outer and shape.residual)
         names += (["ln_source", "ln_target"] if outer else ["pre_ln", "post_ln"]) if shape.norm else []
+        names += ["", "pre_ln", "residual_proj"] if shape.rescaled else []  # `norm` belongs to no module
         if sorted(names) == modules:
             fitting.append(kind)
     return fitting

@@ -26,6 +26,12 @@ INNER_FORMULAS = {
     "ln_res_adapter": lambda x, s: norm(
         x + linear(gelu(linear(norm(x, s, "pre_ln"), s, "proj1")), s, "proj2"), s, "post_ln"
     ),
+    "rescaled_adapter": lambda x, s: (
+        s["norm"]
+        * functional.normalize(
+            linear(gelu(linear(norm(x, s, "pre_ln"), s, "proj1")), s, "proj2") + linear(x, s, "residual_proj"), dim=-1
+        )
+    ),
 }
 OUTER_FORMULAS = {
     "outer_linear_adapter": lambda x, s: linear(x, s, "proj1"),

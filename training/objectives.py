@@ -5,11 +5,11 @@ only. Every loss is a mean over rows of means over a row's tokens, so that it do
 over batches, accumulation steps and processes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -20,13 +20,15 @@ from ..agent_recursivemas import RecursiveMASAgent, Rollout
 from ..batching_recursivemas import PromptBatch, PromptBuilder, embed_rows
 from ..caches_recursivemas import can_crop
 from ..handover_recursivemas import hand_over
-from ..links_recursivemas import AnyOuterLink, ExpectedEmbeddingLink
+from ..links_recursivemas import AnyOuterLink, ExpectedEmbeddingLink, InnerLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import phase_of
 from .caches import differentiable_cache
 from .data import Example, Part
+from .start import fit_linear_path
 from .store import TensorStore
 
+FIT_ROWS = 512  # whose states a linear path is fitted to
 IGNORE_INDEX = -100  # the label of positions that no loss counts
 
 
@@ -176,6 +178,7 @@ class InnerObjective(LinkObjective):
         roles: whose links are trained, side by side without touching each other.
         settings: see `InnerSettings`.
         references: role -> reference link, bound to its agent; needed for `"mixture"`.
+        fresh: roles whose links are new.
     """
 
     def __init__(
@@ -184,9 +187,10 @@ class InnerObjective(LinkObjective):
         roles: Iterable[str],
         settings: InnerSettings = InnerSettings(),
         references: Mapping[str, ExpectedEmbeddingLink] = MappingProxyType({}),
+        fresh: Collection[str] = (),
     ) -> None:
         super().__init__(mas, inner=roles)
-        self.settings, self.references = settings, references
+        self.settings, self.references, self.fresh = settings, references, fresh
         self._states = TensorStore()
         self._phases: dict[tuple[str, int], int] = {}  # of the rollouts in the store
         self._rolled = 0  # rows rolled out in the present phase
@@ -213,6 +217,24 @@ class InnerObjective(LinkObjective):
                 records[f"{role}_replay"] = replay
         self.record(records)
         return {"loss": total}
+
+    @torch.no_grad()
+    def fit_start(self, examples: list[Example], batch_size: int) -> None:
+        """Starts the linear path of new links by regression, over the states of some target texts."""
+        for role in self.fresh:
+            link = cast(InnerLink, self.inner_links[role])
+            if link.residual_proj is None:
+                continue
+            inputs, outputs = [], []
+            for start in range(0, min(len(examples), FIT_ROWS), batch_size):
+                batch = examples[start : start + batch_size]
+                parts = [part for example in batch for (_, name), part in example.parts.items() if name == role]
+                wanted = self._next_tokens if self.settings.target == "next_token" else self._mixtures
+                states, targets = wanted(role, parts)
+                counts = states.labels != IGNORE_INDEX
+                inputs.append(states.hidden_states[counts].cpu())
+                outputs.append(targets[counts].cpu())
+            fit_linear_path(link, torch.cat(inputs), torch.cat(outputs))
 
     def _next_tokens(self, role: str, parts: list[Part]) -> tuple[TargetStates, torch.Tensor]:
         """States of the target texts, and the embeddings of the tokens that follow."""

@@ -23,7 +23,7 @@ from .trainer import LinkTrainer
 SETTINGS_FILE = "training_config.json"
 Kind = Literal["inner", "outer"]
 LEAST_TO_HOLD_OUT = 100  # rows
-DEFAULT_INNER_KIND = "ln_res_adapter"  # of a new inner link where the present one has nothing to train
+DEFAULT_INNER_KIND = "rescaled_adapter"  # of a new inner link where the present one has nothing to train
 # Settings that may change between a run and its continuation: they do not change the weights.
 FREE_SETTINGS = {
     "output", "output_dir", "eval_data", "eval_rows", "metric", "tools", "per_device_eval_batch_size", "eval_strategy",
@@ -39,14 +39,15 @@ def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: Recursive
     """
     if kind == "inner":
         roles = _known("roles", arguments.roles, list(mas.agents))
-        references = {}
+        references, fresh = {}, []
         for role in roles:
             agent = mas.agents[role]
             references[role] = reference_link(agent)
             new = arguments.inner_kind or (None if _trainable(mas, role) else DEFAULT_INNER_KIND)
             if new is not None:
                 mas.set_link(role, start_inner_link(agent, new))
-        return InnerObjective(mas, roles, InnerSettings(**_of(arguments, InnerSettings)), references)
+                fresh.append(role)
+        return InnerObjective(mas, roles, InnerSettings(**_of(arguments, InnerSettings)), references, fresh)
     num_rounds = arguments.num_rounds or mas.config.num_rounds
     used = [
         link.name
@@ -267,6 +268,8 @@ def train(kind: Kind, arguments: LinkTrainingArguments, resume: bool = False) ->
         print(f"{kind} loop: {trainable:,} trainable parameters, {len(examples)} examples", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / SETTINGS_FILE).write_text(json.dumps(arguments.settings(), indent=2) + "\n", encoding="utf-8")
+    if isinstance(objective, InnerObjective) and not checkpoint:
+        objective.fit_start(examples, arguments.per_device_eval_batch_size)
     trainer = LinkTrainer(objective, arguments, train_dataset=examples, eval_dataset=evaluation)
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     summary = {"step": trainer.state.global_step, "loss": result.training_loss}

@@ -167,7 +167,17 @@ def start_inner_link(agent: RecursiveMASAgent, kind: str) -> InnerLink:
         _set_layer(_last_layer(link), 0, 0)
     if link.post_ln is not None:
         link.post_ln.weight.fill_(embedding_scale(agent))
+    if link.residual_proj is not None:
+        _set_layer(_last_layer(link), 0, 0)
+        link.norm.fill_(mean_norm(agent))
     return link
+
+
+@torch.no_grad()
+def fit_linear_path(link: InnerLink, hidden_states: torch.Tensor, targets: torch.Tensor) -> None:
+    """Sets the linear path of a `rescaled_adapter` by ridge regression, (n, d) -> (n, d)."""
+    assert link.residual_proj is not None
+    _set_layer(link.residual_proj, *ridge(hidden_states, targets))
 
 
 @torch.no_grad()
