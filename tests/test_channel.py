@@ -81,7 +81,9 @@ def figures_of(accuracies, count=100):
 )
 def test_a_verdict_says_what_is_shown(latents, none, other, noise, says):
     figures = figures_of({"latents": latents, "none": none, "other_question": other, "noise": noise})
-    assert f"r = 1: latents {latents:.2f}; none {none:.2f}, another question's {other:.2f}, noise" in verdict(figures, 1)
+    assert f"r = 1: latents {latents:.2f}; none {none:.2f}, another question's {other:.2f}, noise" in verdict(
+        figures, 1
+    )
     assert says in verdict(figures, 1)
 
 
