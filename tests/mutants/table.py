@@ -767,6 +767,45 @@ ENGINE = [
     ),
 ]
 
+CONTROLS = [
+    remote(
+        "swapped-at-every-hand-over",
+        "    if not answers:\n        return rows\n",
+        "",
+        "controls::test_another_questions_latents_are_those_that_the_next_question_is_answered_from",
+    ),
+    remote(
+        "noise-of-the-batch",
+        "generator=torch.Generator().manual_seed(seed)",
+        "generator=None",
+        "controls::test_noise_does_not_depend_on_the_other_rows_of_a_batch",
+    ),
+    remote(
+        "noise-of-its-own-norm",
+        "return (noise / noise.norm(dim=-1, keepdim=True) * norms).to(latents.dtype)",
+        "return (noise * norms.mean()).to(latents.dtype)",
+        "controls::test_noise_has_the_norms_of_the_latents_and_nothing_else_of_them",
+    ),
+    remote(
+        "text-cut-of-nothing-is-all",
+        "ids[max(0, len(ids) - count) :]",
+        "ids[-count:]",
+        "controls::test_a_text_is_cut_at_its_end_or_its_start",
+    ),
+    remote(
+        "a-single-question-in-the-last-batch",
+        "if swaps and len(batches[-1]) == 1:",
+        "if False:",
+        "controls::test_batches_for_other_questions_keep_the_order_and_never_have_a_single_row",
+    ),
+    remote(
+        "batches-by-length-for-other-questions",
+        "list(range(len(questions))) if swaps else sorted",
+        "sorted",
+        "controls::test_batches_for_other_questions_keep_the_order_and_never_have_a_single_row",
+    ),
+]
+
 DOORS = [
     remote(
         "message-tokens-0",
@@ -1019,6 +1058,30 @@ EVALUATION = [
         "cli::test_evaluation_counts_exact_answers_and_stores_every_one",
     ),
     workshop(
+        "one-sided-p",
+        "return min(1.0, 2 * tail / 2**total)",
+        "return min(1.0, tail / 2**total)",
+        "channel::test_mcnemars_exact_p_of_published_examples",
+    ),
+    workshop(
+        "unpaired-interval",
+        "shares = [only_one / count, only_other / count, (count - only_one - only_other) / count]",
+        "shares = [sum(one) / count / 2, sum(other) / count / 2, 1 - (sum(one) + sum(other)) / count / 2]",
+        "channel::test_the_interval_is_that_of_resampled_questions",
+    ),
+    workshop(
+        "verdict-without-noise",
+        "if shown == set(EMPTY):",
+        'if shown >= {"none", "other_question"}:',
+        "channel::test_a_verdict_says_what_is_shown",
+    ),
+    workshop(
+        "neighbours-as-they-come",
+        'rows = sorted(rows, key=lambda row: (-often[row["answer"]], row["answer"]))',
+        'rows = sorted(rows, key=lambda row: row["answer"])',
+        "channel::test_neighbours_have_different_answers",
+    ),
+    workshop(
         "all-rows-of-a-file",
         "return rows[:num_questions]",
         "return rows",
@@ -1175,6 +1238,6 @@ COMMANDS = [
 
 MUTANTS = [
     *ANSWERS, *LINKS, *KERNELS, *CACHES, *PROMPTS, *TOPOLOGY, *CONFIGURATION, *SOURCES, *RELEASE_RULES, *LOADING,
-    *SAVING, *AGENT, *BATCHING, *GENERATION, *TOOLS, *ENGINE, *DOORS, *TRAINING, *SMALL_SYSTEMS, *EVALUATION, *UPLOAD,
-    *RELEASE, *COMMANDS,
+    *SAVING, *AGENT, *BATCHING, *GENERATION, *TOOLS, *ENGINE, *CONTROLS, *DOORS, *TRAINING, *SMALL_SYSTEMS,
+    *EVALUATION, *UPLOAD, *RELEASE, *COMMANDS,
 ]  # fmt: skip
