@@ -1,12 +1,15 @@
 """What commands share: the arguments that choose a system, its tools, a progress bar."""
 
 import argparse
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from transformers.utils import logging
 
+from ..errors_recursivemas import InputError
 from ..modeling_recursivemas import RecursiveMASModel
+from ..prompts_recursivemas import Question, as_inputs
 from ..system_loader import ROOT, load_mas_system
 from ..tools_recursivemas import Tools, calculator
 
@@ -44,6 +47,34 @@ def solve_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_system_arguments` says of answering, for `RecursiveMASModel.solve`."""
     names = ("latent_steps", "task", "batch_size", "max_new_tokens")
     return {name: getattr(arguments, name) for name in names} | {"tools": TOOLS.get(arguments.tools)}
+
+
+def add_input_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument that adds fields to questions."""
+    parser.add_argument(
+        "--input", action="append", default=[], metavar="NAME=TEXT", help="a field of every question; repeatable"
+    )
+
+
+def add_inputs(question: Question, assignments: Iterable[str]) -> Question:
+    """A question with the fields that `--input` gives; what the question says itself stays.
+
+    Raises:
+        InputError: an assignment has no name or no text.
+    """
+    given = {}
+    for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        if not (name and text):
+            raise InputError("An input is not given as NAME=TEXT.", where="--input", found=assignment)
+        given[name] = text
+    return {**as_inputs(question), **given, **as_inputs(question)} if given else question
+
+
+def inputs_of(row: Mapping[str, Any], fields: Iterable[str], columns: Mapping[str, str] = {}) -> dict[str, Any]:
+    """What a row says in the fields of a system; it may hold more than that. `columns` is field -> its column."""
+    found = {name: row.get(columns.get(name, name)) for name in fields}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def limit_threads(mas: RecursiveMASModel) -> None:

@@ -1,9 +1,10 @@
 """Measure a system: accuracy and cost against recursion rounds, for latents, for text hand-over, and for one agent.
 
-The data are fresh questions of a task that this repository generates (by name), or a JSON-lines file with "question"
-and "answer". An answer counts when it equals the right one; a missing answer is wrong. The report is printed, and
-with --output stored as JSON (commit, versions, machine, settings, figures with 95 % Wilson intervals, every answer)
-with a plot beside (where more than one setting was measured).
+The data are fresh questions of a task that this repository generates (by name), or a JSON-lines file with "question",
+"answer" and what further fields the system's prompts name. An answer counts when it equals the right one (or with
+--metric contains, when the right word stands in it); a missing answer is wrong. The report is printed, and with
+--output stored as JSON (commit, versions, machine, settings, figures with 95 % Wilson intervals, every answer) with a
+plot beside (where more than one setting was measured).
 
 Examples:
   recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 --num-questions 900 --seed 20000
@@ -23,6 +24,7 @@ from ..errors_recursivemas import InputError
 from ..tasks import TASKS
 from .commands import add_system_arguments, load_from_arguments, solve_arguments
 from .measure import evaluate, load_rows, without
+from .metrics import METRICS
 from .plots import plot_evaluation
 from .results import provenance, read_results, table, write_results
 
@@ -36,6 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="what to measure")
     parser.add_argument(
         "--without", nargs="+", default=[], metavar="ROLE", help="leave out roles: what they are worth"
+    )
+    parser.add_argument(
+        "--metric", choices=METRICS, help="when an answer is right (default: the task's own, or exact)"
     )
     parser.add_argument("--group-by", help="field of the rows to break accuracy down by (default: the task's own)")
     parser.add_argument("--from", dest="stored", type=Path, help="show stored results again, draw their plot anew")
@@ -64,10 +69,12 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.num_questions < 1:
         raise InputError("There is nothing to measure.", where="--num-questions", found=arguments.num_questions)
     rows = load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels)
-    group_by = arguments.group_by or getattr(TASKS.get(arguments.data), "GROUP_BY", None)
+    task = TASKS.get(arguments.data)
+    group_by = arguments.group_by or getattr(task, "GROUP_BY", None)
+    metric = arguments.metric or getattr(task, "METRIC", "exact")
     mas = without(load_from_arguments(arguments), arguments.without)
     options = solve_arguments(arguments)
-    figures = evaluate(mas, rows, arguments.modes, arguments.rounds, group_by=group_by, **options)
+    figures = evaluate(mas, rows, arguments.modes, arguments.rounds, group_by=group_by, metric=metric, **options)
     settings = {
         "style": mas.config.style,
         "data": Path(arguments.data).name,
@@ -80,5 +87,6 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "tools": arguments.tools,
         "without": arguments.without,
         "group_by": group_by,
+        "metric": metric,
     }
     return {**provenance(), "settings": settings, "figures": figures}

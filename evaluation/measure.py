@@ -13,7 +13,8 @@ from ..errors_recursivemas import InputError
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import slot_marker
 from ..tasks import TASKS
-from .commands import progress
+from .commands import inputs_of, progress
+from .metrics import METRICS
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
@@ -28,7 +29,8 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
 def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None = None) -> list[dict]:
     """Rows with "question" and "answer": of a task by name, or of a JSON-lines file (its first `num_questions`).
 
-    `levels` says how hard a task's questions are, in turn (default: all that the task knows).
+    A row may hold more: what the system's prompts name is taken from it. `levels` says how hard a task's questions
+    are, in turn (default: all that the task knows).
 
     Raises:
         InputError: no such task or file, or a line without question and answer.
@@ -92,22 +94,22 @@ def measure(
     mode: str,
     num_rounds: int,
     group_by: str | None = None,
+    metric: str = "exact",
     on_progress: Callable[[int], None] | None = None,
     **solve_arguments: Any,
 ) -> dict[str, Any]:
-    """Accuracy and cost of one setting.
+    """Accuracy and cost of one setting; `metric` says when an answer is right (see metrics.py).
 
     Returns:
         "accuracy" with "interval"; "by_group" value -> [right, total]; per question on average "prompt_tokens",
         "latent_positions", "slot_positions", "new_tokens", "seconds"; "answers", one for each row.
     """
     started = time.perf_counter()
-    solutions = mas.solve(
-        [row["question"] for row in rows], mode=mode, num_rounds=num_rounds, on_progress=on_progress, **solve_arguments
-    )
+    questions = [inputs_of(row, mas.input_fields) for row in rows]
+    solutions = mas.solve(questions, mode=mode, num_rounds=num_rounds, on_progress=on_progress, **solve_arguments)
     seconds = time.perf_counter() - started
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    right = [solution.answer == row["answer"] for solution, row in zip(solutions, rows, strict=True)]
+    right = [METRICS[metric](solution, row["answer"]) for solution, row in zip(solutions, rows, strict=True)]
     for row, is_right in zip(rows, right, strict=True):
         if group_by in row:
             groups[str(row[group_by])][0] += is_right

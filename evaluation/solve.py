@@ -1,12 +1,14 @@
 """Answer questions with a system of agents that collaborate in latent space.
 
-Questions come as arguments, from a file (one a line, or JSON lines with "question"), or from standard input.
+Questions come as arguments, from a file (one a line, or JSON lines with "question"), or from standard input. Where the
+prompts of a system name further fields, a JSON line holds them too, or --input gives them for every question.
 
 Examples:
   recursivemas solve "3+5*2-4"
   recursivemas solve --rounds 1 "3+5*2-4+7" "8-2"
   cat questions.txt | recursivemas solve --json > answers.jsonl
   recursivemas solve --system path/to/system --mode text --file questions.jsonl
+  recursivemas solve --system my-system --input facts="Ben works as a writer." "What is the job of Ben?"
   recursivemas solve --system systems/deliberation --tools calculator "a=c b=4 c=d d=7 e=b f=2 376*a"
 """
 
@@ -14,19 +16,32 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..errors_recursivemas import InputError
-from .commands import add_system_arguments, load_from_arguments, progress, solve_arguments
+from ..prompts_recursivemas import as_inputs, as_text, input_fields
+from .commands import (
+    add_input_argument,
+    add_inputs,
+    add_system_arguments,
+    inputs_of,
+    load_from_arguments,
+    progress,
+    solve_arguments,
+)
 
 
-def read_questions(lines: list[str], where: str) -> list[str]:
+def read_questions(lines: list[str], where: str) -> list[str | dict[str, Any]]:
     """Questions from lines: JSON objects with "question", or plain text; blank lines are none."""
-    questions = []
+    questions: list[str | dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if line.lstrip().startswith("{"):
             try:
-                questions.append(json.loads(line)["question"])
-            except (ValueError, KeyError) as error:
+                row = json.loads(line)
+                if "question" not in row:
+                    raise ValueError('no "question"')
+                questions.append(row)
+            except ValueError as error:
                 raise InputError(
                     "A line holds no question.",
                     where=f"{where}, line {number}",
@@ -41,6 +56,7 @@ def read_questions(lines: list[str], where: str) -> list[str]:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("questions", nargs="*", help="the questions; none: read from --file or standard input")
     parser.add_argument("--file", help="file with one question a line (text or JSON lines)")
+    add_input_argument(parser)
     parser.add_argument("--rounds", type=int, help="recursion rounds (default: the system's)")
     parser.add_argument("--mode", default="latent", help="latent, text (hand over text) or alone (default: latent)")
     parser.add_argument("--prompts", help="JSON file with a prompt set that replaces the system's")
@@ -61,6 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
         hint = "give questions as arguments, --file or stdin"
         raise InputError("There is no question.", where="recursivemas solve", hint=hint)
     mas = load_from_arguments(arguments)
+    fields = input_fields(mas.config.run_settings(prompts=arguments.prompts).prompts)
+    questions = [question if isinstance(question, str) else inputs_of(question, fields) for question in questions]
+    questions = [add_inputs(question, arguments.input) for question in questions]
     with progress(len(questions), "Solving") as bar:
         solutions = mas.solve(
             questions,
@@ -72,10 +91,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     for question, solution in zip(questions, solutions, strict=True):
         if arguments.json:
-            row = {"question": question, "text": solution.text, "answer": solution.answer, "usage": solution.usage}
+            answer = {"text": solution.text, "answer": solution.answer, "usage": solution.usage}
+            row = {**as_inputs(question), **answer}
             print(json.dumps(row, ensure_ascii=False))
         elif len(questions) == 1:
             print(solution.text)
         else:
-            print(f"{question}\t{solution.text}")
+            print(f"{as_text(question)}\t{solution.text}")
     return 0

@@ -25,9 +25,11 @@ from torch.nn import functional
 
 from ..agent_recursivemas import RecursiveMASAgent
 from ..errors_recursivemas import InputError
+from ..evaluation.commands import add_input_argument, add_inputs
 from ..evaluation.plots import plot_fidelity, plot_gradients, plot_latents
 from ..links_recursivemas import AnyOuterLink
 from ..modeling_recursivemas import RecursiveMASModel
+from ..prompts_recursivemas import Question, as_text
 from ..system_loader import load_mas_system
 from ..tasks import TASKS
 from ..training.data import Encoder, Example, read_rows, refuse_bad_rows
@@ -150,12 +152,12 @@ def fidelity(mas: RecursiveMASModel, examples: list[Example], num_rounds: int) -
     return results
 
 
-def thoughts(mas: RecursiveMASModel, questions: list[str], **solve_arguments: Any) -> list[dict[str, Any]]:
+def thoughts(mas: RecursiveMASModel, questions: list[Question], **solve_arguments: Any) -> list[dict[str, Any]]:
     """What travelled while questions were answered, as the receiver's nearest tokens.
 
     Returns:
-        For each question "question", "answer" and "latents": a list of {"round", "source", "target", "text", "tokens",
-        "cosines"}, cosines being those to the nearest token.
+        For each question "question" (as one text), "answer" and "latents": a list of {"round", "source", "target",
+        "text", "tokens", "cosines"}, cosines being those to the nearest token.
     """
     results = []
     solutions = mas.solve(questions, return_latents=True, **solve_arguments)
@@ -170,7 +172,7 @@ def thoughts(mas: RecursiveMASModel, questions: list[str], **solve_arguments: An
             entry["tokens"] = [agent.tokenizer.decode([i]) for i in ids.tolist()]
             entry["cosines"] = [round(value, 4) for value in cosines.tolist()]
             said.append(entry)
-        results.append({"question": question, "answer": solution.answer, "latents": said})
+        results.append({"question": as_text(question), "answer": solution.answer, "latents": said})
     return results
 
 
@@ -180,8 +182,10 @@ def _examples(arguments: argparse.Namespace, mas: RecursiveMASModel, num_rounds:
     source = arguments.data
     if source in TASKS:
         source = TASKS[source].generate(arguments.num_rows, seed=arguments.seed)
-    rows, report = read_rows(source, mas.topology.roles, num_rounds, limit=arguments.num_rows)
-    examples = Encoder(mas, arguments.task).examples(rows, [mas.topology.schedule(num_rounds)], report)
+    encoder, turns = Encoder(mas, arguments.task), mas.topology.schedule(num_rounds)
+    fields = encoder.input_fields(turns)
+    rows, report = read_rows(source, mas.topology.roles, num_rounds, limit=arguments.num_rows, fields=fields)
+    examples = encoder.examples(rows, [turns], report)
     refuse_bad_rows(report)
     return examples
 
@@ -215,6 +219,7 @@ def _table(kind: str, results: Any) -> str:
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=PLOTS)
     parser.add_argument("--questions", nargs="+", default=[], metavar="QUESTION", help="of `thoughts`")
+    add_input_argument(parser)
     parser.add_argument("--system", help="folder or Hub repository (default: the system of this repository)")
     parser.add_argument("--data", help=f"training rows (see docs/training.md), or one of {', '.join(TASKS)}")
     parser.add_argument("--num-rows", type=int, default=64, help="rows (default: %(default)s)")
@@ -234,8 +239,9 @@ def run(arguments: argparse.Namespace) -> int:
     num_rounds = arguments.rounds or mas.config.num_rounds
     results: Any
     if arguments.what == "thoughts":
+        questions = [add_inputs(question, arguments.input) for question in arguments.questions]
         results = thoughts(
-            mas, arguments.questions, num_rounds=num_rounds, latent_steps=arguments.latent_steps, task=arguments.task
+            mas, questions, num_rounds=num_rounds, latent_steps=arguments.latent_steps, task=arguments.task
         )
     else:
         examples = _examples(arguments, mas, num_rounds)

@@ -22,9 +22,10 @@ class Task:
         prompts: the system's prompt set, whose roles are in stage order.
         group_by: the field of a row that says how hard it is.
         levels: the values of that field.
-        row: (level, number of rounds, random numbers) -> "question", "targets" and "answer".
+        row: (level, number of rounds, random numbers) -> "question" (and the further fields that the prompts name),
+            "targets" and "answer".
         example: (role, prompt, level, random numbers) -> "target", and "question", "messages" and "said" where they
-            are not empty.
+            are not empty; `None` where agents are not pre-trained for the task.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Task:
     group_by: str
     levels: Sequence[int]
     row: Callable[[int, int, random.Random], Row]
-    example: Callable[[str, str, int, random.Random], Row]
+    example: Callable[[str, str, int, random.Random], Row] | None = None
 
     def generate(
         self, num_examples: int, levels: Sequence[int] | None = None, seed: int = 0, num_rounds: int = 4
@@ -56,8 +57,10 @@ class Task:
         texts already follow the prompt. Prompts and levels are equally frequent.
 
         Raises:
-            ValueError: an unknown role.
+            ValueError: an unknown role, or a task that no agent is pre-trained for.
         """
+        if self.example is None:
+            raise ValueError(f"no agent is pre-trained for the {self.name} task")
         if role not in self.prompts:
             raise ValueError(f"unknown role {role!r} of the {self.name} task: choose from {', '.join(self.prompts)}")
         rng, levels = random.Random(seed), self.levels if levels is None else levels

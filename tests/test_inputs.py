@@ -2,22 +2,32 @@
 
 import copy
 import json
+import re
+from typing import get_args
 
 import pytest
 import torch
 from recursivemas import cli
 from recursivemas import modeling_recursivemas as modeling
 from recursivemas.errors_recursivemas import ConfigError, InputError
+from recursivemas.evaluation.measure import measure, without
+from recursivemas.evaluation.metrics import METRICS
 from recursivemas.prompts_recursivemas import (
     PromptRenderer,
     Slot,
     as_inputs,
+    as_text,
     input_fields,
     template_for,
     validate_prompts,
 )
 from recursivemas.small_systems.tokenizers import build_tokenizer
 from recursivemas.system_loader import load_mas_system, read_style
+from recursivemas.training.arguments import HINTS, LinkTrainingArguments
+from recursivemas.training.data import Encoder, read_rows, write_rows
+from recursivemas.training.run import train
+from recursivemas.upload import probe
+from recursivemas.upload.plan import load_plan
 from reference import reference_solve
 from tiny import CORPUS, tiny_system
 
@@ -219,3 +229,163 @@ def test_a_style_with_fields_makes_a_system(pair_folder, tmp_path, capsys):
     assert mas.input_fields == ["question", "a-hint", "facts"]
     assert all(s.usage["new_tokens"] for s in mas.solve(BOTH, max_new_tokens=4))
     assert as_inputs("Why?") == {"question": "Why?"}
+
+
+# Doors of the workshop
+
+
+def run_cli(capsys, *command):
+    status = cli.main([*map(str, command)])
+    return status, capsys.readouterr()
+
+
+def test_the_command_takes_fields_from_json_lines_and_from_its_arguments(pair, pair_folder, tmp_path, capsys):
+    expected = [s.text for s in pair.solve(BOTH, max_new_tokens=4)]
+    rows = [{**question, "answer": "writer", "level": 1} for question in BOTH]  # a row may hold more
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    solve = ("solve", "--system", pair_folder, "--max-new-tokens", 4, "--json")
+    _, printed = run_cli(capsys, *solve, "--file", tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in printed.out.splitlines()]
+    assert [row["text"] for row in rows] == expected
+    assert [{name: row[name] for name in BOTH[0]} for row in rows] == BOTH
+    for facts, text in zip(FACTS, expected, strict=True):
+        _, printed = run_cli(capsys, *solve, "--input", f"facts={facts}", BOTH[0]["question"])
+        assert json.loads(printed.out)["text"] == text
+    (tmp_path / "rows.jsonl").write_text(json.dumps(BOTH[1]))  # what a line says itself stays
+    _, printed = run_cli(capsys, *solve, "--input", "facts=None.", "--file", tmp_path / "rows.jsonl")
+    assert json.loads(printed.out)["text"] == expected[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["solve", "Why?"], "without facts"),
+        (["solve", "Why?", "--input", "fact=None."], "did you mean `facts`?"),
+        (["solve", "Why?", "--input", "facts"], "NAME=TEXT"),
+        (["solve", "--file", "ROWS"], "without facts"),
+        (["evaluate", "--data", "ROWS"], "without facts"),
+        (["evaluate", "--data", "FACTS", "--modes", "alone"], "without a-hint"),
+        (["inspect", "thoughts", "--questions", "Why?"], "without facts"),
+        (["inspect", "fidelity", "--data", "ROWS"], "no facts"),
+    ],
+)
+def test_a_command_without_the_fields_is_one_message_and_status_2(pair_folder, tmp_path, capsys, arguments, message):
+    row = {"question": "Why?", "answer": "So.", "targets": dict.fromkeys(PROMPTS, "So.")}
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "fact": "None."}))
+    (tmp_path / "facts.jsonl").write_text(json.dumps({**row, "facts": "None."}))
+    places = {"ROWS": tmp_path / "rows.jsonl", "FACTS": tmp_path / "facts.jsonl"}
+    command = [places.get(argument, argument) for argument in arguments]
+    status, printed = run_cli(capsys, *command, "--system", pair_folder)
+    assert status == 2 and message in printed.err and "Traceback" not in printed.err and not printed.out
+
+
+def test_an_evaluation_asks_with_the_fields_of_its_rows(pair, pair_folder, tmp_path, capsys):
+    texts = [solution.text for solution in pair.solve(BOTH, max_new_tokens=4)]
+    answers = [texts[0], f"not {texts[1]}"]
+    rows = [{**row, "a-hint": "None.", "answer": answer} for row, answer in zip(BOTH, answers, strict=True)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    evaluate = (
+        "evaluate",
+        "--system",
+        pair_folder,
+        "--data",
+        tmp_path / "rows.jsonl",
+        "--max-new-tokens",
+        4,
+        "--json",
+    )
+    _, printed = run_cli(capsys, *evaluate, "--rounds", 2, "--modes", "latent", "alone")
+    latent, alone = json.loads(printed.out)["figures"]
+    assert latent["accuracy"] == 0.5 and alone["mode"] == "alone"
+    remaining = without(pair, ["expert"])
+    assert remaining.input_fields == ["question", "a-hint"]  # who read the facts is gone
+    assert measure(remaining, rows, "latent", 1, max_new_tokens=4)["answers"]
+
+
+def test_rows_to_train_on_hold_the_fields(pair, tmp_path):
+    targets = dict.fromkeys(PROMPTS, "Ben is a writer.")
+    schedule = pair.topology.schedule(2)
+    encoder = Encoder(pair)
+    fields = encoder.input_fields(schedule)
+    assert fields == ["question", "facts"]
+    records = [{**BOTH[0], "targets": targets}, {"question": "Why?", "targets": targets}, {**BOTH[1], "facts": 3}]
+    (row,), report = read_rows(records, PROMPTS, 2, fields=fields)
+    assert row.inputs == BOTH[0] and "no facts (line 2, 3)" in str(report)
+    renamed = [{"question": BOTH[0]["question"], "context": FACTS[0], "targets": targets}]
+    assert read_rows(renamed, PROMPTS, 2, {"facts": "context"}, fields=fields)[0][0].inputs == BOTH[0]
+    (example,) = encoder.examples([row], [schedule], report)
+    for (round_index, role), part in example.parts.items():
+        system, template = template_for(PROMPTS, role, "default", "first" if round_index == 1 else "feedback")
+        assert part.pieces == pair.renderers[role].pieces(system, template, BOTH[0])
+
+
+@pytest.mark.parametrize("kind", ["inner", "outer"])
+def test_links_of_a_system_with_fields_are_trained_and_the_whole_system_is_asked(pair, pair_folder, tmp_path, kind):
+    answers = [solution.answer for solution in pair.solve(BOTH)]
+    said = {"targets": dict.fromkeys(PROMPTS, "So.")}
+    rows = [{**row, **said, "answer": answer} for row, answer in zip(BOTH, answers, strict=True)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    arguments = LinkTrainingArguments(
+        system=str(pair_folder), output=str(tmp_path / kind), data=path, eval_data=path, max_steps=1,
+        per_device_train_batch_size=2, eval_strategy="steps", eval_on_start=True, report_to="none", disable_tqdm=True,
+        **({"roles": ["learner"]} if kind == "inner" else {}),
+    )  # fmt: skip
+    assert train(kind, arguments)["start_accuracy"] == 1
+    assert load_mas_system(tmp_path / kind).input_fields == pair.input_fields
+
+
+def test_a_system_with_fields_is_published_with_a_card_that_says_how_to_ask(pair, pair_folder, tmp_path, capsys):
+    command = ("publish", "stage", pair_folder, "--namespace", "my-org", "--name", "Tiny", "--output", tmp_path / "s")
+    status, printed = run_cli(capsys, *command)
+    assert status == 2 and "without facts" in printed.err and not (tmp_path / "s").exists()
+    status, printed = run_cli(capsys, *command, "--question", BOTH[0]["question"], "--input", f"facts={FACTS[0]}")
+    assert status == 0
+    card = (tmp_path / "s" / "Tiny" / "README.md").read_text()
+    asked = re.search(r"mas\.solve\(\[(.*)\], num_rounds", card)[1]
+    assert json.loads(asked) == BOTH[0] and "pipeline(" not in card and "question, a-hint, facts" in card
+    agent = (tmp_path / "s" / "Tiny-Expert" / "README.md").read_text()
+    assert json.dumps(as_text(BOTH[0])) in agent
+    assert probe.probe_system(pair, load_plan(tmp_path / "s").question) == probe.probe_system(pair, BOTH[0])
+
+
+@pytest.mark.slow
+def test_what_is_staged_of_a_system_with_fields_passes_the_check(pair_folder, tmp_path, capsys):
+    question = ("--question", BOTH[0]["question"], "--input", f"facts={FACTS[0]}")
+    stage = ("publish", "stage", pair_folder, "--namespace", "o", "--name", "T", "--output", tmp_path / "s", *question)
+    assert run_cli(capsys, *stage)[0] == 0
+    status, printed = run_cli(capsys, "publish", "check", tmp_path / "s")
+    assert status == 0, printed.out
+
+
+@pytest.mark.slow
+def test_actors_are_asked_with_fields(pair, pair_folder):
+    pytest.importorskip("ray")
+    mas = load_mas_system(pair_folder, executor="ray")
+    try:
+        got = mas.solve([*BOTH, BOTH[0]], batch_size=2, max_new_tokens=6)
+        assert [s.text for s in got[:2]] == [s.text for s in pair.solve(BOTH, max_new_tokens=6)]
+        with pytest.raises(InputError, match="lacks a field"):
+            mas.solve("Why?")
+    finally:
+        mas.executor.shutdown()
+
+
+def test_the_metric_of_a_command_and_of_a_training_is_the_one_that_was_asked_for(
+    chain, chain_folder, tmp_path, capsys
+):
+    (solution,) = chain.solve("Why?")
+    word = re.findall(r"\w+", solution.answer)[0]
+    assert word != solution.answer
+    row = {"question": "Why?", "answer": word, "targets": dict.fromkeys(chain.topology.roles, "So.")}
+    path = write_rows(tmp_path / "rows.jsonl", [row] * 2)
+    for metric, accuracy in (("exact", 0), ("contains", 1)):
+        command = ("evaluate", "--system", chain_folder, "--data", path, "--rounds", 2, "--modes", "latent", "--json")
+        results = json.loads(run_cli(capsys, *command, "--metric", metric)[1].out.splitlines()[-1])
+        assert results["figures"][0]["accuracy"] == accuracy and results["settings"]["metric"] == metric
+        arguments = LinkTrainingArguments(
+            system=str(chain_folder), output=str(tmp_path / metric), data=path, eval_data=path, max_steps=1,
+            per_device_train_batch_size=2, eval_strategy="steps", eval_on_start=True, report_to="none",
+            disable_tqdm=True, metric=metric,
+        )  # fmt: skip
+        assert train("outer", arguments)["start_accuracy"] == accuracy
+    assert get_args(HINTS["metric"]) == tuple(METRICS)

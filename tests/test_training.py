@@ -98,7 +98,7 @@ def test_columns_of_the_release_are_read_as_they_are(tmp_path):
     (read,), _ = read_rows([deliberation], ("reflector", "toolcaller"))
     assert read.targets == {"reflector": ("d",), "toolcaller": ("a",)}
     (read,), _ = read_rows([{"ask": "q", "say": "s"}], ("solver",), columns={"question": "ask", "solver": "say"})
-    assert (read.question, read.targets["solver"]) == ("q", ("s",))
+    assert (read.inputs, read.targets["solver"]) == ({"question": "q"}, ("s",))
 
 
 def test_no_more_rows_than_asked_for_are_read():
@@ -267,7 +267,7 @@ def test_a_part_is_what_inference_reads_and_the_target_is_what_the_agent_would_w
     prompts, targets = chain.config.prompts["planner"], rows_of(1)[0]["targets"]
     for round_index, phase in ((1, "first"), (2, "feedback")):
         part = encoder.part(rows[0], "planner", round_index)
-        pieces = renderer.pieces(prompts["system"], prompts["default"][phase], rows[0].question)
+        pieces = renderer.pieces(prompts["system"], prompts["default"][phase], rows[0].inputs)
         assert part.pieces == pieces
         said = renderer.message_ids(targets["solver"][round_index - 2])
         assert part.text_pieces == [piece if isinstance(piece, list) else said for piece in pieces]

@@ -52,11 +52,13 @@ class LinkTrainingArguments(TrainingArguments):
     data: str = _setting("", "training rows: a file, a folder of `save_to_disk`, or a data set on the Hub")
     eval_data: str | None = _setting(None, "rows for the evaluation during training, in the same form")
     columns: dict[str, str] | str | None = _setting(
-        None, 'the columns that hold "question", "answer" and the roles\' texts, where they have other names (JSON)'
+        None,
+        'the columns that hold "question", other fields, "answer" and the roles\' texts, under other names (JSON)',
     )
     allowed_bad_rows: int = _setting(0, "leave out so many bad rows; more are an error, and all are reported")
     max_rows: int | None = _setting(None, "use only the first rows of the data")
     eval_rows: int = _setting(200, "use only the first rows of the evaluation's data; 0 uses all")
+    metric: Literal["exact", "contains"] = _setting("exact", "when an answer is right in the evaluation")
     tools: Literal["calculator"] | None = _setting(None, "answers the decoding agent's calls in the evaluation")
     max_length: int | None = _setting(
         None, "most positions of prompt and target, longer rows are bad rows; default the agents' own limits"

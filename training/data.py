@@ -1,16 +1,17 @@
 """Training data: questions, what every role should say, and the final answer.
 
 A row is `{"question": text, "targets": {role: text or list of texts, one a round}, "answer": text}`; a text stands
-for every round, and `answer` is needed for evaluation only. Rows come from JSON lines, from the release's local form
+for every round, and `answer` is needed for evaluation only. Where the prompts name fields beside the question, the row
+holds their texts too. Rows come from JSON lines, from the release's local form
 (`{"data": [...]}`), or from a `datasets` dataset. The release's columns are read as they are (`RELEASE_COLUMNS`);
-other column names are given as `columns={"question": ..., "answer": ..., role: ...}`.
+other column names are given as `columns={"question": ..., field: ..., "answer": ..., role: ...}`.
 """
 
 import json
 import os
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors_recursivemas import ConfigError, InputError
+from ..evaluation.commands import inputs_of
 from ..modeling_recursivemas import RecursiveMASModel
-from ..prompts_recursivemas import Slot, phase_of, template_for
+from ..prompts_recursivemas import Slot, input_fields, phase_of, template_for
 
 # Role -> the columns of the release's data sets that hold what it should say, the first that is there counts.
 RELEASE_COLUMNS = {
@@ -40,12 +42,13 @@ class Row:
     """One question.
 
     Attributes:
+        inputs: field -> text, `question` among them.
         targets: role -> what it should say in each round; a tuple of one stands for every round.
         answer: the final answer, where it is known.
         line: line number in its file (or index in its dataset), counted from 1.
     """
 
-    question: str
+    inputs: dict[str, str]
     targets: dict[str, tuple[str, ...]]
     answer: str | None = None
     line: int = 0
@@ -118,15 +121,23 @@ def _dataset(source: str | os.PathLike) -> Iterable[Any]:
         ) from error
 
 
-def _row(record: Any, line: int, roles: Iterable[str], num_rounds: int, columns: Mapping[str, str]) -> Row | str:
+def _row(
+    record: Any,
+    line: int,
+    roles: Iterable[str],
+    num_rounds: int,
+    columns: Mapping[str, str],
+    fields: Collection[str],
+) -> Row | str:
     """The row that a record holds, or the reason why it holds none."""
     if isinstance(record, Exception):
         return f"not valid JSON: {getattr(record, 'msg', record)}"
     if not isinstance(record, Mapping):
         return f"not an object but {type(record).__name__}"
-    question = record.get(columns.get("question", "question"))
-    if not isinstance(question, str) or not question.strip():
-        return "no question"
+    inputs = inputs_of(record, fields, columns)
+    for name in fields:
+        if not isinstance(inputs.get(name), str) or not inputs[name].strip():
+            return f"no {name}"
     given = record.get("targets") or {}
     if not isinstance(given, Mapping):
         return "`targets` is not an object"
@@ -145,7 +156,7 @@ def _row(record: Any, line: int, roles: Iterable[str], num_rounds: int, columns:
             return f"{len(texts)} target texts for {role}, fewer than {num_rounds} rounds"
         targets[role] = texts
     answer = record.get(columns.get("answer", "answer"))
-    return Row(question, targets, None if answer is None else str(answer), line)
+    return Row(inputs, targets, None if answer is None else str(answer), line)
 
 
 def read_rows(
@@ -154,6 +165,7 @@ def read_rows(
     num_rounds: int = 1,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
+    fields: Collection[str] = ("question",),
 ) -> tuple[list[Row], Report]:
     """Reads training data.
 
@@ -162,8 +174,9 @@ def read_rows(
             (split `train`), or rows.
         roles: the roles whose target texts are needed; none for questions and answers only.
         num_rounds: rounds that the target texts must cover.
-        columns: "question", "answer" or a role -> the column that holds it.
+        columns: a field, "answer" or a role -> the column that holds it.
         limit: read at most so many good rows.
+        fields: those of a question that are needed (see `Encoder.input_fields`).
 
     Returns:
         The good rows, and the report with the bad ones.
@@ -177,7 +190,7 @@ def read_rows(
         if limit is not None and len(rows) == limit:
             break
         report.rows += 1
-        row = _row(record, line, roles, num_rounds, columns or {})
+        row = _row(record, line, roles, num_rounds, columns or {}, fields)
         if isinstance(row, str):
             report.add(row, line)
         else:
@@ -269,13 +282,17 @@ class Encoder:
                     expected="`eos_token_id`, the token that ends the assistant's turn",
                 )
 
+    def input_fields(self, turns: Iterable[tuple[int, str]]) -> list[str]:
+        """The fields of a question that the prompts of (round, role) pairs name."""
+        return input_fields(self.mas.config.prompts, [(role, self.task, phase_of(r)) for r, role in turns])
+
     def part(self, row: Row, role: str, round_index: int) -> Part:
         """The prompt of a role in a round, its target, and what the others would tell it over text."""
         phase = phase_of(round_index)
         system, template = template_for(self.mas.config.prompts, role, self.task, phase)
         renderer, agent = self.mas.renderers[role], self.mas.agents[role]
         return Part(
-            renderer.pieces(system, template, row.question),
+            renderer.pieces(system, template, row.inputs),
             [*renderer.message_ids(row.target(role, round_index)), agent.eos_token_ids[0]],
             {
                 link.source: renderer.message_ids(row.target(link.source, round_index - link.feedback))

@@ -22,7 +22,7 @@ SETTINGS_FILE = "training_config.json"
 Kind = Literal["inner", "outer"]
 # Settings that may change between a run and its continuation: they do not change the weights.
 FREE_SETTINGS = {
-    "output", "output_dir", "eval_data", "eval_rows", "tools", "per_device_eval_batch_size", "eval_strategy",
+    "output", "output_dir", "eval_data", "eval_rows", "metric", "tools", "per_device_eval_batch_size", "eval_strategy",
     "eval_steps", "save_strategy", "save_steps", "save_total_limit", "logging_steps", "report_to", "disable_tqdm",
 }  # fmt: skip
 
@@ -92,7 +92,9 @@ def read_examples(
     else:
         groups, speakers = [topology.schedule(num_rounds)], list(topology.roles)
     columns = cast(dict[str, str], arguments.columns)
-    rows, report = read_rows(source, dict.fromkeys(speakers), num_rounds, columns, limit)
+    # The evaluation asks the whole system, whatever is trained.
+    fields = encoder.input_fields([*topology.schedule(num_rounds), *(turn for group in groups for turn in group)])
+    rows, report = read_rows(source, dict.fromkeys(speakers), num_rounds, columns, limit, fields)
     examples = encoder.examples(rows, groups, report, arguments.max_length, quiet=arguments.process_index > 0)
     refuse_bad_rows(report, arguments.allowed_bad_rows)
     return examples, report

@@ -9,6 +9,7 @@ from transformers import Trainer, TrainerCallback
 
 from ..errors_recursivemas import RecursiveMASError
 from ..evaluation.commands import TOOLS
+from ..evaluation.metrics import METRICS
 from .arguments import LinkTrainingArguments
 from .data import Example
 from .objectives import LinkObjective
@@ -116,21 +117,22 @@ class LinkTrainer(Trainer):
                     sums[name] = sums.get(name, 0.0) + value * len(examples) / len(own)
         metrics = self._mean(sums, len(own))
         rows = {example.row.line: example.row for example in data}.values()
-        answered = [(row.question, row.answer.strip()) for row in rows if row.answer is not None]
+        answered = [(row.inputs, row.answer) for row in rows if row.answer is not None]
         if answered:
             mine = answered[self.args.process_index :: self.args.world_size]
             args, right = self.args, 0
             for start in tqdm(range(0, len(mine), step), desc="evaluation: answers", unit="batch", **bars):
                 batch = mine[start : start + step]
                 solutions = objective.mas.solve(
-                    [question for question, _ in batch],
+                    [inputs for inputs, _ in batch],
                     num_rounds=args.num_rounds,
                     latent_steps=args.latent_steps,
                     task=args.task,
                     batch_size=step,
                     tools=TOOLS[args.tools] if args.tools else None,
                 )
-                right += sum(s.answer == answer for s, (_, answer) in zip(solutions, batch, strict=True))
+                is_right = METRICS[args.metric]
+                right += sum(is_right(s, answer) for s, (_, answer) in zip(solutions, batch, strict=True))
             metrics |= self._mean({"accuracy": right / max(1, len(mine))}, len(mine))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(dict(metrics))

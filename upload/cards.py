@@ -12,6 +12,7 @@ from torch import nn
 
 from ..evaluation.results import markdown
 from ..modeling_recursivemas import RecursiveMASModel
+from ..prompts_recursivemas import as_text
 from .plan import Plan, Repository
 
 NEEDS = "Needs `torch` and `transformers` 5.19 or newer."
@@ -48,6 +49,8 @@ class Cards:
                 if picture.is_file():
                     shutil.copyfile(picture, folder / picture.name)
                 results.append({**content, "picture": picture.name if picture.is_file() else None})
+        # A base model is asked one text; the system is asked the fields that its prompts name.
+        question = self.plan.question if repository.kind == "composite" else as_text(self.plan.question)
         weights = mas.config.agents[repository.role]["inner_link"].get("weights") if repository.role else None
         card = TEMPLATES.get_template(f"{repository.kind}.md").render(
             plan=self.plan,
@@ -55,7 +58,7 @@ class Cards:
             repository=repository,
             metadata=self._metadata(repository).to_yaml(),
             needs=NEEDS,
-            question=json.dumps(self.plan.question, ensure_ascii=False),
+            question=json.dumps(question, ensure_ascii=False),
             tasks=list(weights["tasks"]) if isinstance(weights, dict) and "tasks" in weights else [],
             links=[*mas.outer_links.values(), *(agent.inner_link for agent in mas.agents.values())],
             results=results,

@@ -64,7 +64,8 @@ def load_alone(plan: Plan, repository: Repository, folder: Path) -> tuple[dict, 
         # A composite finds the repositories that it references beside it, as they are staged.
         clones = "" if plan.self_contained else str(folder.resolve())
         place = str((folder / repository.name).resolve())
-        command = [sys.executable, "-I", "-W", "ignore", probe.__file__, repository.kind, place, plan.question, clones]
+        question = json.dumps(plan.question)
+        command = [sys.executable, "-I", "-W", "ignore", probe.__file__, repository.kind, place, question, clones]
         result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
     if result.returncode:
         return {}, "does not load by itself: " + (result.stderr.strip() or "killed")[-2000:]

@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import InputError
+from ..prompts_recursivemas import Question
 from ..release_recursivemas import release_title
 from .files import PLAN, read_json, write_json
 
@@ -43,7 +44,7 @@ class Plan:
     namespace: str  # user or organisation that gets the repositories
     style: str  # the system's collaboration style
     collection: str  # title of the style's collection
-    question: str  # the sample question of the cards, which the check runs too
+    question: Question  # the sample question of the cards, which the check runs too
     release_layout: bool  # the release's files and manifests are there too
     self_contained: bool  # the composite holds its agents and links
     licence: str  # identifier for the cards' metadata
@@ -73,7 +74,7 @@ class Options:
 
     namespace: str
     name: str
-    question: str = "What is 17 + 25?"
+    question: Question = "What is 17 + 25?"
     collection: str | None = None
     licence: str = "mit"
     release_layout: bool = False
@@ -87,10 +88,11 @@ def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan
     """Names the repositories of a publication.
 
     Raises:
-        InputError: a name that the Hub does not take, one name for two repositories, or a base model for an unknown
-            role.
+        InputError: a name that the Hub does not take, one name for two repositories, a base model for an unknown role,
+            or a sample question that the system cannot be asked.
     """
     topology = config.topology
+    config.run_settings().validate_questions([options.question], topology)
     unknown = set(options.base_models) - set(topology.roles)
     if unknown:
         raise InputError(

@@ -1,12 +1,13 @@
 """What one staged repository gives when it is loaded by itself. Runs as a script in a clean process, and imports
 nothing but what a stranger has: torch, transformers, huggingface_hub and safetensors.
 
-python -I probe.py KIND FOLDER QUESTION CLONES -> one line of JSON
+python -I probe.py KIND FOLDER QUESTION CLONES -> one line of JSON (the question is JSON too: a text, or its fields)
 """
 
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -26,21 +27,21 @@ def digest(state_dict: dict[str, torch.Tensor]) -> str:
 
 
 @torch.no_grad()
-def probe_agent(agent, model, tokenizer, question: str) -> dict:
+def probe_agent(agent, model, tokenizer, question: str | Mapping[str, str]) -> dict:
     """Greedy tokens of the base model and the hidden states of the agent's latent steps."""
-    inputs = tokenizer(question, return_tensors="pt").to(model.device)
+    text = question if isinstance(question, str) else "\n".join(question.values())
+    inputs = tokenizer(text, return_tensors="pt").to(model.device)
     tokens = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
     hidden_states = agent.think(agent.embed(inputs["input_ids"]), inputs["attention_mask"], LATENT_STEPS)
     return {"tokens": tokens.tolist(), "hidden_states": hidden_states.flatten().tolist()}
 
 
-def probe_system(mas, question: str) -> dict:
+def probe_system(mas, question: str | Mapping[str, str]) -> dict:
     """Greedy tokens of the whole system."""
-    inputs = mas.tokenizer(question, return_tensors="pt")
-    return {"tokens": mas.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False).tolist()}
+    return {"tokens": mas.generate(question, max_new_tokens=MAX_NEW_TOKENS, do_sample=False).tolist()}
 
 
-def main(kind: str, folder: str, question: str, clones: str) -> dict:
+def main(kind: str, folder: str, question: str | Mapping[str, str], clones: str) -> dict:
     from safetensors.torch import load_file
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -66,4 +67,5 @@ def main(kind: str, folder: str, question: str, clones: str) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:])))
+    kind, folder, question, clones = sys.argv[1:]
+    print(json.dumps(main(kind, folder, json.loads(question), clones)))

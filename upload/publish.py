@@ -19,6 +19,7 @@ import dataclasses
 import json
 
 from ..errors_recursivemas import InputError
+from ..evaluation.commands import add_input_argument, add_inputs
 from .check import check
 from .plan import Options
 from .push import push
@@ -54,6 +55,7 @@ def _add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, help="folder to stage in")
     parser.add_argument("--replace", action="store_true", help="replace what was staged there before")
     parser.add_argument("--question", default=Options.question, help="sample question of the cards and the check")
+    add_input_argument(parser)
     parser.add_argument("--collection", help="title of the collection (default: by style)")
     parser.add_argument("--licence", default=Options.licence, help=f"for the cards (default: {Options.licence})")
     parser.add_argument(
@@ -78,8 +80,12 @@ def _options(arguments: argparse.Namespace) -> Options:
                 "A base model needs its role.", where="--base-model", found=assignment, expected="ROLE=ID"
             )
         base_models[role] = model
-    names = {field.name for field in dataclasses.fields(Options)} - {"base_models"}
-    return Options(**{name: getattr(arguments, name) for name in names}, base_models=base_models)
+    names = {field.name for field in dataclasses.fields(Options)} - {"base_models", "question"}
+    return Options(
+        **{name: getattr(arguments, name) for name in names},
+        base_models=base_models,
+        question=add_inputs(arguments.question, arguments.input),
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

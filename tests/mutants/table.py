@@ -948,7 +948,7 @@ TRAINING = [
     ),
     workshop(
         "everything-is-right",
-        "right += sum(s.answer == answer for",
+        "right += sum(is_right(s, answer) for",
         "right += sum(s.answer is not None for",
         "training::test_an_evaluation_counts_the_questions_that_the_system_answers",
     ),

@@ -1,0 +1,78 @@
+"""Split facts: one agent reads six facts, the other is asked about one of them; for language models that exist.
+
+Three people with two facts each, in the words of everyday; the answer is one word of one fact. The expert reads the
+field `facts` and the question, the learner the question only, so that nothing but what is handed over can tell it.
+Kinds of facts and their wordings are data (split_facts.json). Level 1 has the kinds and wordings to train on, level 2
+the same kinds in other wordings (of facts and questions), level 3 kinds that levels 1 and 2 do not have.
+
+    python -c "from recursivemas.tasks.split_facts import generate; print(generate(1, [3], seed=0))"
+"""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from .driver import Row, Task
+
+# "names"; "trained" and "unseen": kind -> "facts" and "questions" (wordings) and "values". No value is a value of
+# another kind, a name, or a word of a wording.
+TABLE = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+TRAINED_WORDINGS = 3  # of a trained kind; those after them are level 2's
+PEOPLE, FACTS_EACH = 3, 2
+GROUP_BY = "level"  # the field of a row that says how far its question is from the training's
+LEVELS = range(1, 4)  # the values of that field
+METRIC = "contains"  # when an answer is right, see evaluation/metrics.py
+
+PROMPTS: dict[str, dict[str, Any]] = {
+    "expert": {
+        "system": None,
+        "default": {
+            "first": "<|input:facts|>\n\n<|question|> Answer in one short sentence.",
+            "feedback": "<|input:facts|>\n\nA colleague answered: <|latents:learner|>\n\n<|question|> "
+            "Answer in one short sentence.",
+        },
+    },
+    "learner": {
+        "system": None,
+        "default": {
+            "first": "A note: <|latents:expert|>\n\n<|question|> Answer in one short sentence.",
+            "alone": "<|question|>",
+        },
+    },
+}
+
+
+def kinds_of(level: int) -> dict[str, dict[str, list[str]]]:
+    """Kind -> its wordings and values at a level."""
+    if level == 3:
+        return TABLE["unseen"]
+    chosen = slice(TRAINED_WORDINGS) if level == 1 else slice(TRAINED_WORDINGS, None)
+    return {
+        name: {**kind, "facts": kind["facts"][chosen], "questions": kind["questions"][chosen]}
+        for name, kind in TABLE["trained"].items()
+    }
+
+
+def _row(level: int, num_rounds: int, rng: random.Random) -> Row:
+    """The expert says the fact that is asked for, the learner its word; every round is the same."""
+    kinds, drawn = kinds_of(level), []
+    for name in rng.sample(TABLE["names"], PEOPLE):
+        for kind in rng.sample(list(kinds), FACTS_EACH):
+            taken = [fact["value"] for fact in drawn]
+            value = rng.choice([value for value in kinds[kind]["values"] if value not in taken])
+            text = rng.choice(kinds[kind]["facts"]).format(name=name, value=value)
+            drawn.append({"name": name, "kind": kind, "value": value, "text": text})
+    rng.shuffle(drawn)
+    asked = rng.choice(drawn)
+    return {
+        "question": rng.choice(kinds[asked["kind"]]["questions"]).format(name=asked["name"]),
+        "facts": " ".join(fact["text"] for fact in drawn),
+        "answer": asked["value"],
+        "kind": asked["kind"],
+        "targets": {"expert": [asked["text"]] * num_rounds, "learner": [asked["value"]] * num_rounds},
+    }
+
+
+TASK = Task("split_facts", PROMPTS, GROUP_BY, LEVELS, _row)
+generate, pretraining_examples = TASK.generate, TASK.pretraining_examples
