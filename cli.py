@@ -17,6 +17,7 @@ COMMANDS = {
         ".evaluation.evaluate",
         "measure accuracy and cost against rounds, text hand-over and one agent alone",
     ),
+    "controls": (".evaluation.controls", "see whether what is handed over carries anything"),
     "bench": (".benchmarks.bench", "measure speed and memory, side by side"),
     "check": (".release.check", "say whether a system is ready to run here"),
     "convert": (".release.convert", "turn a released system into one repository"),

@@ -1,8 +1,9 @@
 """Configuration of a composite system: agents, topology, prompts and defaults. All of it is plain JSON."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass
+from typing import cast
 
 from transformers import PreTrainedConfig
 
@@ -35,6 +36,9 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_recursivemas.RecursiveMASModel",
 }
 MODES = ("latent", "text", "alone")
+# What may fill the slots in place of the latents, see `RunSettings.control`; for the last two, agents write texts too.
+CONTROLS = ("none", "other_question", "noise", "read_out", "text_first", "text_last")
+TEXT_CONTROLS = CONTROLS[-2:]
 
 FORMAT_VERSION = 1
 AGENT_KEYS = {"source", "revision", "model_type", "hidden_size", "inner_link"}
@@ -56,6 +60,10 @@ class RunSettings:
         latent_halting: end each row's latent steps where its agent has finished.
         control_tokens: whether latents that say a special token count, and travel.
         message_tokens: most new tokens of a message in `mode="text"`.
+        control: what stands in the slots in place of the latents, to see what these carry; only in `mode="latent"`.
+            Of what the answer is written from: "none" (nothing), "other_question" (the latents of the next question of
+            the batch), "noise" (of equal number and norms). Of every hand-over: "read_out" (the text of their nearest
+            tokens), "text_first" and "text_last" (the sender's text, cut to as many tokens at its start or end).
     """
 
     num_rounds: int
@@ -66,12 +74,27 @@ class RunSettings:
     latent_halting: bool
     control_tokens: bool
     message_tokens: int
+    control: str | None = None
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing is handed over."""
+        return self.mode == "alone" or (self.mode == "latent" and (self.latent_steps == 0 or self.control == "none"))
+
+    @property
+    def thinks(self) -> bool:
+        """Whether agents hand over latents (or what stands in for them)."""
+        return self.mode == "latent"
+
+    @property
+    def writes(self) -> bool:
+        """Whether agents write texts before the answer; beside their latents where a control asks for both."""
+        return self.mode == "text" or self.control in TEXT_CONTROLS
 
     def turns(self, topology: Topology) -> list[tuple[int, str]]:
         """(round, role) pairs in running order; the last one answers, alone where nothing is sent."""
         schedule = topology.schedule(self.num_rounds)
-        silent = self.mode == "alone" or (self.mode == "latent" and self.latent_steps == 0)
-        return schedule[-1:] if silent else schedule
+        return schedule[-1:] if self.silent else schedule
 
     def phase(self, round_index: int) -> str:
         """Which template a round uses."""
@@ -85,6 +108,10 @@ class RunSettings:
     def validate_questions(self, questions: object, topology: Topology) -> None:
         """Raises InputError unless each question says something in the fields that the prompts name, and no others."""
         validate_questions(questions, self.input_fields(topology), input_fields(self.prompts))
+        if self.control == "other_question" and len(cast(Sized, questions)) < 2:
+            raise InputError(
+                "There is no other question.", where="control='other_question'", found="one question", expected="two"
+            )
 
 
 class RecursiveMASConfig(PreTrainedConfig):
@@ -203,6 +230,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         latent_halting: bool | None = None,
         control_tokens: bool | None = None,
         message_tokens: int | None = None,
+        control: str | None = None,
     ) -> RunSettings:
         """The arguments of a call, with this configuration's defaults for what is `None`.
 
@@ -227,10 +255,20 @@ class RecursiveMASConfig(PreTrainedConfig):
             latent_halting=self.latent_halting if latent_halting is None else latent_halting,
             control_tokens=self.control_tokens if control_tokens is None else control_tokens,
             message_tokens=self.message_tokens if message_tokens is None else message_tokens,
+            control=control,
         )
         _validate_numbers(settings, InputError)
         if settings.mode not in MODES:
             raise InputError("Unknown mode.", where="mode", found=repr(mode), expected=", ".join(MODES))
+        if control is not None and control not in CONTROLS:
+            raise InputError("Unknown control.", where="control", found=repr(control), expected=", ".join(CONTROLS))
+        if control is not None and not settings.thinks:
+            raise InputError(
+                "A control stands in for latents, and in this mode there are none.",
+                where="control",
+                found=f"{control!r} in mode {settings.mode!r}",
+                expected="mode 'latent'",
+            )
         validate_task(settings.task)
         for role in {role for _, role in settings.turns(self.topology)}:
             template_for(prompt_set, role, task, "first")  # a role without one is an error now, not later

@@ -20,6 +20,7 @@ from .agent_recursivemas import RecursiveMASAgent
 from .answers_recursivemas import extract_answer
 from .batching_recursivemas import PromptBatch, PromptBuilder
 from .configuration_recursivemas import RunSettings
+from .controls_recursivemas import stand_in
 from .generation_recursivemas import (
     AnswerSettings,
     generate_from,
@@ -31,7 +32,7 @@ from .generation_recursivemas import (
 from .handover_recursivemas import hand_over
 from .links_recursivemas import AnyOuterLink
 from .modules_recursivemas import Modules
-from .prompts_recursivemas import PromptRenderer, Question, template_for
+from .prompts_recursivemas import PromptRenderer, Question, as_text, template_for
 from .topology_recursivemas import Topology
 
 
@@ -44,8 +45,8 @@ class Solution(ModelOutput):
         answer: the answer in that text, or `None` where there is none (see `extract_answer`).
         usage: `prompt_tokens`, `latent_positions`, `slot_positions`, `new_tokens` of this question (see `Usage`), and
             `seconds` by stage for the batch that it was part of.
-        messages: (round, role) -> the text handed over, in `mode="text"`.
-        latents: (round, source, target) -> what travelled, (latent steps, width of the target), if asked for.
+        messages: (round, role) -> the text that a sender wrote, in `mode="text"` and for controls that cut it.
+        latents: (round, source, target) -> what was sent, (latent steps, width of the target), if asked for.
     """
 
     text: str = None  # type: ignore[assignment]  # always given; `ModelOutput` wants defaults
@@ -63,7 +64,7 @@ class Usage:
         prompt_tokens: text tokens in all prompts of all agents and rounds, as if read anew each time.
         latent_positions: latent thoughts, counted once for each sender and round.
         slot_positions: positions that stood in the slots of all prompts: latents, or tokens of messages.
-        new_tokens: text tokens generated: messages in `mode="text"`, and the answer.
+        new_tokens: text tokens generated: messages where agents write them, and the answer.
         seconds: stage (`"round 1, planner"`) -> wall-clock seconds for the whole batch.
     """
 
@@ -128,7 +129,7 @@ class Run:
     Attributes:
         schedule: (round, role) pairs in running order; the last one answers.
         latents: (round, source, target) -> what was sent to each row, (n, width of the target).
-        texts: (round, role) -> each row's message, in `mode="text"`.
+        texts: (round, role) -> each row's message, where agents write them.
         usage: what it cost so far.
     """
 
@@ -168,12 +169,16 @@ class Run:
 
     @torch.no_grad()  # a thread has a gradient mode of its own
     def take_turn(self, round_index: int, role: str) -> None:
-        """One role's thinking (or writing) in one round, once what it receives is in `latents` (or `texts`)."""
-        started = time.perf_counter()
-        if self.settings.mode == "text":
-            self._write(round_index, role)
-        else:
-            self._think(round_index, role)
+        """One role's thinking or writing in one round, once what it receives is in `latents` or `texts`."""
+        started, settings = time.perf_counter(), self.settings
+        config = message_config(self.generation_config, self.agents[role], settings.message_tokens)
+        # Who thinks and writes reads the prompt twice, and its cache goes on only once.
+        reuse = not settings.writes or (not settings.thinks and single_sequence(config))
+        prompt = self._prompt(round_index, role, reuse)
+        if settings.thinks:
+            self._think(round_index, role, prompt)
+        if settings.writes:
+            self._write(round_index, role, prompt, config)
         self.lap(f"round {round_index}, {role}", started, role)
 
     @torch.no_grad()
@@ -218,26 +223,28 @@ class Run:
         return prompt
 
     def _messages(self, round_index: int, role: str) -> dict[str, list]:
-        """Source role -> what it sent to each row, for the slots of a role's prompt in a round."""
+        """Source role -> what it sent to each row, or stands in for it: the slots of a role's prompt in a round."""
         messages: dict[str, list] = {}
-        if self.settings.mode == "alone":
-            return messages
-        agent = self.agents[role]
+        agent, renderer, settings = self.agents[role], self.system.renderers[role], self.settings
         for link in self.topology.incoming(role, round_index):
             sent = round_index - link.feedback
-            if self.settings.mode == "text":
-                texts = self.texts[sent, link.source]
-                messages[link.source] = [self.system.renderers[role].message_ids(text) for text in texts]
-            elif self.settings.latent_steps == 0:
+            if settings.silent:
                 empty = torch.zeros(0, agent.hidden_size, device=agent.device)
                 messages[link.source] = [empty] * len(self.questions)
-            else:
+            elif settings.thinks:
                 rows = [row.to(agent.device) for row in self.latents[sent, link.source, link.target]]
-                messages[link.source] = rows if self.settings.control_tokens else agent.without_control_tokens(rows)
+                messages[link.source] = rows if settings.control_tokens else agent.without_control_tokens(rows)
+            else:
+                messages[link.source] = [renderer.message_ids(text) for text in self.texts[sent, link.source]]
+            if settings.control and not settings.silent:
+                texts = self.texts.get((sent, link.source))
+                names = [(sent, link.source, link.target, as_text(question)) for question in self.questions]
+                answers = (round_index, role) == self.schedule[-1]
+                rows = messages[link.source]
+                messages[link.source] = stand_in(settings.control, rows, agent, renderer, texts, names, answers)
         return messages
 
-    def _think(self, round_index: int, role: str) -> None:
-        prompt = self._prompt(round_index, role)
+    def _think(self, round_index: int, role: str, prompt: PromptBatch) -> None:
         rollout = self.agents[role].rollout(
             prompt.inputs_embeds[:, prompt.past :],
             prompt.attention_mask,
@@ -252,10 +259,8 @@ class Run:
             sent = hand_over(self.agents[role], self.outer_links[link.name], rollout)
             self.latents[round_index, role, link.target] = sent
 
-    def _write(self, round_index: int, role: str) -> None:
+    def _write(self, round_index: int, role: str, prompt: PromptBatch, config: GenerationConfig) -> None:
         agent = self.agents[role]
-        config = message_config(self.generation_config, agent, self.settings.message_tokens)
-        prompt = self._prompt(round_index, role, reuse=single_sequence(config))
         rows = trim(generate_from(agent, prompt, generation_config=config), agent.eos_token_ids)
         self.usage.count("new_tokens", list(map(len, rows)))
         self.texts[round_index, role] = list(map(agent.decode, rows))

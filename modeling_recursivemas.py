@@ -317,6 +317,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         latent_halting: bool | None = None,
         control_tokens: bool | None = None,
         message_tokens: int | None = None,
+        control: str | None = None,
         batch_size: int = 32,
         complete_answer: bool = False,
         return_latents: bool = False,
@@ -337,7 +338,9 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             latent_halting: end each row's latent steps where its agent has finished.
             control_tokens: whether latents that say a special token count, and travel.
             message_tokens: most new tokens of a message in `mode="text"`.
-            batch_size: questions that run side by side; rows of a batch do not influence each other.
+            control: what stands in the slots in place of the latents, to see what these carry, see `RunSettings`.
+            batch_size: questions that run side by side; rows of a batch do not influence each other (but where
+                another question's latents are asked for: batches keep the order of the questions then).
             complete_answer: where an answer lacks its box (math, choice) or its block (code), write the line that
                 opens it and continue once, as the public release does.
             return_latents: keep what travelled along every link of every round.
@@ -363,9 +366,11 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             latent_halting=latent_halting,
             control_tokens=control_tokens,
             message_tokens=message_tokens,
+            control=control,
         )
         settings.validate_questions(questions, self.topology)
-        validate_count("batch_size", batch_size, 1)
+        swaps = control == "other_question"
+        validate_count("batch_size", batch_size, 2 if swaps else 1)
         if tools is not None:
             validate_tools(tools)
         given = generation_kwargs.get("generation_config") or self.generation_config
@@ -380,11 +385,15 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             )
         config, model_kwargs = self._answer_config(generation_kwargs, prompt_length=0)
         answer = AnswerSettings(config, model_kwargs, tools, complete_answer, return_latents)
-        # Questions of like length share a batch, so that little of it is padding.
+        # Questions of like length share a batch, so that little of it is padding; who gets what was sent for the next
+        # question chooses the order.
         texts = list(map(as_text, questions))
         lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        order = sorted(range(len(questions)), key=lengths.__getitem__)
+        order = list(range(len(questions))) if swaps else sorted(range(len(questions)), key=lengths.__getitem__)
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        if swaps and len(batches[-1]) == 1:
+            single = batches.pop()
+            batches[-1] += single
         solutions: dict[int, Solution] = {}
         solve_batches = self.executor or self.solve_batches
         for index, solved in solve_batches([[questions[row] for row in rows] for rows in batches], settings, answer):

@@ -67,22 +67,22 @@ class AgentWorker:
             batch: names the batch and the attempt at it.
             round_index: 1 is the first.
             keys: what `received` is: keys of the run's `latents` or `texts`.
-            received: latents (see `pack`), or texts.
+            received: latents (see `pack`) or texts.
 
         Returns:
-            The role's usage so far, then what it sends along each of its links (`mode="text"`: once, its texts); in
-            the last turn of a batch the solutions, as dicts.
+            The role's usage so far, then its texts where it writes, then the latents of each of its links where it
+            thinks; in the last turn of a batch the solutions, as dicts.
         """
         # What travels are fields: the classes have other names where the folder has another one.
         run_settings, answer = RunSettings(**settings[0]), AnswerSettings(**settings[1])
         run = self.runs.get(batch)
         if run is None:
             run = self.runs[batch] = Run(self.mas, questions, run_settings, answer.generation_config)
-        text = run_settings.mode == "text"
-        if text:
-            run.texts.update(zip(keys, received, strict=True))
-        else:
-            run.latents.update(zip(keys, map(unpack, received), strict=True))
+        for key, sent in zip(keys, received, strict=True):
+            if len(key) == 2:
+                run.texts[key] = sent
+            else:
+                run.latents[key] = unpack(sent)
         if (round_index, self.role) == run.schedule[-1]:
             with torch.no_grad():
                 prompt = run.last_prompt(answer.reuse)
@@ -90,14 +90,18 @@ class AgentWorker:
             return [dict(solution) for solution in run.answer(prompt, replace(answer, return_latents=False))]
         run.take_turn(round_index, self.role)
         usage = {name: getattr(run.usage, name) for name in (*USAGE, "seconds")}
-        if text:
-            return usage, run.texts[round_index, self.role]
-        links = run.topology.receivers(self.role, round_index, run_settings.num_rounds)
-        return usage, *(pack(run.latents.pop((round_index, self.role, link.target))) for link in links)
+        sends = sent_keys(run, (round_index, self.role))
+        return usage, *(run.texts[key] if len(key) == 2 else pack(run.latents.pop(key)) for key in sends)
 
     def forget(self, batch: str) -> None:
         """Drops what is kept of a batch."""
         self.runs.pop(batch, None)
+
+
+def sent_keys(run: Run, turn: tuple[int, str]) -> list[tuple]:
+    """What a turn sends: keys of the run's `texts`, (round, role), and `latents`, (round, source, target)."""
+    links = run.topology.receivers(turn[1], turn[0], run.settings.num_rounds) if run.settings.thinks else ()
+    return [turn] * run.settings.writes + [(*turn, link.target) for link in links]
 
 
 def pack(latents: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
@@ -181,7 +185,7 @@ class RayExecutor:
         Raises:
             RayActorError: an actor died during the second attempt at a batch.
         """
-        # Of this run only the schedule and the mode are used.
+        # Of this run only the schedule and the settings are used.
         run = Run(self.mas, batches[0], settings, answer.generation_config)
         shared = ray.put((vars(settings), vars(answer)))
         todo = deque(Job(index, questions, run.schedule) for index, questions in enumerate(batches))
@@ -235,12 +239,9 @@ class RayExecutor:
         self, job: Job, actor: Any, turn: tuple[int, str], run: Run, settings: ray.ObjectRef
     ) -> tuple[list, list]:
         round_index, role = turn
-        text = run.settings.mode == "text"
-        keys = [(r, source) if text else (r, source, role) for r, source in self._senders(turn, run)]
-        outgoing: list[tuple] = []
-        if turn != run.schedule[-1]:
-            links = self.topology.receivers(role, round_index, run.settings.num_rounds)
-            outgoing = [turn] if text else [(round_index, role, link.target) for link in links]
+        sent = [key for sender in self._senders(turn, run) for key in sent_keys(run, sender)]
+        keys = [key for key in sent if len(key) == 2 or key[2] == role]
+        outgoing = sent_keys(run, turn) if turn != run.schedule[-1] else []
         received = [job.sent[key] for key in keys]
         refs = actor.turn.options(num_returns=1 + len(outgoing)).remote(
             job.name, job.questions, settings, round_index, keys, *received
@@ -251,10 +252,10 @@ class RayExecutor:
         """Adds to the decoding agent's solutions what the other agents used and sent."""
         others = [usage for role, usage in job.usage.items() if role != self.topology.decoding_role]
         texts, latents = {}, {}
-        if run.settings.mode == "text":
+        if run.settings.writes:
             texts = {key: ray.get(job.sent[key]) for key in job.schedule[:-1]}
-        elif return_latents:
-            latents = {key: unpack(ray.get(ref)) for key, ref in job.sent.items()}
+        if return_latents:
+            latents = {key: unpack(ray.get(ref)) for key, ref in job.sent.items() if len(key) == 3}
         solutions = []
         for index, fields in enumerate(rows):
             usage = fields["usage"]

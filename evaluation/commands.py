@@ -11,7 +11,9 @@ from ..errors_recursivemas import InputError
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question, as_inputs
 from ..system_loader import ROOT, load_mas_system
+from ..tasks import TASKS
 from ..tools_recursivemas import Tools, calculator
+from .metrics import METRICS
 
 # What --tools knows: name -> tags and their functions, see `RecursiveMASModel.solve`.
 TOOLS: dict[str, Tools] = {"calculator": {"python": calculator}}
@@ -34,6 +36,19 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
         "--tools", choices=TOOLS, help="answer the calls in what the system writes (default: calls stay text)"
     )
     parser.add_argument("--task", help="default, math, choice, code or reasoning (default: the system's)")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, num_questions: int) -> None:
+    """The arguments that say which questions are asked, by default so many, and when their answers are right."""
+    parser.add_argument("--data", default="arithmetic", help=f"a JSON-lines file, or a task: {', '.join(TASKS)}")
+    parser.add_argument(
+        "--num-questions", type=int, default=num_questions, help=f"how many (default: {num_questions})"
+    )
+    parser.add_argument("--seed", type=int, default=20000, help="of the generated questions (default: 20000)")
+    parser.add_argument("--levels", type=int, nargs="+", help="of the generated questions (default: all of the task)")
+    parser.add_argument(
+        "--metric", choices=METRICS, help="when an answer is right (default: the task's own, or exact)"
+    )
 
 
 def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:

@@ -22,18 +22,14 @@ from typing import Any
 from ..configuration_recursivemas import MODES
 from ..errors_recursivemas import InputError
 from ..tasks import TASKS
-from .commands import add_system_arguments, load_from_arguments, solve_arguments
-from .measure import evaluate, load_rows, without
-from .metrics import METRICS
+from .commands import add_data_arguments, add_system_arguments, load_from_arguments, solve_arguments
+from .measure import described, evaluate, load_data, without
 from .plots import plot_evaluation
 from .results import provenance, read_results, table, write_results
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", default="arithmetic", help=f"a JSON-lines file, or a task: {', '.join(TASKS)}")
-    parser.add_argument("--num-questions", type=int, default=600, help="how many (default: 600)")
-    parser.add_argument("--seed", type=int, default=20000, help="of the generated questions (default: 20000)")
-    parser.add_argument("--levels", type=int, nargs="+", help="of the generated questions (default: all of the task)")
+    add_data_arguments(parser, num_questions=600)
     parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3, 4], help="numbers of rounds to measure")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="what to measure")
     parser.add_argument(
@@ -66,27 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.num_questions < 1:
-        raise InputError("There is nothing to measure.", where="--num-questions", found=arguments.num_questions)
-    rows = load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels)
-    task = TASKS.get(arguments.data)
-    group_by = arguments.group_by or getattr(task, "GROUP_BY", None)
-    metric = arguments.metric or getattr(task, "METRIC", "exact")
+    rows, metric = load_data(arguments)
+    group_by = arguments.group_by or getattr(TASKS.get(arguments.data), "GROUP_BY", None)
     mas = without(load_from_arguments(arguments), arguments.without)
     options = solve_arguments(arguments)
     figures = evaluate(mas, rows, arguments.modes, arguments.rounds, group_by=group_by, metric=metric, **options)
-    settings = {
-        "style": mas.config.style,
-        "data": Path(arguments.data).name,
-        "num_questions": len(rows),
-        "seed": arguments.seed if arguments.data in TASKS else None,
-        "levels": arguments.levels,
-        **options,
-        "latent_steps": mas.config.latent_steps if arguments.latent_steps is None else arguments.latent_steps,
-        "latent_halting": mas.config.latent_halting,
-        "tools": arguments.tools,
-        "without": arguments.without,
-        "group_by": group_by,
-        "metric": metric,
-    }
+    settings = described(arguments, mas, len(rows), metric) | {"without": arguments.without, "group_by": group_by}
     return {**provenance(), "settings": settings, "figures": figures}

@@ -1,5 +1,6 @@
 """Measuring: accuracy and cost of a system over questions with known answers."""
 
+import argparse
 import copy
 import json
 import time
@@ -13,7 +14,7 @@ from ..errors_recursivemas import InputError
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import slot_marker
 from ..tasks import TASKS
-from .commands import inputs_of, progress
+from .commands import inputs_of, progress, solve_arguments
 from .metrics import METRICS
 
 
@@ -62,6 +63,32 @@ def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None
     return rows[:num_questions]
 
 
+def load_data(arguments: argparse.Namespace) -> tuple[list[dict], str]:
+    """The rows that `add_data_arguments` describes, and the name of the metric that judges their answers."""
+    if arguments.num_questions < 1:
+        raise InputError("There is nothing to measure.", where="--num-questions", found=arguments.num_questions)
+    rows = load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels)
+    return rows, arguments.metric or getattr(TASKS.get(arguments.data), "METRIC", "exact")
+
+
+def described(
+    arguments: argparse.Namespace, mas: RecursiveMASModel, num_questions: int, metric: str
+) -> dict[str, Any]:
+    """What results say of the questions and of how the system answered them."""
+    return {
+        "style": mas.config.style,
+        "data": Path(arguments.data).name,
+        "num_questions": num_questions,
+        "seed": arguments.seed if arguments.data in TASKS else None,
+        "levels": arguments.levels,
+        **solve_arguments(arguments),
+        "latent_steps": mas.config.latent_steps if arguments.latent_steps is None else arguments.latent_steps,
+        "latent_halting": mas.config.latent_halting,
+        "tools": arguments.tools,
+        "metric": metric,
+    }
+
+
 def without(mas: RecursiveMASModel, roles: list[str]) -> RecursiveMASModel:
     """The system without some of its roles (its parts are shared): their slots in the others' prompts stay empty.
 
@@ -96,17 +123,20 @@ def measure(
     group_by: str | None = None,
     metric: str = "exact",
     on_progress: Callable[[int], None] | None = None,
-    **solve_arguments: Any,
+    **arguments: Any,
 ) -> dict[str, Any]:
     """Accuracy and cost of one setting; `metric` says when an answer is right (see metrics.py).
 
+    `arguments` are those of `solve`.
+
     Returns:
         "accuracy" with "interval"; "by_group" value -> [right, total]; per question on average "prompt_tokens",
-        "latent_positions", "slot_positions", "new_tokens", "seconds"; "answers", one for each row.
+        "latent_positions", "slot_positions", "new_tokens", "seconds"; for each row, its "answers" and whether they
+        are "right".
     """
     started = time.perf_counter()
     questions = [inputs_of(row, mas.input_fields) for row in rows]
-    solutions = mas.solve(questions, mode=mode, num_rounds=num_rounds, on_progress=on_progress, **solve_arguments)
+    solutions = mas.solve(questions, mode=mode, num_rounds=num_rounds, on_progress=on_progress, **arguments)
     seconds = time.perf_counter() - started
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     right = [METRICS[metric](solution, row["answer"]) for solution, row in zip(solutions, rows, strict=True)]
@@ -124,6 +154,7 @@ def measure(
         "seconds": seconds / len(rows),
         **{key: sum(usage[key] for usage in usages) / len(rows) for key in USAGE},
         "answers": [solution.answer for solution in solutions],
+        "right": right,
     }
 
 

@@ -66,6 +66,24 @@ def plot_evaluation(figures: Sequence[dict[str, Any]], group_by: str | None, pat
     figure.savefig(path, dpi=110)
 
 
+def plot_controls(figures: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy of the latents and of what was put in their place, with 95 % intervals, for each number of rounds."""
+    rounds = sorted({row["num_rounds"] for row in figures})
+    names = list(dict.fromkeys(row["control"] for row in figures))
+    figure = new_figure(1.5 + 3.5 * len(rounds), 1 + 0.32 * len(names))
+    for axes, num_rounds in zip(figure.subplots(1, len(rounds), squeeze=False)[0], rounds, strict=True):
+        rows = {row["control"]: row for row in figures if row["num_rounds"] == num_rounds}
+        for place, name in enumerate(names):
+            x = rows[name]["accuracy"]
+            bars = numpy.abs(numpy.array(rows[name]["interval"]) - x)[:, None]
+            axes.errorbar(x, place, xerr=bars, fmt="o", color="0.4" if place else "C0", capsize=3)
+        axes.axvline(rows[names[0]]["accuracy"], color="C0", linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        axes.set(xlabel="accuracy", xlim=(-0.02, 1.02), title=f"r = {num_rounds}")
+        axes.invert_yaxis()
+    figure.savefig(path, dpi=110)
+
+
 def plot_curves(runs: dict[str, dict[str, Any]], path: Path) -> None:
     """Loss and accuracy of the whole system over the steps of several training runs."""
     figure = new_figure(12, 4.5)

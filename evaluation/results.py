@@ -76,18 +76,27 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 
 def table(figures: list[dict[str, Any]]) -> str:
-    """The figures as a table, per question on average."""
-    head = "mode    rounds  accuracy  95 % interval  prompt tokens  latent positions  new tokens  ms"
-    lines = [head, "-" * len(head)]
+    """The figures as a table, per question on average; of controls, with how much better the latents are."""
+    controls = any("control" in row for row in figures)
+    better = ["latents better by", "95 % interval", "p"] * controls
+    costs = ["prompt tokens", "latent positions", *["slot positions"] * controls, "new tokens"]
+    lines = [["hand-over" if controls else "mode", "rounds", "accuracy", "95 % interval", *better, *costs, "ms"]]
     for row in figures:
-        low, high = row["interval"]
-        rounds = "" if row["mode"] == "alone" else row["num_rounds"]
-        lines.append(
-            f"{row['mode']:<8}{rounds:>6}  {row['accuracy']:>8.3f}  {f'{low:.3f}–{high:.3f}':>13}"
-            f"  {row['prompt_tokens']:>13.1f}  {row['latent_positions']:>16.1f}"
-            f"  {row['new_tokens']:>10.1f}  {1000 * row['seconds']:.0f}"
-        )
-    return "\n".join(lines)
+        name = row.get("control", row["mode"])
+        cells = [name, "" if name == "alone" else str(row["num_rounds"])]
+        cells += [f"{row['accuracy']:.3f}", "{:.3f}–{:.3f}".format(*row["interval"])]
+        if found := row.get("better"):
+            low, high = found["interval"]
+            cells += [f"{found['difference']:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{found['p']:.3g}"]
+        else:
+            cells += ["" for _ in better]
+        cells += [f"{row[cost.replace(' ', '_')]:.1f}" for cost in costs]
+        lines.append([*cells, f"{1000 * row['seconds']:.0f}"])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    )
 
 
 def markdown(results: dict[str, Any]) -> str:

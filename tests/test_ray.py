@@ -43,18 +43,21 @@ def remote(folder, cluster):
     mas.executor.shutdown()
 
 
-@pytest.mark.parametrize("mode", ["latent", "text", "alone"])
-def test_actors_give_the_same_answers_in_the_order_of_the_questions(local, remote, mode):
+WAYS = [{"mode": mode} for mode in ("latent", "text", "alone")]
+WAYS += [{"control": control} for control in ("none", "other_question", "noise", "read_out", "text_last")]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: next(iter(way.values())))
+def test_actors_give_the_same_answers_in_the_order_of_the_questions(local, remote, way):
     progress = []
-    expected = local.solve(QUESTIONS, mode=mode, batch_size=2, return_latents=True, **SETTINGS)
-    got = remote.solve(
-        QUESTIONS, mode=mode, batch_size=2, return_latents=True, on_progress=progress.append, **SETTINGS
-    )
+    settings = {"batch_size": 2, "return_latents": True, **way, **SETTINGS}
+    expected = local.solve(QUESTIONS, **settings)
+    got = remote.solve(QUESTIONS, on_progress=progress.append, **settings)
     assert sum(progress) == len(QUESTIONS) and len(progress) == 6
-    assert len({solution.text for solution in expected}) > 1
+    assert len({solution.text for solution in expected}) > 1 or way == {"control": "none"}
     for one, other in zip(expected, got, strict=True):
         assert one.text == other.text and one.answer == other.answer and one.messages == other.messages
-        for name in ("prompt_tokens", "latent_positions", "new_tokens"):
+        for name in ("prompt_tokens", "latent_positions", "slot_positions", "new_tokens"):
             assert one.usage[name] == other.usage[name]
         assert set(one.usage["seconds"]) == set(other.usage["seconds"])
         assert set(one.latents or {}) == set(other.latents or {})

@@ -743,8 +743,8 @@ ENGINE = [
     ),
     remote(
         "all-run-for-nothing",
-        ' or (self.mode == "latent" and self.latent_steps == 0)',
-        "",
+        ' and (self.latent_steps == 0 or self.control == "none"))',
+        ' and self.control == "none")',
         "engine::test_zero_latent_steps_send_nothing_and_run_nobody_else",
     ),
     remote(
