@@ -200,15 +200,15 @@ def run(arguments: argparse.Namespace) -> int:
         config, folder, arguments.inner, arguments.outer, arguments.dtype, keep, tuple(sources),
         codebook_size=arguments.codebook_size, **settings,
     )  # fmt: skip
-    found = None
+    result: dict[str, Any] | None = None
     if arguments.inner in MIXTURES and not arguments.no_probe:
         limit_threads(mas)
         start = Setting(codebook=arguments.inner == CODEBOOK, **settings)
         new = mas.topology.roles if keep is None else tuple(sources)
-        found = probe(mas, new, start, free, arguments.probe_data, arguments.codebook_size)
+        result = probe(mas, new, start, free, arguments.probe_data, arguments.codebook_size)
     mas.save_pretrained(arguments.output, copy_agents=arguments.copy_agents)
-    if found is not None:
-        write_results(found, arguments.output / "probe.json")
+    if result is not None:
+        write_results(result, arguments.output / "probe.json")
     links = {
         link.name: {
             "kind": mas.outer_links[link.name].kind,
@@ -217,11 +217,11 @@ def run(arguments: argparse.Namespace) -> int:
         for link in mas.topology.links
     }
     if arguments.json:
-        print(json.dumps({"output": str(arguments.output), "links": links, "probe": found}, ensure_ascii=False))
+        print(json.dumps({"output": str(arguments.output), "links": links, "probe": result}, ensure_ascii=False))
         return 0
     for name, link in links.items():
         print(f"{name}: {link['kind']}, {link['shared_tokens']} shared tokens")
-    for each in found["probes"] if found else []:
+    for each in result["probes"] if result else []:
         print("\n".join(["", *([table(each), ""] if each["figures"] else []), each["verdict"]]))
     if arguments.inner not in MIXTURES:
         print("to be trained (docs/training.md): inner links with weights are a starting point, and are not probed")

@@ -32,8 +32,8 @@ from ..topology_recursivemas import Link
 from .data import read_rows, refuse_bad_rows
 from .start import CODEBOOK_SIZE, TEMPERATURE, codebook, start_mixture, texts_of
 
-CHOOSING, JUDGING = 32, 64  # questions on which settings are chosen, and fresh ones for the verdict
-BATCH = 16  # a batch runs until its longest thought has ended
+CHOOSING, JUDGING = 24, 48  # questions on which settings are chosen, and fresh ones for the verdict
+BATCH = 24
 ANSWER_TOKENS = 24  # of the probe's own questions
 ENOUGH = 0.8  # of what text carries
 FREE = {"temperature": (TEMPERATURE, 0.5, 1.0), "norm": ("mean", None), "snap": (False, True)}  # the simplest first
@@ -421,9 +421,10 @@ def probe_one(
     elif why := subject.lacks_room(questions):
         judged = cannot_tell(subject.name, why)
     else:
-        rounds = len(set(subject.snap_rounds))
-        most = 2 + sum(map(len, free.values())) + rounds * len(free.get("snap", ())) + start.codebook
-        total = most * choosing + 3 * (len(questions) - choosing)
+        # Text, nothing and the start; then each other value once, and snapping in each number of rounds.
+        settings = 3 + sum(len(values) - 1 for values in free.values()) + start.codebook
+        settings += (len(subject.snap_rounds) - 1) * len(free.get("snap", ()))
+        total = settings * choosing + 3 * (len(questions) - choosing)
         with progress(total, f"Probing {subject.name}") as bar:
             meter = Meter(subject, questions[:choosing], bar.update)
             if surely_more(meter(text).right, meter(nothing).right):

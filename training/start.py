@@ -161,7 +161,7 @@ def start_mixture(
         norm: L2 norm of every latent; "mean" is `mean_norm`, `None` leaves the mixture as it is.
         token_ids: of a codebook, see `codebook`; default the whole vocabulary.
     """
-    length = mean_norm(agent) if norm == "mean" else norm
+    length = mean_norm(agent) if isinstance(norm, str) else norm
     return ExpectedEmbeddingLink(agent.hidden_size, temperature, length, special_tokens=False, token_ids=token_ids)
 
 
