@@ -16,6 +16,7 @@ from .links_recursivemas import (
     MIXTURE_OPTIONS,
     OUTER_KINDS,
     RESAMPLER,
+    SOFT_PROMPT,
     validate_mixture,
 )
 from .prompts_recursivemas import (
@@ -299,7 +300,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         for link in self.links:
             _validate_keys(link, LINK_KEYS, {"source", "target"}, "links")
             where = f"links, {link['source']} -> {link['target']}"
-            _validate_kind(link.get("kind"), (*OUTER_KINDS, RESAMPLER), where)
+            _validate_kind(link.get("kind"), (*OUTER_KINDS, RESAMPLER, SOFT_PROMPT), where)
             _validate_weights(link.get("weights"), where)
             if not isinstance(link.get("snap", False), bool):
                 found = repr(link["snap"])[:80]

@@ -3,7 +3,7 @@
 import torch
 
 from .agent_recursivemas import RecursiveMASAgent, Rollout
-from .links_recursivemas import AnyOuterLink, ResamplingLink
+from .links_recursivemas import AnyOuterLink, OuterLink
 
 
 def hand_over(sender: RecursiveMASAgent, link: AnyOuterLink, rollout: Rollout) -> list[torch.Tensor]:
@@ -22,9 +22,10 @@ def hand_over(sender: RecursiveMASAgent, link: AnyOuterLink, rollout: Rollout) -
         for a row without thoughts.
     """
     latents = sender.snap(rollout.latents) if link.snap else rollout.latents
-    if isinstance(link, ResamplingLink):
-        sent = link(latents, rollout.hidden_states, rollout.lengths)
-        counts = [link.positions if length else 0 for length in rollout.lengths.tolist()]
+    lengths = rollout.lengths.tolist()
+    if isinstance(link, OuterLink):
+        sent, counts = link(latents), lengths
     else:
-        sent, counts = link(latents), rollout.lengths.tolist()
+        sent = link(latents, rollout.hidden_states, rollout.lengths)
+        counts = [link.positions if length else 0 for length in lengths]
     return [row[:count] for row, count in zip(sent, counts, strict=True)]

@@ -6,6 +6,7 @@ release adds LayerNorms before and after, and biases everywhere. GELU is the exa
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast, overload
 
 import torch
@@ -52,8 +53,8 @@ ABLATION_KINDS = {
 # Inner kinds that mix the agent's own token embeddings, over its whole vocabulary (no file) or a part of it.
 EXPECTED_EMBEDDING = "expected_embedding"
 CODEBOOK = "codebook"
-# The outer kind that hands over a fixed number of positions, however many latent steps there were.
-RESAMPLER = "outer_resampler"
+# The outer kinds that hand over a fixed number of positions, however many latent steps there were.
+RESAMPLER, SOFT_PROMPT = "outer_resampler", "outer_soft_prompt"
 
 
 def _shape_of(kind: str, kinds: dict[str, LinkShape]) -> LinkShape:
@@ -73,7 +74,7 @@ class InnerLink(nn.Module):
         hidden_size: width d of the agent.
     """
 
-    options: Mapping[str, Any] = {}  # what its entry of the configuration says beside kind and weights
+    options: Mapping[str, Any] = MappingProxyType({})  # of its entry in the configuration, beside kind and weights
 
     def __init__(self, kind: str, hidden_size: int) -> None:
         super().__init__()
@@ -373,10 +374,32 @@ class ResamplingLink(nn.Module):
         return gathered + self.proj2(functional.gelu(self.proj1(self.ln_target(gathered))))
 
 
+class SoftPromptLink(nn.Module):
+    """The same learned vectors whatever the sender thought: the control that a trained link must beat.
+
+    What it gains is gained by tuning the receiver's prompt, and not by what travels.
+
+    Args:
+        in_features, out_features: widths of the source and the target agent.
+        positions: how many vectors are handed over (>= 1).
+    """
+
+    kind, snap, options = SOFT_PROMPT, False, MappingProxyType[str, Any]({})
+
+    def __init__(self, in_features: int, out_features: int, positions: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.positions = in_features, out_features, positions
+        self.vectors = nn.Parameter(torch.zeros(positions, out_features))
+
+    def forward(self, latents: torch.Tensor, hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """As `ResamplingLink.forward`; only the batch's size counts."""
+        return self.vectors.expand(len(latents), -1, -1)
+
+
 def fitting_kinds(state_dict: Mapping[str, torch.Tensor], outer: bool) -> list[str]:
     """The kinds of link that have exactly the modules of a state dict."""
-    if "queries" in state_dict and outer:
-        return [RESAMPLER]
+    if outer and {"queries", "vectors"} & state_dict.keys():
+        return [RESAMPLER if "queries" in state_dict else SOFT_PROMPT]
     if "token_ids" in state_dict and not outer:
         return [CODEBOOK]
     modules = sorted({key.rpartition(".")[0] for key in state_dict})
@@ -411,7 +434,7 @@ def infer_kind(state_dict: Mapping[str, torch.Tensor], outer: bool, where: str) 
 
 
 AnyInnerLink = InnerLink | ExpectedEmbeddingLink
-AnyOuterLink = OuterLink | ResamplingLink
+AnyOuterLink = OuterLink | ResamplingLink | SoftPromptLink
 
 
 @overload
@@ -476,6 +499,8 @@ def build_link(
         elif kind == RESAMPLER:
             positions = len(state_dict["queries"]) if "queries" in state_dict else 1
             link = ResamplingLink(in_features, out_features, positions, **options)
+        elif kind == SOFT_PROMPT:
+            link = SoftPromptLink(in_features, out_features, len(state_dict.get("vectors", [0])))
         else:
             link = OuterLink(kind, in_features, out_features, **options)
     expected = link.state_dict()

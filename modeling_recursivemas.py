@@ -25,8 +25,6 @@ from .links_recursivemas import (
     AnyOuterLink,
     ExpectedEmbeddingLink,
     InnerLink,
-    OuterLink,
-    ResamplingLink,
 )
 from .loading_recursivemas import (
     ROLE_OPTIONS,
@@ -234,7 +232,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             agent = self.agents[name]
             agent.set_inner_link(link.to(agent.device).requires_grad_(False).eval())
             self.config.agents[name]["inner_link"] = {}
-        elif name in self.outer_links and isinstance(link, OuterLink | ResamplingLink):
+        elif name in self.outer_links and isinstance(link, AnyOuterLink):
             ends = self.topology.link(name)
             validate_outer_link(ends, link, self.agents)
             device = self.residency.devices[ends.source] if self.residency else self.agents[ends.source].device

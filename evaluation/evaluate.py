@@ -35,9 +35,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--without", nargs="+", default=[], metavar="ROLE", help="leave out roles: what they are worth"
     )
-    parser.add_argument(
-        "--metric", choices=METRICS, help="when an answer is right (default: the task's own, or exact)"
-    )
     parser.add_argument("--group-by", help="field of the rows to break accuracy down by (default: the task's own)")
     parser.add_argument("--from", dest="stored", type=Path, help="show stored results again, draw their plot anew")
     parser.add_argument("--output", type=Path, help="JSON file for the results; a plot goes beside it (.png)")

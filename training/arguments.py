@@ -25,6 +25,14 @@ ALIASES = {
     "keep_checkpoints": ("save_total_limit",),
     "betas": ("adam_beta1", "adam_beta2"),
 }
+# What a kind of run starts from where it is not the class's default: measured on a real model (docs/real-model.md).
+KIND_DEFAULTS: dict[str, dict[str, Any]] = {
+    "inner": {
+        "max_steps": 2000, "learning_rate": 2e-3, "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr": 1e-4},
+    },
+    "outer": {"max_steps": 400, "learning_rate": 4e-4},
+}  # fmt: skip
 # Settings of `TrainingArguments` that would change nothing here -> what to use in their place.
 REPLACED = {
     "resume_from_checkpoint": "--resume", "num_train_epochs": "max_steps",
@@ -57,6 +65,9 @@ class LinkTrainingArguments(TrainingArguments):
     )
     allowed_bad_rows: int = _setting(0, "leave out so many bad rows; more are an error, and all are reported")
     max_rows: int | None = _setting(None, "use only the first rows of the data")
+    held_out: int = _setting(
+        64, "without `eval_data`: the last rows of the data, at most a tenth, are evaluated and not trained on; 0 none"
+    )
     eval_rows: int = _setting(200, "use only the first rows of the evaluation's data; 0 uses all")
     metric: Literal["exact", "contains"] = _setting("exact", "when an answer is right in the evaluation")
     tools: Literal["calculator"] | None = _setting(None, "answers the decoding agent's calls in the evaluation")
@@ -70,14 +81,27 @@ class LinkTrainingArguments(TrainingArguments):
     links: list[str] | None = _setting(None, "outer: which outer links are trained; default all")
     outer_kind: str | None = _setting(None, "outer: start new links of this kind; default the present ones go on")
     outer_start: Literal["closed_form", "random"] = _setting("closed_form", "outer: how new outer links start")
-    train_inner_links: bool = _setting(False, "outer: train the inner links along")
-    squared_error_weight: float = _setting(1.0, "inner: of the relative squared error; 0 is the paper's pure cosine")
-    supervise: Literal["decoder", "receivers"] = _setting(
-        "decoder", "outer: whose texts count, the decoding agent's or those of every agent that receives latents"
+    positions: int = _setting(4, "outer: how many positions a new link of kind `outer_resampler` hands over")
+    train_inner_links: bool = _setting(True, "outer: train the inner links along, those that have weights")
+    target: Literal["mixture", "next_token"] = _setting(
+        "mixture",
+        "inner: what a state becomes: the agent's sharpened expected embedding, or the next token's (the paper)",
     )
-    earlier_rounds_weight: float = _setting(0.0, "outer: of the mean over earlier rounds; 0 is the last round only")
+    rollout_rows: int = _setting(512, "inner, mixture: rows whose own rollouts give states, at each refresh; 0 none")
+    rollout_refreshes: int = _setting(3, "inner, mixture: how often these are rolled out anew")
+    replay_steps: int = _setting(
+        150, "inner, mixture: last steps in which latents also replace the text they stand for"
+    )
+    squared_error_weight: float = _setting(1.0, "inner: of the relative squared error; 0 is the paper's pure cosine")
+    loss: Literal["distill", "answers"] = _setting(
+        "distill", "outer: what counts: what the receivers would say with texts in their slots, or their target texts"
+    )
+    supervise: Literal["decoder", "receivers"] = _setting(
+        "receivers", "outer: whose texts count, the decoding agent's or those of every agent that receives latents"
+    )
+    earlier_rounds_weight: float = _setting(1.0, "outer: of the mean over earlier rounds; 0 is the last round only")
     latents: Literal["teacher", "rollout"] = _setting(
-        "teacher", "outer: latents at the positions of the sender's target text, or rolled out as in inference"
+        "rollout", "outer: latents at the positions of the sender's target text, or rolled out as in inference"
     )
     latent_steps: int | None = _setting(None, "outer: most latents a sender sends; default the system's")
     latent_halting: bool | None = _setting(None, "outer, rollouts: end a row that has finished; default the system's")
@@ -176,11 +200,13 @@ RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "at least 1": (
         lambda value: value >= 1,
         ("max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-         "save_total_limit", "num_rounds", "latent_steps", "max_rows", "max_length"),
+         "save_total_limit", "num_rounds", "latent_steps", "positions", "max_rows", "max_length"),
     ),
     "at least 0": (
         lambda value: value >= 0,
-        ("allowed_bad_rows", "eval_rows", "warmup_steps", "eval_steps", "save_steps", "threads",
+        ("allowed_bad_rows", "held_out", "eval_rows", "rollout_rows", "rollout_refreshes", "replay_steps",
+         "warmup_steps",
+         "eval_steps", "save_steps", "threads",
          "squared_error_weight", "earlier_rounds_weight", "weight_decay"),
     ),
     "more than 0": (lambda value: value > 0, ("learning_rate", "max_grad_norm", "adam_epsilon", "logging_steps")),
@@ -214,7 +240,10 @@ def canonical(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_arguments(
-    path: str | Path | None = None, assignments: Iterable[str] = (), flags: Mapping[str, Any] | None = None
+    path: str | Path | None = None,
+    assignments: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    kind: str | None = None,
 ) -> LinkTrainingArguments:
     """Defaults, then a JSON file with some of the settings, then `key=value` assignments, then flags.
 
@@ -222,6 +251,7 @@ def read_arguments(
         path: the JSON file.
         assignments: a value is read as JSON where it is JSON, else as text.
         flags: name -> value.
+        kind: "inner" or "outer", whose own defaults come first.
 
     Raises:
         ConfigError: an unknown name (with the nearest known one), a value of the wrong type, or no such file.
@@ -250,4 +280,7 @@ def read_arguments(
             near = difflib.get_close_matches(name, [*SETTINGS, *ALIASES], n=1)
             hint = f"did you mean `{near[0]}`?" if near else "`recursivemas train --help` lists all settings"
             raise ConfigError("Unknown setting.", where=path or "--set", found=name, hint=hint)
-    return LinkTrainingArguments(**settings)
+    defaults = KIND_DEFAULTS.get(kind or "", {})
+    if not settings.keys().isdisjoint({"lr_scheduler_type", "lr_scheduler_kwargs"}):
+        defaults = {name: value for name, value in defaults.items() if not name.startswith("lr_scheduler")}
+    return LinkTrainingArguments(**(defaults | settings))

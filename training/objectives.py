@@ -5,9 +5,10 @@ only. Every loss is a mean over rows of means over a row's tokens, so that it do
 over batches, accumulation steps and processes.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -19,11 +20,12 @@ from ..agent_recursivemas import RecursiveMASAgent, Rollout
 from ..batching_recursivemas import PromptBatch, PromptBuilder, embed_rows
 from ..caches_recursivemas import can_crop
 from ..handover_recursivemas import hand_over
-from ..links_recursivemas import AnyOuterLink
+from ..links_recursivemas import AnyOuterLink, ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import phase_of
 from .caches import differentiable_cache
 from .data import Example, Part
+from .store import TensorStore
 
 IGNORE_INDEX = -100  # the label of positions that no loss counts
 
@@ -83,6 +85,15 @@ def cross_entropy(agent: RecursiveMASAgent, states: TargetStates) -> torch.Tenso
     return row_means(losses.view_as(states.labels), states.labels)
 
 
+def divergence(agent: RecursiveMASAgent, teacher: TargetStates, student: TargetStates) -> torch.Tensor:
+    """KL(teacher || student) of the distributions at the positions of each row's target text, (batch,), in float32."""
+    with torch.no_grad():
+        wanted = agent.logits(teacher.hidden_states).float().log_softmax(-1)
+    found = agent.logits(student.hidden_states).float().log_softmax(-1)
+    losses = (wanted.exp() * (wanted - found)).sum(-1)
+    return row_means(losses, student.labels)
+
+
 class LinkObjective(nn.Module):
     """Base of the two objectives.
 
@@ -95,6 +106,7 @@ class LinkObjective(nn.Module):
     # The loss is a mean already: Trainer must divide by accumulation steps and must not scale by processes.
     accepts_loss_kwargs = False
     mas: RecursiveMASModel
+    step: int  # of the run, told by the trainer
 
     def __init__(self, mas: RecursiveMASModel, inner: Iterable[str] = (), outer: Iterable[str] = ()) -> None:
         super().__init__()
@@ -103,6 +115,7 @@ class LinkObjective(nn.Module):
         for links in (self.inner_links, self.outer_links):
             links.float().requires_grad_(True)
         object.__setattr__(self, "mas", mas)
+        self.step = 0
         self._records: dict[bool, list[dict[str, float]]] = {True: [], False: []}
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "LinkObjective":
@@ -124,45 +137,157 @@ class LinkObjective(nn.Module):
         return {name: sum(record[name] for record in records) / len(records) for name in (records or [{}])[0]}
 
 
-class InnerObjective(LinkObjective):
-    """Regresses each agent's inner link on the embeddings of its own target texts, agents frozen.
+@dataclass(frozen=True)
+class InnerSettings:
+    """What the inner objective computes: the settings of these names, see `LinkTrainingArguments`.
 
-    Loss of a token: 1 - cos(R_in(h_t), Emb(y_{t+1})) + w |R_in(h_t) - Emb(y_{t+1})|^2 / mean |Emb|^2, the second term
-    being relative to the row's own embeddings. Differs from the paper, whose MSE term is absolute and optional: the
-    cosine alone leaves the length of the output free (set w = `squared_error_weight` = 0 for it). Links of several
-    agents, those of `roles`, train side by side without touching each other.
+    `latent_steps` bounds the links' own rollouts; `max_steps` is the run's length, which the two parts of `"mixture"`
+    that are not there from the start are counted from.
     """
 
-    def __init__(self, mas: RecursiveMASModel, roles: Iterable[str], squared_error_weight: float = 1.0) -> None:
+    target: Literal["mixture", "next_token"] = "next_token"
+    squared_error_weight: float = 1.0
+    rollout_rows: int = 0
+    rollout_refreshes: int = 3
+    replay_steps: int = 0
+    latent_steps: int | None = None
+    max_steps: int = 1000
+
+
+class InnerObjective(LinkObjective):
+    """Regresses each agent's inner link on embeddings, agents frozen.
+
+    Loss of a state h: 1 - cos(R_in(h), e) + w |R_in(h) - e|^2 / mean |e|^2, the second term being relative to the
+    row's own embeddings. Differs from the paper, whose MSE term is absolute and optional: the cosine alone
+    leaves the length of the output free (set w = `squared_error_weight` = 0 for it).
+
+    `target="next_token"` is the paper's: e is the embedding of the token that follows in the target text. On a real
+    model its errors add up over a rollout (docs/real-model.md). `"mixture"` is what holds there:
+
+    - e is what a reference link makes of the same state: the expected embedding at a low temperature, which also says
+      where a text ends. The states of the target texts are computed once and kept on disk.
+    - From the first of `rollout_refreshes` on, the link's own rollouts over `rollout_rows` rows are states too: what
+      it meets when nobody corrects it, relabelled by the reference (DAgger, Ross et al. 2011, arXiv 1011.0686).
+    - In the last `replay_steps` steps the agent reads its target text once as tokens and once as latents in their
+      place, and KL(tokens || latents) of what it would say next is added.
+
+    Args:
+        mas: the system.
+        roles: whose links are trained, side by side without touching each other.
+        settings: see `InnerSettings`.
+        references: role -> reference link, bound to its agent; needed for `"mixture"`.
+    """
+
+    def __init__(
+        self,
+        mas: RecursiveMASModel,
+        roles: Iterable[str],
+        settings: InnerSettings = InnerSettings(),
+        references: Mapping[str, ExpectedEmbeddingLink] = MappingProxyType({}),
+    ) -> None:
         super().__init__(mas, inner=roles)
-        self.squared_error_weight = squared_error_weight
+        self.settings, self.references = settings, references
+        self._states = TensorStore()
+        self._phases: dict[tuple[str, int], int] = {}  # of the rollouts in the store
+        self._rolled = 0  # rows rolled out in the present phase
 
     def forward(self, examples: list[Example]) -> dict[str, torch.Tensor]:
         """The loss of a batch; each example holds one part a role."""
         total = torch.zeros(())
         records: dict[str, torch.Tensor] = {}
         for role, link in self.inner_links.items():
-            agent = self.mas.agents[role]
             parts = [part for example in examples for (_, name), part in example.parts.items() if name == role]
-            with torch.no_grad():
-                states = text_states(agent, parts)
-                wanted = agent.embed(states.labels.clamp_min(0)).float()
-                scale = row_means(wanted.pow(2).sum(-1), states.labels)[:, None]
+            if self.settings.target == "next_token":
+                states, wanted = self._next_tokens(role, parts)
+            else:
+                states, wanted = self._mixtures(role, parts)
+            scale = row_means(wanted.pow(2).sum(-1), states.labels)[:, None]
             latents = link(states.hidden_states).float()
             cosine = row_means(1 - functional.cosine_similarity(latents, wanted, dim=-1), states.labels).mean()
             error = row_means((latents - wanted).pow(2).sum(-1) / scale, states.labels).mean()
-            total = total + cosine + self.squared_error_weight * error
+            total = total + cosine + self.settings.squared_error_weight * error
             records |= {f"{role}_cosine_loss": cosine, f"{role}_squared_error": error}
+            if self.training and self.step >= self.settings.max_steps - self.settings.replay_steps:
+                replay = self._replay(role, parts).mean()
+                total = total + replay
+                records[f"{role}_replay"] = replay
         self.record(records)
         return {"loss": total}
+
+    def _next_tokens(self, role: str, parts: list[Part]) -> tuple[TargetStates, torch.Tensor]:
+        """States of the target texts, and the embeddings of the tokens that follow."""
+        agent = self.mas.agents[role]
+        with torch.no_grad():
+            states = text_states(agent, parts)
+            return states, agent.embed(states.labels.clamp_min(0)).float()
+
+    @torch.no_grad()
+    def _text_states(self, role: str, parts: list[Part]) -> list[torch.Tensor]:
+        """States of the target texts, (tokens, hidden_size) each; computed once."""
+        agent = self.mas.agents[role]
+        missing = [part for part in parts if (role, "text", id(part)) not in self._states]
+        if missing:
+            states = text_states(agent, missing)
+            for part, hidden_states, length in zip(missing, states.hidden_states, states.lengths, strict=True):
+                self._states.put((role, "text", id(part)), hidden_states[-length:], part)
+        return [self._states.get((role, "text", id(part)), agent.device) for part in parts]
+
+    @torch.no_grad()
+    def _mixtures(self, role: str, parts: list[Part]) -> tuple[TargetStates, torch.Tensor]:
+        """States of the target texts and of the link's own rollouts, and what the reference makes of them."""
+        agent, rows = self.mas.agents[role], self._text_states(role, parts)
+        if self.training and self.settings.rollout_rows:
+            self._roll_out(role, parts)
+            for index, part in enumerate(parts):
+                if (role, "rollout", id(part)) in self._states:
+                    rows[index] = torch.cat([rows[index], self._states.get((role, "rollout", id(part)), agent.device)])
+        lengths = list(map(len, rows))
+        labels = [[0] * n + [IGNORE_INDEX] * (max(lengths) - n) for n in lengths]
+        hidden_states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        states = TargetStates(hidden_states, torch.tensor(labels, device=agent.device), lengths)
+        return states, self.references[role](hidden_states).float()
+
+    def _roll_out(self, role: str, parts: list[Part]) -> None:
+        """Renews the states that the link meets in its own rollouts, for some rows of each phase of the run."""
+        agent, settings = self.mas.agents[role], self.settings
+        phase = self.step * (settings.rollout_refreshes + 1) // settings.max_steps
+        if phase > max(self._phases.values(), default=0):
+            self._rolled = 0
+        due = [part for part in parts if phase and self._phases.get((role, id(part)), 0) < phase]
+        if not due or self._rolled >= settings.rollout_rows * len(self.inner_links):
+            return
+        self._rolled += len(due)
+        embeds, mask = embed_rows(agent, [part.text_pieces for part in due])
+        steps = settings.latent_steps or self.mas.config.latent_steps
+        rollout = agent.rollout(embeds, mask, steps, halting=True)
+        for part, states, length in zip(due, rollout.hidden_states, rollout.lengths.tolist(), strict=True):
+            self._states.put((role, "rollout", id(part)), states[: length + 1], part)  # where it should end, too
+            self._phases[role, id(part)] = phase
+
+    def _replay(self, role: str, parts: list[Part]) -> torch.Tensor:
+        """KL(the target text as tokens || as latents) of what follows each of its positions, (batch,)."""
+        agent, rows = self.mas.agents[role], self._text_states(role, parts)
+        tokens = max(map(len, rows))
+        labels = [
+            [IGNORE_INDEX] * (tokens - len(row)) + part.target_ids for row, part in zip(rows, parts, strict=True)
+        ]
+        teacher = torch.stack([functional.pad(row, (0, 0, tokens - len(row), 0)) for row in rows])
+        link = self.inner_links[role]
+        prompts = [[*part.text_pieces, link(row[:-1])] for part, row in zip(parts, rows, strict=True)]
+        prompt = PromptBatch(*embed_rows(agent, prompts))
+        student = target_states(agent, prompt, [part.target_ids for part in parts])
+        lengths = list(map(len, rows))
+        return divergence(agent, TargetStates(teacher, torch.tensor(labels, device=agent.device), lengths), student)
 
 
 @dataclass(frozen=True)
 class OuterSettings:
     """What the outer objective computes: the settings of these names, see `LinkTrainingArguments`.
 
-    `latent_steps` is the most latents a sender sends (teacher-forced), or the steps of a rollout;
-    `activation_checkpointing` keeps only what travels between stages.
+    `loss="distill"` teaches a receiver by itself: what it would say next with the sender's text in its slot, at
+    every position of its target text, is what it should say with the latents there. `latent_steps` is the most
+    latents a sender sends (teacher-forced), or the steps of a rollout; `activation_checkpointing` keeps only what
+    travels between stages.
     """
 
     num_rounds: int | None = None
@@ -171,21 +296,26 @@ class OuterSettings:
     control_tokens: bool | None = None
     supervise: Literal["decoder", "receivers"] = "decoder"
     earlier_rounds_weight: float = 0.0
+    loss: Literal["distill", "answers"] = "answers"
     latents: Literal["teacher", "rollout"] = "teacher"
     activation_checkpointing: bool = False
 
 
 class OuterObjective(LinkObjective):
-    """Cross-entropy of a system's texts over unrolled rounds, with gradients through every link of every round.
+    """A loss of a system's texts over unrolled rounds, with gradients through every link of every round.
 
-    One loss: CE(last round) + w mean over earlier rounds CE(round), where CE(round) is the mean over the supervised
-    roles of that round. `supervise="decoder"` with w = 0 is the paper's; w = 0.1 its variant; `supervise="receivers"`
-    takes the text of every agent that received latents in that round.
+    One loss: L(last round) + w mean over earlier rounds L(round), where L(round) is the mean over the supervised roles
+    of that round. L is the cross-entropy of the target text (`loss="answers"`, the paper's), or the divergence from
+    what the role would say with texts in its slots (`"distill"`). `supervise="decoder"` with w = 0 is the paper's;
+    w = 0.1 its variant; `supervise="receivers"` takes the text of every agent that received latents in that round.
 
     Latents are teacher-forced (`latents="teacher"`: those at the positions that predict the sender's target text, its
     end-of-sequence token left out) or rolled out as in inference (`"rollout"`: gradients through the latent steps).
     Differs from the public trainer, which sends the positions one later, so that its first latent stands for the
-    second token while a rollout's first stands for the first.
+    second token while a rollout's first stands for the first. Gradients flow through the latent steps of a rollout
+    where the sender's inner link is trained along, or the receivers' own texts do not count; elsewhere they end at the
+    outer link, since what flows through ten steps and more of a large model explodes (docs/real-model.md). Thoughts
+    that no trained link reaches are kept: an example's are the same in every epoch.
 
     `links` names the outer links that are trained, `inner` the roles whose inner links are trained along.
     """
@@ -209,6 +339,7 @@ class OuterObjective(LinkObjective):
             for r, role in self.schedule
             if (settings.supervise == "receivers" and topology.incoming(role, r)) or role == topology.decoding_role
         }
+        self._thoughts = TensorStore()
         self.weights = {}
         for r, role in supervised:
             peers = sum(other == r for other, _ in supervised)
@@ -239,7 +370,8 @@ class OuterObjective(LinkObjective):
             if losses is not None:
                 loss = losses.mean()
                 total = total + self.weights[stage] * loss
-                records[f"{role}_round_{round_index}_cross_entropy"] = loss
+                name = "divergence" if self.settings.loss == "distill" else "cross_entropy"
+                records[f"{role}_round_{round_index}_{name}"] = loss
         self.record(records)
         return {"loss": total}
 
@@ -283,7 +415,11 @@ class OuterObjective(LinkObjective):
         if stage in self.weights or self.settings.latents == "teacher":
             prompt, _ = build([target[:-1] for target in targets])
             states = target_states(agent, prompt, targets)
-            if stage in self.weights:
+            if stage in self.weights and self.settings.loss == "distill":
+                with torch.no_grad():
+                    teacher = text_states(agent, parts)
+                losses = divergence(agent, teacher, states)
+            elif stage in self.weights:
                 losses = cross_entropy(agent, states)
         if not receivers:
             return losses, {}
@@ -291,12 +427,7 @@ class OuterObjective(LinkObjective):
             assert states is not None
             rollout = self._teacher_rollout(role, round_index, states)
         else:
-            prompt, _ = build()
-            cache = differentiable_cache(agent) if prompt.past_key_values is None else prompt.past_key_values
-            new = prompt.inputs_embeds[:, prompt.past :]
-            rollout = agent.rollout(
-                new, prompt.attention_mask, self.latent_steps, cache, self.halting, self.control_tokens
-            )
+            rollout = self._rollout(role, parts, messages, build)
         going = {}
         for link in receivers:
             receiver = self.mas.agents[link.target]
@@ -304,6 +435,36 @@ class OuterObjective(LinkObjective):
             rows = [row.to(receiver.device) for row in sent]
             going[link.target] = rows if self.control_tokens else receiver.without_control_tokens(rows)
         return losses, going
+
+    def _rollout(
+        self, role: str, parts: list[Part], messages: dict[str, list[torch.Tensor]], build: Callable[[], Any]
+    ) -> Rollout:
+        """A role's thoughts over its prompt, as in inference; those that nothing trained reaches are kept."""
+        agent, trained = self.mas.agents[role], role in self.inner_links
+        keep = not messages and not trained
+        if keep and all((role, id(part)) in self._thoughts for part in parts):
+            both = [self._thoughts.get((role, id(part)), agent.device) for part in parts]
+            lengths = torch.tensor([pair.shape[1] for pair in both], device=agent.device)
+            states, thoughts = (
+                nn.utils.rnn.pad_sequence([pair[index] for pair in both], batch_first=True) for index in (0, 1)
+            )
+            return Rollout(states, thoughts, lengths)
+        through = trained or (self.settings.supervise == "decoder" and bool(messages))
+        with torch.set_grad_enabled(through and torch.is_grad_enabled()):
+            prompt, _ = build()
+            cache = prompt.past_key_values
+            if cache is None:
+                cache = differentiable_cache(agent) if through else agent.new_cache()
+            new = prompt.inputs_embeds[:, prompt.past :]
+            rollout = agent.rollout(
+                new, prompt.attention_mask, self.latent_steps, cache, self.halting, self.control_tokens
+            )
+        if keep:
+            exact = torch.promote_types(rollout.hidden_states.dtype, rollout.latents.dtype)
+            pairs = torch.stack([rollout.hidden_states.to(exact), rollout.latents.to(exact)], dim=1)
+            for part, pair, length in zip(parts, pairs, rollout.lengths.tolist(), strict=True):
+                self._thoughts.put((role, id(part)), pair[:, :length], part)
+        return rollout
 
     def _teacher_rollout(self, role: str, round_index: int, states: TargetStates) -> Rollout:
         """The positions that predict a target text as thoughts, from the left; its end-of-sequence is left out."""

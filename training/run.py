@@ -8,18 +8,22 @@ from typing import Any, Literal, cast
 import torch
 from safetensors import safe_open
 
+from ..agent_recursivemas import RecursiveMASAgent
 from ..errors_recursivemas import CheckpointError, ConfigError, InputError
 from ..evaluation.results import provenance
+from ..links_recursivemas import ABLATION_KINDS, OUTER_KINDS, AnyOuterLink, SoftPromptLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
 from .arguments import SETTINGS, LinkTrainingArguments, canonical, default_of
 from .data import Encoder, Example, Report, read_rows, refuse_bad_rows
-from .objectives import InnerObjective, LinkObjective, OuterObjective, OuterSettings
-from .start import fit_outer_link, random_outer_link, start_inner_link
+from .objectives import InnerObjective, InnerSettings, LinkObjective, OuterObjective, OuterSettings
+from .start import extended, fit_outer_link, random_outer_link, reference_link, start_inner_link
 from .trainer import LinkTrainer
 
 SETTINGS_FILE = "training_config.json"
 Kind = Literal["inner", "outer"]
+LEAST_TO_HOLD_OUT = 100  # rows
+DEFAULT_INNER_KIND = "ln_res_adapter"  # of a new inner link where the present one has nothing to train
 # Settings that may change between a run and its continuation: they do not change the weights.
 FREE_SETTINGS = {
     "output", "output_dir", "eval_data", "eval_rows", "metric", "tools", "per_device_eval_batch_size", "eval_strategy",
@@ -35,14 +39,14 @@ def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: Recursive
     """
     if kind == "inner":
         roles = _known("roles", arguments.roles, list(mas.agents))
-        if arguments.inner_kind is not None:
-            for role in roles:
-                mas.set_link(role, start_inner_link(mas.agents[role], arguments.inner_kind))
-        free = [role for role in roles if not _trainable(mas, role)]
-        if free:
-            found, hint = mas.agents[free[0]].inner_link.kind, "start trainable ones, e.g. `inner_kind=ln_res_adapter`"
-            raise InputError("An inner link has nothing to train.", where=", ".join(free), found=found, hint=hint)
-        return InnerObjective(mas, roles, arguments.squared_error_weight)
+        references = {}
+        for role in roles:
+            agent = mas.agents[role]
+            references[role] = reference_link(agent)
+            new = arguments.inner_kind or (None if _trainable(mas, role) else DEFAULT_INNER_KIND)
+            if new is not None:
+                mas.set_link(role, start_inner_link(agent, new))
+        return InnerObjective(mas, roles, InnerSettings(**_of(arguments, InnerSettings)), references)
     num_rounds = arguments.num_rounds or mas.config.num_rounds
     used = [
         link.name
@@ -50,17 +54,38 @@ def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: Recursive
         if any(link in mas.topology.receivers(role, r, num_rounds) for r, role in mas.topology.schedule(num_rounds))
     ]
     names = _known(f"links, or links that send nothing in {num_rounds} rounds", arguments.links, used)
-    start = fit_outer_link if arguments.outer_start == "closed_form" else random_outer_link
     for link in mas.topology.links:
-        if arguments.outer_kind is not None and link.name in names:
-            mas.set_link(link.name, start(mas.agents[link.source], mas.agents[link.target], arguments.outer_kind))
+        if link.name not in names:
+            continue
+        if arguments.outer_kind is None:
+            mas.set_link(link.name, extended(mas.outer_links[link.name]))
+        else:
+            ends, snap = (mas.agents[link.source], mas.agents[link.target]), mas.outer_links[link.name].snap
+            mas.set_link(link.name, new_outer_link(arguments, *ends, snap))
     senders = dict.fromkeys(link.source for link in mas.topology.links if link.name in used)
     return OuterObjective(
         mas,
         names,
         [role for role in senders if _trainable(mas, role)] if arguments.train_inner_links else (),
-        OuterSettings(**{each.name: getattr(arguments, each.name) for each in dataclasses.fields(OuterSettings)}),
+        OuterSettings(**_of(arguments, OuterSettings)),
     )
+
+
+def _of(arguments: LinkTrainingArguments, settings: type) -> dict[str, Any]:
+    """The settings that an objective has a field for."""
+    return {each.name: getattr(arguments, each.name) for each in dataclasses.fields(settings)}
+
+
+def new_outer_link(
+    arguments: LinkTrainingArguments, source: RecursiveMASAgent, target: RecursiveMASAgent, snap: bool
+) -> AnyOuterLink:
+    """An outer link of the kind that the settings name, where they let it start."""
+    assert arguments.outer_kind is not None
+    if arguments.outer_start == "random" and arguments.outer_kind in (*OUTER_KINDS, *ABLATION_KINDS):
+        return random_outer_link(source, target, arguments.outer_kind)
+    link = fit_outer_link(source, target, arguments.outer_kind, positions=arguments.positions)
+    link.snap = snap and not isinstance(link, SoftPromptLink)
+    return link
 
 
 def _trainable(mas: RecursiveMASModel, role: str) -> bool:
@@ -171,8 +196,21 @@ def verdict(summary: dict[str, Any]) -> str | None:
     before, after = summary[f"start_{key}"], summary[f"eval_{key}"]
     text = f"evaluation: {key} {before:.4g} before, {after:.4g} after"
     if after < before if key == "accuracy" else after > before:
-        text += "; training made the system worse: keep the start, or lower the learning rate (docs/training.md)"
+        text += "; training made the system worse"
+    if "kept_step" in summary:
+        kept = summary["kept_step"]
+        text += (
+            f"; the links of {'the start' if kept == 0 else f'step {kept}'} are kept ({summary['kept_' + key]:.4g})"
+        )
     return text
+
+
+def hold_out(examples: list[Example], count: int) -> tuple[list[Example], list[Example]]:
+    """Examples to train on, and those of the last `count` rows (at most a tenth, and none of fewer than 100 rows)."""
+    lines = sorted({example.row.line for example in examples})
+    share = min(count, len(lines) // 10) if len(lines) >= LEAST_TO_HOLD_OUT else 0
+    held = set(lines[len(lines) - share :])
+    return [e for e in examples if e.row.line not in held], [e for e in examples if e.row.line in held]
 
 
 def train(kind: Kind, arguments: LinkTrainingArguments, resume: bool = False) -> dict[str, Any]:
@@ -203,13 +241,15 @@ def train(kind: Kind, arguments: LinkTrainingArguments, resume: bool = False) ->
         raise InputError("There are checkpoints of an earlier run.", where=checkpoint, hint=hint)
     if resume and not checkpoint:
         raise InputError("There is no complete checkpoint to go on from.", where=folder, hint="start without --resume")
-    arguments.eval_on_start = bool(arguments.eval_data) and not resume
     torch.manual_seed(arguments.seed)  # for new links
     mas = load_mas_system(arguments.system, dtype=arguments.dtype, task=arguments.task)
     examples, report = read_examples(kind, arguments, mas, arguments.data, arguments.max_rows)
     evaluation, eval_report = None, None
     if arguments.eval_data:
         evaluation, eval_report = read_examples(kind, arguments, mas, arguments.eval_data, arguments.eval_rows or None)
+    else:
+        examples, evaluation = hold_out(examples, arguments.held_out)
+    arguments.eval_on_start = bool(evaluation) and not resume
     global_batch = arguments.per_device_train_batch_size * arguments.world_size
     if len(examples) < global_batch:
         raise InputError(
@@ -230,8 +270,8 @@ def train(kind: Kind, arguments: LinkTrainingArguments, resume: bool = False) ->
     trainer = LinkTrainer(objective, arguments, train_dataset=examples, eval_dataset=evaluation)
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     summary = {"step": trainer.state.global_step, "loss": result.training_loss}
-    if evaluation is not None:
-        summary |= trainer.evaluate() | start_of(trainer.state.log_history)
+    if evaluation:
+        summary |= trainer.evaluate() | start_of(trainer.state.log_history) | trainer.keep_best()
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         mas.requires_grad_(False)

@@ -9,7 +9,7 @@ vocabularies share.
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,11 +20,14 @@ from ..errors_recursivemas import ConfigError
 from ..links_recursivemas import (
     OUTER_KINDS,
     RESAMPLER,
+    SOFT_PROMPT,
+    AnyInnerLink,
     AnyOuterLink,
     ExpectedEmbeddingLink,
     InnerLink,
     OuterLink,
     ResamplingLink,
+    SoftPromptLink,
 )
 from ..prompts_recursivemas import MARKER
 
@@ -189,6 +192,20 @@ def codebook(agent: RecursiveMASAgent, size: int = CODEBOOK_SIZE, texts: Iterabl
     return known[kept]
 
 
+def reference_link(agent: RecursiveMASAgent) -> ExpectedEmbeddingLink:
+    """What a trained inner link should make of a state: the agent's own mixture, or a sharpened one; bound to it.
+
+    Special tokens have a share, so that where a text ends the reference says so.
+    """
+    own: AnyInnerLink = agent.inner_link
+    if isinstance(own, ExpectedEmbeddingLink):
+        link = ExpectedEmbeddingLink(agent.hidden_size, own.temperature, own.norm)
+    else:
+        link = ExpectedEmbeddingLink(agent.hidden_size, TEMPERATURE, mean_norm(agent))
+    link.bind(agent.model, agent.control_token_ids)
+    return link
+
+
 @torch.no_grad()
 def start_inner_link(agent: RecursiveMASAgent, kind: str) -> InnerLink:
     """A trainable inner link at its starting point: a last LayerNorm at the scale of the embeddings.
@@ -202,6 +219,17 @@ def start_inner_link(agent: RecursiveMASAgent, kind: str) -> InnerLink:
     if link.post_ln is not None:
         link.post_ln.weight.fill_(embedding_scale(agent))
     return link
+
+
+@torch.no_grad()
+def extended(link: AnyOuterLink) -> AnyOuterLink:
+    """A linear outer link as `outer_res_adapter`, which starts as the same and can learn more; others as they are."""
+    if not isinstance(link, OuterLink) or link.kind != "outer_linear_adapter":
+        return link
+    longer = OuterLink("outer_res_adapter", link.in_features, link.out_features, link.snap)
+    _set_layer(_last_layer(longer), 0, 0)
+    _set_layer(cast(nn.Linear, longer.residual_proj), link.proj1.weight, link.proj1.bias)
+    return longer
 
 
 def _same_space(source: RecursiveMASAgent, target: RecursiveMASAgent) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -242,7 +270,7 @@ def fit_outer_link(
         source, target: the agents at the ends of the link.
         kind: any outer kind that has a linear path.
         tokens: ids in the source's and in the target's vocabulary that stand for the same; default `shared_tokens`.
-        positions: how many a resampling link hands over.
+        positions: how many a link of kind `outer_resampler` or `outer_soft_prompt` hands over.
 
     Raises:
         ConfigError: the kind has no linear path, or the vocabularies share too few tokens.
@@ -259,6 +287,10 @@ def fit_outer_link(
     inputs = source.embed(torch.tensor(source_ids, device=source.device)).float().cpu()
     outputs = target.embed(torch.tensor(target_ids, device=target.device)).float().cpu()
     mapping = _same_space(source, target) or ridge(inputs, outputs)
+    if kind == SOFT_PROMPT:
+        prompt = SoftPromptLink(source.hidden_size, target.hidden_size, positions)
+        prompt.vectors.copy_(outputs[torch.randperm(len(outputs))[:positions]])
+        return prompt
     if kind == RESAMPLER:
         resampler = ResamplingLink(source.hidden_size, target.hidden_size, positions)
         resampler.start(*mapping)

@@ -1,9 +1,15 @@
 """Train the links of a system: `inner` links agent by agent, `outer` links over unrolled recursion rounds.
 
+`data` makes training rows out of questions: what the system's own agents say when they hand over text, which both
+loops learn from without a reference answer.
+
 Agents stay frozen. Settings: defaults, then --config, then --set, then flags such as --learning_rate 1e-4. Writes the
 trained system to `output`, and checkpoints, TensorBoard logs and the settings to `output`/training.
 
 Examples:
+  recursivemas train data --system my-system --data questions.jsonl --output rows.jsonl
+  recursivemas train outer --system my-system --data rows.jsonl --output my-system-1
+  recursivemas train outer --system my-system --data rows.jsonl --output four --outer_kind outer_resampler
   recursivemas train inner --system my-system --data rows.jsonl --output my-system-1 --inner_kind ln_res_adapter
   recursivemas train outer --config outer.json --learning_rate 1e-4 --set columns='{"question": "problem"}'
   recursivemas train outer --config outer.json --resume
@@ -12,6 +18,7 @@ Examples:
 
 import argparse
 import json
+from typing import Any
 
 from transformers import HfArgumentParser
 
@@ -27,8 +34,10 @@ from .arguments import (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.usage = f"{parser.prog} {{inner,outer}} [--config FILE] [--set KEY=VALUE] [--SETTING VALUE] [--resume] ..."
-    parser.add_argument("kind", choices=("inner", "outer"), help="which links are trained")
+    parser.usage = (
+        f"{parser.prog} {{data,inner,outer}} [--config FILE] [--set KEY=VALUE] [--SETTING VALUE] [--resume] ..."
+    )
+    parser.add_argument("kind", choices=("data", "inner", "outer"), help="which links are trained, or data for it")
     parser.add_argument("--config", help="JSON file with the settings that differ from the defaults")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="assignments",
@@ -53,15 +62,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     flags = {name: value for name, value in vars(arguments).items() if name in SETTINGS}
-    settings = read_arguments(arguments.config, arguments.assignments, flags)
+    settings = read_arguments(arguments.config, arguments.assignments, flags, arguments.kind)
     if arguments.show:
         print(json.dumps(settings.settings(), indent=2))
         return 0
-    from .run import train
+    if arguments.kind == "data":
+        from .own_answers import write_own_answers
 
-    result = train(arguments.kind, settings, arguments.resume)
+        result: dict[str, Any] = dict(write_own_answers(settings))
+    else:
+        from .run import train
+
+        result = train(arguments.kind, settings, arguments.resume)
     if arguments.json:
         print(json.dumps(result))
     else:
-        print("\n".join(f"{name}: {value:.6g}" for name, value in result.items()))
+        texts = {name: value if isinstance(value, str) else f"{value:.6g}" for name, value in result.items()}
+        print("\n".join(f"{name}: {text}" for name, text in texts.items()))
     return 0
