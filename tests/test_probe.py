@@ -45,13 +45,13 @@ def init(bases, output, *options, style="distillation", expert="qwen3", learner=
     return cli.main([*command, *map(str, options)])
 
 
-def pair(bases, **settings):
+def pair(bases, learner="llama"):
     """The two in the style distillation, as `init_system` makes them."""
     config = RecursiveMASConfig(
-        agents={"expert": {"source": str(bases / "qwen3")}, "learner": {"source": str(bases / "llama")}},
+        agents={"expert": {"source": str(bases / "qwen3")}, "learner": {"source": str(bases / learner)}},
         **read_style("distillation"), latent_steps=3, latent_halting=True, control_tokens=False,
     )  # fmt: skip
-    return init_system(config, bases, **settings)
+    return init_system(config, bases)
 
 
 # The start
@@ -257,20 +257,23 @@ def test_links_with_weights_are_to_be_trained_and_not_probed(bases, tmp_path, ca
     assert not (tmp_path / "start" / "probe.json").exists()
 
 
-def test_what_is_probed_are_the_new_links_and_equal_pairs_once(bases):
-    mas = pair(bases)
-    names = lambda *given: [[each.name for each in group] for group in subjects_of(mas, *given, 10)]  # noqa: E731
-    assert names(["expert", "learner"], False) == [["expert -> learner"], ["learner -> expert"]]
-    assert names(["expert", "learner"], True) == [["the system"]]
-    (there,), (back,) = subjects_of(mas, ["learner"], False, 10)
-    assert (there.senders, there.links) == ([], ["expert_to_learner"])
-    assert (back.senders, back.links) == (["learner"], ["learner_to_expert"])
-    mas.config.agents["learner"] = mas.config.agents["expert"]
-    mas.agents["learner"] = mas.agents["expert"]
-    mas.outer_links["learner_to_expert"] = mas.outer_links["expert_to_learner"] = pair(
-        bases
-    ).outer_links["expert_to_learner"].__class__("outer_linear_adapter", 32, 32)  # fmt: skip
-    assert names(["expert", "learner"], False) == [["expert -> learner", "learner -> expert"]]
+def names_of(groups):
+    return [[subject.name for subject in group] for group in groups]
+
+
+def test_every_link_is_probed_between_different_bases_and_one_for_all_between_equal_ones(bases):
+    mas, new = pair(bases), ["expert", "learner"]
+    assert names_of(subjects_of(mas, new, False, 10)) == [["expert -> learner"], ["learner -> expert"]]
+    assert names_of(subjects_of(mas, new, True, 10)) == [["the system"]]
+    twins = subjects_of(pair(bases, "qwen3"), new, False, 10)
+    assert names_of(twins) == [["expert -> learner", "learner -> expert"]]
+    assert [subject.senders for subject in twins[0]] == [["expert"], ["learner"]]
+
+
+def test_a_link_between_agents_that_stay_is_not_probed(chain):
+    (to,), (from_it,) = subjects_of(chain, ["critic"], False, 10)
+    assert (to.name, to.senders, to.links) == ("planner -> critic", [], ["planner_to_critic"])
+    assert (from_it.name, from_it.senders, from_it.links) == ("critic -> solver", ["critic"], ["critic_to_solver"])
 
 
 def test_what_the_probe_chooses_is_what_the_system_has(bases, monkeypatch):

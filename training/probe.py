@@ -394,10 +394,10 @@ def probe(
         begin = start if first.senders else settled.get(role, replace(start, temperature=None, norm=None))
         found = probe_one(first, begin, free if first.senders else _only_snap(free), questions, choosing)
         probes.append(found)
+        for subject in others:
+            subject.texts.update({sender: first.texts[role] for sender in subject.senders})
         for subject in (first, *others):
-            for sender, its_first in zip(subject.senders, first.senders, strict=False):
-                subject.texts[sender] = first.texts[its_first]
-                settled[sender] = found["setting"]
+            settled.update(dict.fromkeys(subject.senders, found["setting"]))
             subject.apply(found["setting"])
         for subject in others:
             outcome = {"outcome": found["outcome"], "verdict": f"{subject.name}: as {first.name}, of the same bases"}
