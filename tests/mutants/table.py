@@ -1005,6 +1005,74 @@ TRAINING = [
     ),
 ]
 
+PROBE = [
+    workshop(
+        "special-tokens-in-the-mean-norm",
+        "norms = agent.embed(text_token_ids(agent)",
+        "norms = agent.embed(torch.arange(agent.get_input_embeddings().num_embeddings)",
+        "probe::test_the_mean_norm_is_that_of_text_whatever_special_and_unseen_tokens_are_like",
+    ),
+    workshop(
+        "unseen-tokens-in-the-mean-norm",
+        "norms.pow(2).sum() / norms.sum()",
+        "norms.mean()",
+        "probe::test_the_mean_norm_is_that_of_text_whatever_special_and_unseen_tokens_are_like",
+    ),
+    workshop(
+        "codebook-larger-than-asked-for",
+        "max(0, size - int(kept.sum()))",
+        "size",
+        "probe::test_a_codebook_holds_what_is_said_then_the_lowest_ids_and_no_special_token",
+    ),
+    workshop(
+        "probe-takes-chance-for-more",
+        "wins > losses and mcnemar(wins, losses) < 0.05",
+        "wins > losses",
+        "probe::test_the_settings_with_the_best_figures_are_chosen_and_the_simplest_within_chance",
+    ),
+    workshop(
+        "probe-takes-the-first-setting",
+        "best = max(found, key=sum)",
+        "best = found[0]",
+        "probe::test_the_settings_with_the_best_figures_are_chosen_and_the_simplest_within_chance",
+    ),
+    workshop(
+        "snapping-judged-in-one-round",
+        'snap_rounds if name == "snap" else [start.num_rounds]',
+        "[start.num_rounds]",
+        "probe::test_snapping_is_judged_over_several_rounds_and_what_is_given_is_not_chosen",
+    ),
+    workshop(
+        "more-than-nothing-is-enough",
+        "surely_more(latents, nothing) and share(latents) >= ENOUGH * share(text)",
+        "surely_more(latents, nothing)",
+        "probe::test_a_verdict_needs_more_than_nothing_and_nearly_what_text_carries",
+    ),
+    workshop(
+        "nearly-text-is-enough",
+        "surely_more(latents, nothing) and share(latents) >= ENOUGH * share(text)",
+        "share(latents) >= ENOUGH * share(text)",
+        "probe::test_a_verdict_needs_more_than_nothing_and_nearly_what_text_carries",
+    ),
+    workshop(
+        "text-that-carries-nothing-is-a-measure",
+        "    if not surely_more(text, nothing):\n        return cannot_tell(figures",
+        "    if False:\n        return cannot_tell(figures",
+        "probe::test_a_verdict_needs_more_than_nothing_and_nearly_what_text_carries",
+    ),
+    workshop(
+        "a-chosen-setting-is-not-put-in",
+        '            subject.apply(found["setting"])\n',
+        "",
+        "probe::test_what_the_probe_chooses_is_what_the_system_has",
+    ),
+    workshop(
+        "kept-links-are-probed",
+        "links = [link for link in mas.topology.links if {link.source, link.target} & set(new)]",
+        "links = list(mas.topology.links)",
+        "probe::test_a_link_between_agents_that_stay_is_not_probed",
+    ),
+]
 SMALL_SYSTEMS = [
     workshop(
         "prompts-are-learnt",
@@ -1238,6 +1306,6 @@ COMMANDS = [
 
 MUTANTS = [
     *ANSWERS, *LINKS, *KERNELS, *CACHES, *PROMPTS, *TOPOLOGY, *CONFIGURATION, *SOURCES, *RELEASE_RULES, *LOADING,
-    *SAVING, *AGENT, *BATCHING, *GENERATION, *TOOLS, *ENGINE, *CONTROLS, *DOORS, *TRAINING, *SMALL_SYSTEMS,
+    *SAVING, *AGENT, *BATCHING, *GENERATION, *TOOLS, *ENGINE, *CONTROLS, *DOORS, *TRAINING, *PROBE, *SMALL_SYSTEMS,
     *EVALUATION, *UPLOAD, *RELEASE, *COMMANDS,
 ]  # fmt: skip
