@@ -1,7 +1,7 @@
 """Split facts: one agent reads six facts, the other is asked about one of them; for language models that exist.
 
-Three people with two facts each, in the words of everyday; the answer is one word of one fact. The expert reads the
-field `facts` and the question, the learner the question only, so that nothing but what is handed over can tell it.
+Three people with two facts each, in the words of everyday; the answer is one word of one fact. The reader reads the
+field `facts` and the question, the answerer the question only, so that nothing but what is handed over can tell it.
 Kinds of facts and their wordings are data (split_facts.json). Level 1 has the kinds and wordings to train on, level 2
 the same kinds in other wordings (of facts and questions), level 3 kinds that levels 1 and 2 do not have.
 
@@ -24,23 +24,9 @@ GROUP_BY = "level"  # the field of a row that says how far its question is from 
 LEVELS = range(1, 4)  # the values of that field
 METRIC = "contains"  # when an answer is right, see evaluation/metrics.py
 
-PROMPTS: dict[str, dict[str, Any]] = {
-    "expert": {
-        "system": None,
-        "default": {
-            "first": "<|input:facts|>\n\n<|question|> Answer in one short sentence.",
-            "feedback": "<|input:facts|>\n\nA colleague answered: <|latents:learner|>\n\n<|question|> "
-            "Answer in one short sentence.",
-        },
-    },
-    "learner": {
-        "system": None,
-        "default": {
-            "first": "A note: <|latents:expert|>\n\n<|question|> Answer in one short sentence.",
-            "alone": "<|question|>",
-        },
-    },
-}
+# The prompts are those of the style `reading`: one place for both.
+STYLE = Path(__file__).parents[1] / "styles" / "reading.json"
+PROMPTS: dict[str, dict[str, Any]] = json.loads(STYLE.read_text(encoding="utf-8"))["prompts"]
 
 
 def kinds_of(level: int) -> dict[str, dict[str, list[str]]]:
@@ -55,7 +41,7 @@ def kinds_of(level: int) -> dict[str, dict[str, list[str]]]:
 
 
 def _row(level: int, num_rounds: int, rng: random.Random) -> Row:
-    """The expert says the fact that is asked for, the learner its word; every round is the same."""
+    """The reader says the fact that is asked for, the answerer its word; every round is the same."""
     kinds = kinds_of(level)
     drawn: list[dict[str, str]] = []
     for name in rng.sample(TABLE["names"], PEOPLE):
@@ -71,7 +57,7 @@ def _row(level: int, num_rounds: int, rng: random.Random) -> Row:
         "facts": " ".join(fact["text"] for fact in drawn),
         "answer": asked["value"],
         "kind": asked["kind"],
-        "targets": {"expert": [asked["text"]] * num_rounds, "learner": [asked["value"]] * num_rounds},
+        "targets": {"reader": [asked["text"]] * num_rounds, "answerer": [asked["value"]] * num_rounds},
     }
 
 

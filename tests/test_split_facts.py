@@ -111,25 +111,25 @@ def test_what_the_roles_should_say_holds_the_answer(rows):
     for row in rows:
         for texts in row["targets"].values():
             assert all(METRICS[split_facts.METRIC](Solution(text, text), row["answer"]) for text in texts)
-        assert row["targets"]["expert"][0] in row["facts"]
+        assert row["targets"]["reader"][0] in row["facts"]
 
 
-def test_only_the_expert_reads_the_facts():
+def test_only_the_reader_reads_the_facts():
     style = read_style("distillation")
     links = tuple(Link(link["source"], link["target"], bool(link.get("feedback"))) for link in style["links"])
     topology = Topology(tuple(map(tuple, style["stages"])), links, style["decoding_role"])
     validate_prompts(split_facts.PROMPTS, topology)
     for phase in ("first", "feedback"):
-        assert input_fields(split_facts.PROMPTS, [("expert", "default", phase)]) == ["question", "facts"]
+        assert input_fields(split_facts.PROMPTS, [("reader", "default", phase)]) == ["question", "facts"]
     for phase in ("first", "alone"):
-        assert input_fields(split_facts.PROMPTS, [("learner", "default", phase)]) == ["question"]
+        assert input_fields(split_facts.PROMPTS, [("answerer", "default", phase)]) == ["question"]
 
 
 def test_the_task_is_known_by_its_name_and_pretrains_nobody():
     assert TASKS["split_facts"] is split_facts
     assert load_rows("split_facts", 3, 7) == split_facts.generate(3, seed=7)
     with pytest.raises(ValueError, match="no agent is pre-trained"):
-        split_facts.pretraining_examples("expert", 1)
+        split_facts.pretraining_examples("reader", 1)
 
 
 # Metrics
