@@ -1,5 +1,6 @@
 """transformers' Trainer around the two objectives: checkpoints of links only, evaluation of the whole system."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any, cast
@@ -69,7 +70,7 @@ class LinkTrainer(Trainer):
         super().__init__(model=objective, args=args, data_collator=collate, **kwargs)
         self.objective = objective
         self._lines: list[int] = []
-        self._best: tuple[float, int] | None = None  # score and step of the links in `best.safetensors`
+        self._best: tuple[tuple[float, float], int] | None = None  # score and step of `best.safetensors`
         self._watch = WatchGradients(self)
         self.add_callback(self._watch)
 
@@ -141,7 +142,7 @@ class LinkTrainer(Trainer):
                 is_right = METRICS[args.metric]
                 right += sum(is_right(s, answer) for s, (_, answer) in zip(solutions, batch, strict=True))
             metrics |= self._mean({"accuracy": right / max(1, len(mine))}, len(mine))
-        self._remember(metrics.get("accuracy", -metrics["loss"]))
+        self._remember((metrics.get("accuracy", 0.0), -metrics["loss"]))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -151,25 +152,29 @@ class LinkTrainer(Trainer):
     def _best_file(self) -> Path:
         return Path(str(self.args.output_dir), "best.safetensors")
 
-    def _remember(self, score: float) -> None:
-        """Keeps the links of the best evaluation so far, the one before the first step among them."""
+    def _remember(self, score: tuple[float, float]) -> None:
+        """Keeps the links of the best evaluation so far, the one before the first step among them.
+
+        `score` is the accuracy, where it is known, and then minus the loss.
+        """
         if self._best is None and self.state.global_step and self._best_file.is_file():  # of the run that goes on
             with safe_open(self._best_file, "pt") as file:
-                self._best = float(file.metadata()["score"]), int(file.metadata()["step"])
+                known = json.loads(file.metadata()["best"])
+                self._best = tuple(known["score"]), known["step"]
         if self._best is None or score > self._best[0]:
             self._best = score, self.state.global_step
             if self.is_world_process_zero():
                 self._best_file.parent.mkdir(parents=True, exist_ok=True)
                 weights = {name: value.contiguous().cpu() for name, value in self.objective.state_dict().items()}
-                what = {"score": str(score), "step": str(self.state.global_step)}
-                save_file(weights, self._best_file, what)
+                what = json.dumps({"score": score, "step": self.state.global_step})
+                save_file(weights, self._best_file, {"best": what})
 
     def keep_best(self) -> dict[str, float]:
         """After the last evaluation: puts back the links of an earlier one that was better; says which."""
         assert self._best is not None
-        score, step = self._best
+        (accuracy, loss), step = self._best
         if step == self.state.global_step:
             return {}
         self.accelerator.wait_for_everyone()
         self.objective.load_state_dict(load_file(self._best_file))
-        return {"kept_step": step, "kept_accuracy" if score >= 0 else "kept_loss": abs(score)}
+        return {"kept_step": step, "kept_accuracy": accuracy, "kept_loss": -loss}
