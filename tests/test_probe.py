@@ -276,9 +276,10 @@ def test_a_link_between_agents_that_stay_is_not_probed(chain):
     assert (from_it.name, from_it.senders, from_it.links) == ("critic -> solver", ["critic"], ["critic_to_solver"])
 
 
-def test_what_the_probe_chooses_is_what_the_system_has(bases, monkeypatch):
-    """On a subject whose answers are made up: temperature 1.0, no norm and snapping are surely better."""
-    mas = pair(bases)
+@pytest.mark.parametrize("learner", ["llama", "qwen3"])  # another base than the expert's, and the same
+def test_what_the_probe_chooses_is_what_the_system_has(bases, monkeypatch, learner):
+    """With answers that are made up: temperature 1.0, no norm and snapping are surely better."""
+    mas = pair(bases, learner)
 
     class Said(str):
         messages, text = {(1, "expert"): "the hat is red"}, ""
