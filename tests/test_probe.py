@@ -243,6 +243,13 @@ def test_agents_without_room_for_the_questions_are_said_so(bases, tmp_path, caps
     assert "as expert -> learner" in second["verdict"] and second["outcome"] == "cannot tell"
 
 
+def test_a_system_that_is_asked_in_the_probes_fields_is_probed_as_one(bases, tmp_path, capsys):
+    command = ["init-links", "--style", "reading", "--agent", f"reader={bases / 'qwen3'}", "--agent",
+               f"answerer={bases / 'llama'}", "--output", str(tmp_path / "pair"), "--latent-steps", "3"]  # fmt: skip
+    assert cli.main(command) == 0
+    assert "the system: text 0.00, nothing handed over 0.00" in capsys.readouterr().out
+
+
 def test_a_system_that_sends_nothing_is_not_judged(bases, capsys):
     mas = pair(bases)
     mas.config.latent_steps = 0
@@ -263,22 +270,23 @@ def names_of(groups):
 
 def test_every_link_is_probed_between_different_bases_and_one_for_all_between_equal_ones(bases):
     mas, new = pair(bases), ["expert", "learner"]
-    assert names_of(subjects_of(mas, new, False, 10)) == [["expert -> learner"], ["learner -> expert"]]
-    assert names_of(subjects_of(mas, new, True, 10)) == [["the system"]]
-    twins = subjects_of(pair(bases, "qwen3"), new, False, 10)
+    assert names_of(subjects_of(mas, new, None, 10)) == [["expert -> learner"], ["learner -> expert"]]
+    assert names_of(subjects_of(mas, new, [1], 10)) == [["the system"]]
+    twins = subjects_of(pair(bases, "qwen3"), new, None, 10)
     assert names_of(twins) == [["expert -> learner", "learner -> expert"]]
     assert [subject.senders for subject in twins[0]] == [["expert"], ["learner"]]
 
 
 def test_a_link_between_agents_that_stay_is_not_probed(chain):
-    (to,), (from_it,) = subjects_of(chain, ["critic"], False, 10)
+    (to,), (from_it,) = subjects_of(chain, ["critic"], None, 10)
     assert (to.name, to.senders, to.links) == ("planner -> critic", [], ["planner_to_critic"])
     assert (from_it.name, from_it.senders, from_it.links) == ("critic -> solver", ["critic"], ["critic_to_solver"])
 
 
-def test_what_the_probe_chooses_is_what_the_system_has(bases, monkeypatch):
-    """On a subject whose answers are made up: temperature 1.0, no norm and snapping are surely better."""
-    mas = pair(bases)
+@pytest.mark.parametrize("learner", ["llama", "qwen3"])  # another base than the expert's, and the same
+def test_what_the_probe_chooses_is_what_the_system_has(bases, monkeypatch, learner):
+    """With answers that are made up: temperature 1.0, no norm and snapping are surely better."""
+    mas = pair(bases, learner)
 
     class Said(str):
         messages, text = {(1, "expert"): "the hat is red"}, ""

@@ -13,7 +13,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,27 +92,25 @@ def surely_more(one: Right, other: Right) -> bool:
     return wins > losses and mcnemar(wins, losses) < 0.05
 
 
-def choose(candidates: Sequence[Setting], measure: Measure, rounds: Iterable[int]) -> Setting:
+def choose(candidates: Sequence[Setting], measure: Measure, rounds: Sequence[int]) -> Setting:
     """The first of some settings, the simplest first, that the best of them is not surely better than."""
-    rounds = tuple(rounds)
     found = [[r for n in rounds for r in measure(replace(each, num_rounds=n)).right] for each in candidates]
     best = max(found, key=sum)
     return next(each for each, right in zip(candidates, found, strict=True) if not surely_more(best, right))
 
 
-def search(measure: Measure, start: Setting, free: Mapping[str, Sequence[Any]], snap_rounds: Iterable[int]) -> Setting:
+def search(measure: Measure, start: Setting, free: Mapping[str, Sequence[Any]], rounds: Sequence[int]) -> Setting:
     """Chooses one attribute of a setting after another.
 
     Args:
         measure: measures a setting on the questions to choose on.
         start: what is taken where nothing is surely better.
         free: attribute -> its values, the simplest first.
-        snap_rounds: rounds over which snapping is judged; the others are judged at those of `start`.
+        rounds: numbers of rounds over which snapping is judged; the first is that of all other attributes.
     """
     for name, values in free.items():
         candidates = [replace(start, **{name: value}) for value in values]
-        chosen = choose(candidates, measure, snap_rounds if name == "snap" else [start.num_rounds])
-        start = replace(chosen, num_rounds=start.num_rounds)
+        start = choose(candidates, measure, rounds if name == "snap" else rounds[:1])
     return start
 
 
@@ -190,7 +188,7 @@ class Subject:
         senders: roles whose mixtures may be changed.
         links: names of the outer links that may be changed.
         num_rounds: of the verdict.
-        snap_rounds: rounds over which snapping is judged.
+        chosen_rounds: numbers of rounds with which settings are chosen, see `search`.
         answer_tokens: most of an answer; `None` is the system's default.
         codebook_size: of the codebooks.
         texts: role -> what it reads and says, for its codebook.
@@ -201,7 +199,7 @@ class Subject:
     senders: list[str]
     links: list[str]
     num_rounds: int
-    snap_rounds: list[int]
+    chosen_rounds: list[int]
     answer_tokens: int | None
     codebook_size: int
     texts: dict[str, list[str]] = field(default_factory=dict)
@@ -319,20 +317,22 @@ def pair_of(mas: RecursiveMASModel, link: Link) -> RecursiveMASModel:
     return RecursiveMASModel(config, {role: mas.agents[role] for role in ends}, links)
 
 
-def subjects_of(mas: RecursiveMASModel, new: Sequence[str], whole: bool, codebook_size: int) -> list[list[Subject]]:
+def subjects_of(
+    mas: RecursiveMASModel, new: Sequence[str], whole: Sequence[int] | None, codebook_size: int
+) -> list[list[Subject]]:
     """What is probed of a system, in groups whose first one stands for the others: the same bases on both sides.
 
     Args:
         mas: the system.
         new: roles whose agents are new; the outer links that touch them are new too.
-        whole: the system is probed as one, by its own prompts.
+        whole: the system is probed as one, by its own prompts, and these are its `chosen_rounds`.
         codebook_size: of codebooks.
     """
     links = [link for link in mas.topology.links if {link.source, link.target} & set(new)]
     texts = {role: texts_of(mas.config.prompts[role]) for role in mas.agents}
-    if whole:
+    if whole is not None:
         names, rounds = [link.name for link in links], mas.config.num_rounds
-        return [[Subject("the system", mas, list(new), names, rounds, [rounds], None, codebook_size, texts)]]
+        return [[Subject("the system", mas, list(new), names, rounds, list(whole), None, codebook_size, texts)]]
     groups: dict[str, list[Subject]] = {}
     settled: set[str] = set()
     for link in links:
@@ -345,7 +345,7 @@ def subjects_of(mas: RecursiveMASModel, new: Sequence[str], whole: bool, codeboo
             senders=senders,
             links=[link.name],
             num_rounds=1,
-            snap_rounds=list(range(1, len(pair.topology.links) + 1)),
+            chosen_rounds=list(range(1, len(pair.topology.links) + 1)),
             answer_tokens=ANSWER_TOKENS,
             codebook_size=codebook_size,
             texts={role: list(texts[role]) for role in pair.agents},
@@ -386,7 +386,12 @@ def probe(
     """
     questions = own_questions() if data is None else read_questions(data, mas.input_fields)
     choosing = min(CHOOSING, len(questions) // 3)
-    groups = subjects_of(mas, new, data is not None or set(mas.input_fields) == FIELDS, codebook_size)
+    rounds = mas.config.num_rounds
+    if data is not None:
+        whole: Sequence[int] | None = [rounds]  # a user's questions may need all of them
+    else:
+        whole = range(1, min(rounds, 2) + 1) if set(mas.input_fields) == FIELDS else None
+    groups = subjects_of(mas, new, whole, codebook_size)
     settled: dict[str, Setting] = {}
     probes = []
     for first, *others in groups:
@@ -404,7 +409,7 @@ def probe(
             probes.append({"name": subject.name, **outcome, "setting": found["setting"], "figures": []})
     fill_config(mas.config, mas.agents, mas.outer_links)
     for each in probes:
-        each["setting"] = asdict(each["setting"])
+        each["setting"] = {name: getattr(each["setting"], name) for name in ("codebook", *FREE)}
     source = f"{split_facts.TASK.name}, level 1, seed 0" if data is None else str(data)
     return {**provenance(), "data": source, "probes": probes}
 
@@ -413,8 +418,7 @@ def probe_one(
     subject: Subject, start: Setting, free: Mapping[str, Sequence[Any]], questions: Sequence[Question], choosing: int
 ) -> dict[str, Any]:
     """One subject's entry of `probe`; `choosing` of the questions are chosen on, the others judged on."""
-    start = replace(start, num_rounds=subject.num_rounds)
-    text, nothing = (Setting(mode, subject.num_rounds) for mode in ("text", "nothing"))
+    text, nothing = (Setting(mode, subject.chosen_rounds[0]) for mode in ("text", "nothing"))
     figures: list[dict[str, Any]] = []
     if not subject.system.config.latent_steps:
         judged = cannot_tell(subject.name, "nothing is handed over (`latent_steps` is 0)")
@@ -423,16 +427,17 @@ def probe_one(
     else:
         # Text, nothing and the start; then each other value once, and snapping in each number of rounds.
         settings = 3 + sum(len(values) - 1 for values in free.values()) + start.codebook
-        settings += (len(subject.snap_rounds) - 1) * len(free.get("snap", ()))
+        settings += (len(subject.chosen_rounds) - 1) * len(free.get("snap", ()))
         total = settings * choosing + 3 * (len(questions) - choosing)
         with progress(total, f"Probing {subject.name}") as bar:
             meter = Meter(subject, questions[:choosing], bar.update)
             if surely_more(meter(text).right, meter(nothing).right):
-                start = search(meter, start, free, subject.snap_rounds)
-                if start.codebook:
-                    meter(replace(start, codebook=False))  # for people to compare
+                start = search(meter, start, free, subject.chosen_rounds)
+                if start.codebook:  # for people to compare
+                    meter(replace(start, num_rounds=subject.chosen_rounds[0], codebook=False))
                 last = Meter(subject, questions[choosing:], bar.update)
-                judged = judge(subject.name, *(last(each).right for each in (text, start, nothing)))
+                judging = (replace(each, num_rounds=subject.num_rounds) for each in (text, start, nothing))
+                judged = judge(subject.name, *(last(each).right for each in judging))
                 figures = [*_rows(meter), *_rows(last)]
             else:
                 figures = _rows(meter)

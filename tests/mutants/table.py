@@ -1038,8 +1038,8 @@ PROBE = [
     ),
     workshop(
         "snapping-judged-in-one-round",
-        'snap_rounds if name == "snap" else [start.num_rounds]',
-        "[start.num_rounds]",
+        'rounds if name == "snap" else rounds[:1]',
+        "rounds[:1]",
         "probe::test_snapping_is_judged_over_several_rounds_and_what_is_given_is_not_chosen",
     ),
     workshop(
