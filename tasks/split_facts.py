@@ -28,9 +28,9 @@ PROMPTS: dict[str, dict[str, Any]] = {
     "expert": {
         "system": None,
         "default": {
-            "first": "<|input:facts|>\n\n<|question|> Answer in one short sentence.",
-            "feedback": "<|input:facts|>\n\nA colleague answered: <|latents:learner|>\n\n<|question|> "
-            "Answer in one short sentence.",
+            "first": "Facts: <|input:facts|>\n\nQuestion: <|question|>\nAnswer in one short sentence.",
+            "feedback": "Facts: <|input:facts|>\n\nAn earlier answer of a colleague: <|latents:learner|>\n\n"
+            "Question: <|question|>\nAnswer in one short sentence.",
         },
     },
     "learner": {
@@ -56,7 +56,8 @@ def kinds_of(level: int) -> dict[str, dict[str, list[str]]]:
 
 def _row(level: int, num_rounds: int, rng: random.Random) -> Row:
     """The expert says the fact that is asked for, the learner its word; every round is the same."""
-    kinds, drawn = kinds_of(level), []
+    kinds = kinds_of(level)
+    drawn: list[dict[str, str]] = []
     for name in rng.sample(TABLE["names"], PEOPLE):
         for kind in rng.sample(list(kinds), FACTS_EACH):
             taken = [fact["value"] for fact in drawn]
