@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import TASKS
-from ..training.arguments import LinkTrainingArguments
+from ..training.arguments import PAPER, LinkTrainingArguments
 from ..training.data import Encoder, Example, read_rows, write_rows
 from ..training.objectives import OuterObjective, OuterSettings
 from ..training.run import read_curve, train
@@ -69,6 +69,7 @@ def _run_settings(folder: Path, name: str, batch_size: int, steps: int) -> LinkT
     if not data.exists():
         write_rows(data, TASKS["arithmetic"].generate(4 * batch_size, seed=2))
     return LinkTrainingArguments(
+        **PAPER,
         system=str(ROOT), data=str(data), output=str(folder / name), outer_kind="outer_ln_res_adapter", num_rounds=2,
         max_steps=steps, save_steps=1, save_total_limit=steps, logging_steps=1, warmup_steps=1,
         per_device_train_batch_size=batch_size, threads=1,

@@ -29,7 +29,7 @@ from ..links_recursivemas import ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import TASKS
-from ..training.arguments import LinkTrainingArguments
+from ..training.arguments import PAPER, LinkTrainingArguments
 from ..training.data import Encoder, read_rows, write_rows
 from ..training.objectives import OuterSettings, text_states
 from ..training.run import build_objective, read_curve, train
@@ -38,6 +38,7 @@ from .situations import SITUATIONS, lift
 
 OPERATORS = range(7)  # of the questions of the outer loop: two rounds of three agents solve up to six
 OUTER: dict[str, Any] = {
+    **PAPER,
     "num_rounds": 2, "per_device_train_batch_size": 32, "learning_rate": 2e-3, "warmup_steps": 20, "logging_steps": 10,
     "eval_rows": 140, "threads": 1,
 }  # fmt: skip

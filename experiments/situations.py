@@ -20,7 +20,7 @@ from ..evaluation.measure import measure
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import TASKS
-from ..training.arguments import LinkTrainingArguments
+from ..training.arguments import PAPER, LinkTrainingArguments
 from ..training.data import write_rows
 from ..training.run import read_curve, train
 from ..training.start import fit_outer_link
@@ -29,6 +29,7 @@ ROUNDS = (1, 2)
 SYMBOLS, LETTERS = "0123456789+-*", "ABCDEFGHIJPMT"
 STRANGER = "critic"
 SETTINGS: dict[str, Any] = {
+    **PAPER,
     "num_rounds": 2, "per_device_train_batch_size": 32, "warmup_steps": 20, "logging_steps": 20, "eval_rows": 140,
     "threads": 1, "outer_kind": "outer_ln_res_adapter", "supervise": "receivers", "earlier_rounds_weight": 1.0,
 }  # fmt: skip

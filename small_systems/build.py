@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..modeling_recursivemas import RecursiveMASModel
-from ..training.arguments import LinkTrainingArguments
+from ..training.arguments import PAPER, LinkTrainingArguments
 from ..training.data import write_rows
 from ..training.init_links import init_system
 from ..training.run import train
@@ -60,7 +60,7 @@ def train_inner_links(name: str, folder: Path) -> dict[str, Any]:
     Returns what `train` does.
     """
     recipe = RECIPES[name]
-    settings = {**INNER, **recipe.inner}
+    settings = {**PAPER, **INNER, **recipe.inner}
     with tempfile.TemporaryDirectory() as scratch:
         start_system(name, folder).save_pretrained(Path(scratch, "start"))
         task, seed = recipe.task_module(), settings["seed"]

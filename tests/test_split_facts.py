@@ -115,7 +115,7 @@ def test_what_the_roles_should_say_holds_the_answer(rows):
 
 
 def test_only_the_reader_reads_the_facts():
-    style = read_style("distillation")
+    style = read_style("reading")
     links = tuple(Link(link["source"], link["target"], bool(link.get("feedback"))) for link in style["links"])
     topology = Topology(tuple(map(tuple, style["stages"])), links, style["decoding_role"])
     validate_prompts(split_facts.PROMPTS, topology)

@@ -16,7 +16,14 @@ from recursivemas.inspection.inspect import UntiedOuterObjective, _closeness
 from recursivemas.links_recursivemas import OUTER_KINDS, ExpectedEmbeddingLink, OuterLink
 from recursivemas.system_loader import ROOT, load_mas_system
 from recursivemas.training import objectives
-from recursivemas.training.arguments import OWN_SETTINGS, SETTINGS, LinkTrainingArguments, default_of, read_arguments
+from recursivemas.training.arguments import (
+    OWN_SETTINGS,
+    PAPER,
+    SETTINGS,
+    LinkTrainingArguments,
+    default_of,
+    read_arguments,
+)
 from recursivemas.training.caches import differentiable_cache
 from recursivemas.training.data import DataError, Encoder, Example, read_rows, refuse_bad_rows
 from recursivemas.training.objectives import InnerObjective, OuterObjective, OuterSettings
@@ -422,7 +429,7 @@ def settings(workshop: Path, output: Path, **changes) -> LinkTrainingArguments:
     values = {
         "system": str(workshop / "system"), "data": str(workshop / "rows.jsonl"), "output": str(output),
         "max_steps": 6, "per_device_train_batch_size": 4, "warmup_steps": 1, "learning_rate": 1e-3, "logging_steps": 1,
-        "save_steps": 2,
+        "save_steps": 2, **PAPER,
     }  # fmt: skip
     return LinkTrainingArguments(**values | changes)
 

@@ -33,6 +33,11 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "outer": {"max_steps": 400, "learning_rate": 4e-4},
 }  # fmt: skip
+# The losses of the paper, for comparison with it.
+PAPER: dict[str, Any] = {
+    "target": "next_token", "loss": "answers", "latents": "teacher", "supervise": "decoder",
+    "earlier_rounds_weight": 0.0, "train_inner_links": False,
+}  # fmt: skip
 # Settings of `TrainingArguments` that would change nothing here -> what to use in their place.
 REPLACED = {
     "resume_from_checkpoint": "--resume", "num_train_epochs": "max_steps",
