@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..configuration_recursivemas import CONTROLS
 from ..errors_recursivemas import InputError
 from ..prompts_recursivemas import as_inputs, as_text, input_fields
 from .commands import (
@@ -59,6 +60,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_input_argument(parser)
     parser.add_argument("--rounds", type=int, help="recursion rounds (default: the system's)")
     parser.add_argument("--mode", default="latent", help="latent, text (hand over text) or alone (default: latent)")
+    parser.add_argument(
+        "--control", choices=CONTROLS, help="what stands in for the latents, see recursivemas controls"
+    )
     parser.add_argument("--prompts", help="JSON file with a prompt set that replaces the system's")
     parser.add_argument("--json", action="store_true", help="print one JSON object for each question")
     add_system_arguments(parser)
@@ -86,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
             num_rounds=arguments.rounds,
             prompts=arguments.prompts,
             mode=arguments.mode,
+            control=arguments.control,
             on_progress=bar.update,
             **solve_arguments(arguments),
         )

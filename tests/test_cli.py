@@ -47,6 +47,7 @@ def test_questions_come_as_arguments_from_a_file_and_from_standard_input(
     [
         (["--rounds", "1"], {"num_rounds": 1}),
         (["--latent-steps", "2"], {"latent_steps": 2}),
+        (["--control", "text_last"], {"control": "text_last"}),
         (["--mode", "text", "--max-new-tokens", "3"], {"mode": "text", "max_new_tokens": 3}),
     ],
 )

@@ -1156,6 +1156,30 @@ EVALUATION = [
         "channel::test_neighbours_have_different_answers",
     ),
     workshop(
+        "worked-solution-as-it-stands",
+        "return answer.strip() if boxed is None else boxed",
+        "return answer.strip()",
+        "split_facts::test_when_an_answer_is_right",
+    ),
+    workshop(
+        "word-within-a-word",
+        'r"(?!\\w|[.,]\\d)"',
+        'r"(?!\\d)"',
+        "split_facts::test_when_an_answer_is_right",
+    ),
+    workshop(
+        "rows-asked-without-their-fields",
+        "questions = [inputs_of(row, mas.input_fields) for row in rows]",
+        'questions = [row["question"] for row in rows]',
+        "inputs::test_an_evaluation_asks_with_the_fields_of_its_rows",
+    ),
+    workshop(
+        "same-wordings-at-every-level",
+        "chosen = slice(TRAINED_WORDINGS) if level == 1 else slice(TRAINED_WORDINGS, None)",
+        "chosen = slice(None)",
+        "split_facts::test_a_level_has_its_kinds_and_its_wordings",
+    ),
+    workshop(
         "all-rows-of-a-file",
         "return rows[:num_questions]",
         "return rows",
