@@ -206,6 +206,7 @@ def test_a_verdict_needs_more_than_nothing_and_nearly_what_text_carries(text, la
     found = judge("a -> b", right(text), right(latents), right(nothing))
     assert found.outcome == outcome and f"text {text / 64:.2f}, latents {latents / 64:.2f}" in found.text
     assert ("the links work" in found.text) == (outcome == "works")
+    assert ("close to the line" in found.text) == ((text, latents) in {(41, 33), (41, 32), (64, 53)})
     assert ("needs training" in found.text) == (outcome == "needs training")
 
 

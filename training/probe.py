@@ -129,9 +129,10 @@ def judge(name: str, text: Right, latents: Right, nothing: Right) -> Verdict:
     figures = f"{name}: {means} ({len(text)} questions)"
     if not surely_more(text, nothing):
         return cannot_tell(figures, "text carries nothing here either")
+    close = "" if is_clear(text, latents) else f"; close to the line, {ENOUGH} of text"
     if surely_more(latents, nothing) and share(latents) >= ENOUGH * share(text):
-        return Verdict("works", f"{figures}: the links work")
-    return Verdict("needs training", f"{figures}: this needs training (docs/training.md)")
+        return Verdict("works", f"{figures}: the links work{close}")
+    return Verdict("needs training", f"{figures}: this needs training (docs/training.md){close}")
 
 
 def is_clear(text: Right, latents: Right) -> bool:
