@@ -19,6 +19,7 @@ from recursivemas.training.probe import (
     Setting,
     Subject,
     agree,
+    is_clear,
     judge,
     probe,
     search,
@@ -205,7 +206,21 @@ def test_a_verdict_needs_more_than_nothing_and_nearly_what_text_carries(text, la
     found = judge("a -> b", right(text), right(latents), right(nothing))
     assert found.outcome == outcome and f"text {text / 64:.2f}, latents {latents / 64:.2f}" in found.text
     assert ("the links work" in found.text) == (outcome == "works")
+    assert ("close to the line" in found.text) == ((text, latents) in {(41, 33), (41, 32), (64, 53)})
     assert ("needs training" in found.text) == (outcome == "needs training")
+
+
+@pytest.mark.parametrize(
+    ("text", "latents", "clear"),
+    [((40, 0), (40, 0), True), ((40, 0), (5, 0), True), ((30, 0), (24, 0), False), ((30, 0), (20, 6), False),
+     ((48, 0), (48, 0), True)],
+)  # fmt: skip
+def test_more_questions_are_asked_until_it_is_clear_on_which_side_latents_are(text, latents, clear):
+    """(a, b): the first a of 48 questions are right, and the last b."""
+    of = lambda first, last: [index < first or index >= 48 - last for index in range(48)]  # noqa: E731
+    assert is_clear(of(*text), of(*latents)) == clear
+    if not clear:
+        assert is_clear(of(*text) * 40, of(*latents) * 40) == (sum(of(*latents)) != 0.8 * sum(of(*text)))
 
 
 def test_answers_agree_that_have_half_of_their_words_in_common():
@@ -348,6 +363,6 @@ def test_a_real_model_hands_over_in_latents_what_it_hands_over_in_text(tmp_path,
     first, second = json.loads((tmp_path / "pair" / "probe.json").read_text())["probes"]
     assert first["outcome"] == second["outcome"] == "works"
     text, latents, nothing = (row["accuracy"] for row in first["figures"][-3:])
-    assert latents >= 0.8 * text > 0.3 and nothing < 0.1
+    assert latents >= 0.8 * text > 0.3 and nothing < 0.2
     temperatures = {row["setting"]: row["accuracy"] for row in first["figures"] if row["num_questions"] == CHOOSING}
     assert temperatures["latents: temperature 1.0, norm mean"] < 0.6 * temperatures["text"]

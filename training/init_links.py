@@ -6,10 +6,10 @@ the token embeddings that two vocabularies share. A style is sequential, mixture
 JSON file with `stages`, `links`, `decoding_role` and `prompts`. With --system, agents of an existing system are
 swapped, and only the links that touch them are new.
 
-The probe measures text hand-over, nothing, and latents under a few settings (about two minutes for a pair of 135M
-models on two idle cores). It takes the simplest setting that no other is surely better than, and gives a verdict on
-fresh questions: its own, on facts that only the sender reads, or yours (--probe-data), which the whole system answers.
-The figures are in probe.json of the output. What an option says is not chosen.
+The probe measures text hand-over, nothing, and latents under a few settings. It takes the simplest setting that no
+other is surely better than, and gives a verdict on fresh questions: its own, on facts that only the sender reads, or
+yours (--probe-data), which the whole system answers. The figures are in probe.json of the output. What an option says
+is not chosen.
 
 Examples:
   recursivemas init-links --style distillation --agent expert=org/model-a --agent learner=./model-b --output mine

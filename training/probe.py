@@ -32,7 +32,8 @@ from ..topology_recursivemas import Link
 from .data import read_rows, refuse_bad_rows
 from .start import CODEBOOK_SIZE, TEMPERATURE, codebook, start_mixture, texts_of
 
-CHOOSING, JUDGING = 24, 48  # questions on which settings are chosen, and fresh ones for the verdict
+CHOOSING = 24  # questions on which settings are chosen
+JUDGING, MOST = 48, 192  # fresh ones for the verdict: so many at a time, and at most, until it is clear
 BATCH = 24
 ANSWER_TOKENS = 24  # of the probe's own questions
 ENOUGH = 0.8  # of what text carries
@@ -128,9 +129,18 @@ def judge(name: str, text: Right, latents: Right, nothing: Right) -> Verdict:
     figures = f"{name}: {means} ({len(text)} questions)"
     if not surely_more(text, nothing):
         return cannot_tell(figures, "text carries nothing here either")
+    close = "" if is_clear(text, latents) else f"; close to the line, {ENOUGH} of text"
     if surely_more(latents, nothing) and share(latents) >= ENOUGH * share(text):
-        return Verdict("works", f"{figures}: the links work")
-    return Verdict("needs training", f"{figures}: this needs training (docs/training.md)")
+        return Verdict("works", f"{figures}: the links work{close}")
+    return Verdict("needs training", f"{figures}: this needs training (docs/training.md){close}")
+
+
+def is_clear(text: Right, latents: Right) -> bool:
+    """Whether more questions would hardly change on which side of `ENOUGH` latents are (one-sided 5 %)."""
+    beyond = [a - ENOUGH * b for a, b in zip(latents, text, strict=True)]
+    mean = sum(beyond) / len(beyond)
+    variance = sum((each - mean) ** 2 for each in beyond) / len(beyond)
+    return abs(mean) >= 1.645 * (variance / len(beyond)) ** 0.5
 
 
 def cannot_tell(name: str, why: str) -> Verdict:
@@ -152,7 +162,7 @@ class Question:
 
 def own_questions() -> list[Question]:
     """The questions that are asked where a user gives none."""
-    rows = split_facts.generate(CHOOSING + JUDGING, levels=[1])
+    rows = split_facts.generate(CHOOSING + MOST, levels=[1])
     return [Question({name: row[name] for name in sorted(FIELDS)}, row["answer"]) for row in rows]
 
 
@@ -162,7 +172,7 @@ def read_questions(path: str | Path, fields: Iterable[str]) -> list[Question]:
     Raises:
         DataError: there is no such file, or a row lacks a field.
     """
-    rows, report = read_rows(path, limit=CHOOSING + JUDGING, fields=list(fields))
+    rows, report = read_rows(path, limit=CHOOSING + MOST, fields=list(fields))
     refuse_bad_rows(report)
     known = all(row.answer for row in rows)
     return [Question(row.inputs, row.answer if known else None) for row in rows]
@@ -435,12 +445,12 @@ def probe_one(
                 start = search(meter, start, free, subject.chosen_rounds)
                 if start.codebook:  # for people to compare
                     meter(replace(start, num_rounds=subject.chosen_rounds[0], codebook=False))
-                last = Meter(subject, questions[choosing:], bar.update)
-                judging = (replace(each, num_rounds=subject.num_rounds) for each in (text, start, nothing))
-                judged = judge(subject.name, *(last(each).right for each in judging))
-                figures = [*_rows(meter), *_rows(last)]
+                judging = [replace(each, num_rounds=subject.num_rounds) for each in (text, start, nothing)]
+                last = measure_until_clear(subject, judging, questions[choosing:], bar.update)
+                judged = judge(subject.name, *(last[each].right for each in judging))
+                figures = [*_rows(meter.figures), *_rows(last)]
             else:
-                figures = _rows(meter)
+                figures = _rows(meter.figures)
                 means = f"text {share(meter(text).right):.2f}, nothing handed over {share(meter(nothing).right):.2f}"
                 judged = cannot_tell(f"{subject.name}: {means} ({choosing} questions)", "even text carries nothing")
     return {
@@ -453,8 +463,26 @@ def _only_snap(free: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     return {name: values for name, values in free.items() if name == "snap"}
 
 
-def _rows(meter: Meter) -> list[dict[str, Any]]:
-    """What a meter measured, as rows of results."""
+def measure_until_clear(
+    subject: Subject, settings: Sequence[Setting], questions: Sequence[Question], on_progress: Callable
+) -> dict[Setting, Figure]:
+    """Measures text, latents and nothing on `JUDGING` questions at a time, until `is_clear` or all are asked."""
+    text, latents, _ = settings
+    found: dict[Setting, Figure] = {}
+    for begin in range(0, len(questions), JUDGING):
+        meter = Meter(subject, questions[begin : begin + JUDGING], on_progress)
+        for setting in settings:
+            new, old = meter(setting), found.get(setting, Figure([], 0.0))
+            right = old.right + new.right
+            seconds = (old.seconds * len(old.right) + new.seconds * len(new.right)) / len(right)
+            found[setting] = Figure(right, seconds)
+        if is_clear(found[text].right, found[latents].right):
+            break
+    return found
+
+
+def _rows(figures: Mapping[Setting, Figure]) -> list[dict[str, Any]]:
+    """What was measured, as rows of results."""
     return [
         {
             "setting": str(setting),
@@ -465,7 +493,7 @@ def _rows(meter: Meter) -> list[dict[str, Any]]:
             "interval": wilson_interval(sum(figure.right), len(figure.right)),
             "seconds": figure.seconds,
         }
-        for setting, figure in meter.figures.items()
+        for setting, figure in figures.items()
     ]
 
 

@@ -1061,6 +1061,12 @@ PROBE = [
         "probe::test_a_verdict_needs_more_than_nothing_and_nearly_what_text_carries",
     ),
     workshop(
+        "never-more-questions",
+        "abs(mean) >= 1.645 *",
+        "abs(mean) >= 0 *",
+        "probe::test_more_questions_are_asked_until_it_is_clear_on_which_side_latents_are",
+    ),
+    workshop(
         "a-chosen-setting-is-not-put-in",
         '            subject.apply(found["setting"])\n',
         "",
