@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-slow test-oldest check mutants systems evaluate clean
+.PHONY: help demo real test test-slow test-oldest check mutants systems evaluate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,6 +35,11 @@ $(VENV)-oldest/installed: pyproject.toml tests/oldest.txt
 
 demo: $(VENV)/installed  ## install into .venv, then watch the shipped system solve what no agent can alone
 	$(BIN)/recursivemas demo
+
+real: $(VENV)/installed  ## bring a real model (SmolLM2, 135 M parameters), then watch a system of it
+	$(BIN)/$(PIP) -e ".[gguf]"
+	$(BIN)/recursivemas fetch smollm2
+	$(BIN)/recursivemas demo --system smollm2
 
 test: $(VENV)/installed-test  ## the test suite (minutes)
 	$(BIN)/python -m pytest -n 2

@@ -12,7 +12,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTra
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
-from .bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer
+from .bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer, save_base_model
 from .caches_recursivemas import cache_argument, can_crop, new_cache
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
 from .kernels_recursivemas import use_fast_linear
@@ -173,7 +173,7 @@ class RecursiveMASAgent(PreTrainedModel):
         if kwargs.pop("push_to_hub", False):
             raise ArgumentError("Saving does not push.", where="save_pretrained", hint="use `recursivemas publish`")
         folder = Path(save_directory)
-        self.model.save_pretrained(folder, **kwargs)
+        save_base_model(self.model, folder, **kwargs)
         self.tokenizer.save_pretrained(folder)
         config = copy.deepcopy(self.model.config)
         config.auto_map = dict(AUTO_MAP)

@@ -1,6 +1,8 @@
 """Base models: configuration, weights and tokenizer of an agent, read strictly from one place."""
 
+import itertools
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,11 +17,13 @@ from transformers import (
 )
 
 from .errors_recursivemas import CheckpointError
+from .kernels_recursivemas import computes_half
 from .sources_recursivemas import Source
 
 # What of an agent's repository is needed
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHT_FILES = ("*.safetensors",)
+HALF = (torch.bfloat16, torch.float16)
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
 
@@ -95,6 +99,37 @@ def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel
     for name in ("auto_map", "inner_link"):  # of an agent's own repository; the base model knows nothing of them
         vars(model.config).pop(name, None)
     return model
+
+
+def widen_where_slow(model: PreTrainedModel) -> PreTrainedModel:
+    """What `dtype="auto"` means on the processor: 16 bits become float32 where the processor emulates them.
+
+    Weights keep their values, and `save_base_model` writes them as they were stored; quantized models stay.
+    """
+    if computes_half() or getattr(model, "hf_quantizer", None) is not None:
+        return model
+    halves = {name: tensor for name, tensor in _tensors(model) if tensor.dtype in HALF}
+    vars(model)["stored_dtypes"] = {name: tensor.dtype for name, tensor in halves.items()}
+    for tensor in halves.values():
+        tensor.data = tensor.data.float()
+    return model
+
+
+def save_base_model(model: PreTrainedModel, folder: str | os.PathLike, **kwargs: Any) -> None:
+    """Writes a base model's folder; what `widen_where_slow` made wider has its stored dtype there."""
+    stored = vars(model).get("stored_dtypes", {})
+    wide = {name: t for name, t in _tensors(model) if name in stored and t.dtype == torch.float32}
+    try:
+        for name, tensor in wide.items():
+            tensor.data = tensor.data.to(stored[name])
+        model.save_pretrained(folder, **kwargs)
+    finally:
+        for tensor in wide.values():
+            tensor.data = tensor.data.float()
+
+
+def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    return itertools.chain(model.named_parameters(), model.named_buffers())
 
 
 def build_empty_model(source: Source, config: PreTrainedConfig) -> PreTrainedModel:

@@ -10,6 +10,7 @@ import sys
 
 # name -> (module, what it does)
 COMMANDS = {
+    "fetch": (".fetch", "bring a small real model"),
     "demo": (".evaluation.demo", "watch the shipped system work"),
     "serve": (".serve", "serve a system to OpenAI clients"),
     "solve": (".evaluation.solve", "answer questions with a system"),

@@ -42,7 +42,7 @@ CONTROLS = ("none", "other_question", "noise", "read_out", "text_first", "text_l
 TEXT_CONTROLS = CONTROLS[-2:]
 
 FORMAT_VERSION = 1
-AGENT_KEYS = {"source", "revision", "model_type", "hidden_size", "inner_link"}
+AGENT_KEYS = {"source", "revision", "gguf_file", "model_type", "hidden_size", "inner_link"}
 INNER_LINK_KEYS = {"kind", "weights", *MIXTURE_OPTIONS}
 LINK_KEYS = {"source", "target", "feedback", "kind", "weights", "legacy_key", "snap"}
 WEIGHTS_KEYS = {"source", "revision", "filename"}
@@ -120,9 +120,11 @@ class RecursiveMASConfig(PreTrainedConfig):
 
     Args:
         style: name of the collaboration style, for people.
-        agents: role -> `{"source", "revision", "model_type", "hidden_size", "inner_link": {"kind", "weights"}}`.
-            `source` is a folder of this repository (`agents/planner`) or another repository (`org/name`, with a
-            pinned `revision`); `model_type` and `hidden_size` are filled in and checked when the agent is loaded.
+        agents: role -> `{"source", "revision", "gguf_file", "model_type", "hidden_size", "inner_link": {"kind",
+            "weights"}}`. `source` is a folder of this repository (`agents/planner`), another repository (`org/name`,
+            with a pinned `revision`) or an absolute path; `gguf_file` is a file in there that the agent is made of
+            (in bfloat16, converted once; needs `recursivemas[gguf]`). `model_type` and `hidden_size` are filled in
+            and checked when the agent is loaded.
         stages: lists of roles; stages run in order, the roles of a stage side by side.
         links: `{"source", "target", "feedback", "kind", "weights", "legacy_key", "snap"}`, roles as ends; `legacy_key`
             is the link's name in the public release (`outer_12`); `snap` (default false) see `hand_over`.
@@ -317,6 +319,9 @@ class RecursiveMASConfig(PreTrainedConfig):
             )
         for role, agent in self.agents.items():
             _validate_keys(agent, AGENT_KEYS, {"source"}, f"agents, {role}")
+            if not isinstance(agent.get("gguf_file", ""), str):
+                found = repr(agent["gguf_file"])
+                raise ConfigError("Not the name of a file.", where=f"agents, {role}, gguf_file", found=found)
             inner_link = agent.get("inner_link") or {}
             _validate_keys(inner_link, INNER_LINK_KEYS, set(), f"agents, {role}, inner_link")
             where = f"agents, {role}, inner_link"

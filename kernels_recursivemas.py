@@ -1,9 +1,11 @@
-"""Faster float32 matrix products on the processor.
+"""What the processor computes fast: float32 matrix products, and whether bfloat16.
 
 torch multiplies float32 matrices with MKL, which leaves half of the speed of some processors unused; oneDNN, which
 comes with torch too, does not. Measured on a Zen 5 core (see docs/performance.md): 1.9 times as fast on prompts, 1.5
 times on a step of eight rows, and no slower on a single row.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -28,3 +30,9 @@ def use_fast_linear(model: nn.Module, least_weights: int = LEAST_WEIGHTS) -> Non
         for module in model.modules():
             if type(module) is nn.Linear and module.weight.numel() >= least_weights:
                 module.__class__ = FastLinear
+
+
+def computes_half() -> bool:
+    """Whether this processor has instructions for bfloat16; without them torch emulates 16 bits, which is slow."""
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not say
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))

@@ -21,10 +21,12 @@ from .bases_recursivemas import (
     load_base_model,
     load_model_config,
     load_tokenizer,
+    widen_where_slow,
 )
 from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
 from .engine_recursivemas import Residency
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
+from .gguf_recursivemas import agent_place
 from .link_files_recursivemas import read_link
 from .links_recursivemas import EXPECTED_EMBEDDING, MIXTURE_OPTIONS, AnyInnerLink, AnyOuterLink, build_link
 from .modules_recursivemas import Modules
@@ -155,7 +157,7 @@ def load_system(
     """
     roles = tuple(config.agents)
     wanted = roles if only is None else tuple(role for role in roles if role in only)
-    places = {role: source.other(entry["source"], entry.get("revision")) for role, entry in config.agents.items()}
+    places = {role: agent_place(source, entry) for role, entry in config.agents.items()}
     # Files are fetched side by side, agents built one after another: `from_pretrained` sets the default dtype and
     # initialisers of the whole process (in four threads 38 of 42 models came out in another agent's dtype or without
     # weights), and it reads the weights of one model in threads already.
@@ -173,8 +175,7 @@ def load_system(
         complete = pool.map(lambda role: places[role].fetch(WEIGHT_FILES), wanted)
         for role in quiet_progress(roles, "Loading agents", "agent"):
             if role in wanted:
-                device = None if options.offload else options.device_of(role)
-                model = _load_model(next(complete), role, device, options.kwargs_of(role))
+                model = _load_model(next(complete), role, options)
             else:
                 model = build_empty_model(small[role], configs[role])
             agents[role] = agent = RecursiveMASAgent(model, inner_links[role], tokenizers[role], role)
@@ -192,11 +193,16 @@ def load_system(
     )
 
 
-def _load_model(place: Source, role: str, device: Device | None, kwargs: dict[str, Any]) -> PreTrainedModel:
-    if device is not None and "quantization_config" in kwargs:
+def _load_model(place: Source, role: str, options: AgentOptions) -> PreTrainedModel:
+    device, kwargs = options.device_of(role), options.kwargs_of(role)
+    if device is not None and not options.offload and "quantization_config" in kwargs:
         kwargs.setdefault("device_map", {"": device})  # quantized weights cannot be moved afterwards
     model = load_base_model(place, role, **kwargs)
-    return model if device is None or "device_map" in kwargs else model.to(device)  # type: ignore[arg-type]
+    if "device_map" in kwargs:
+        return model
+    if kwargs.get("dtype", "auto") == "auto" and torch.device(device or "cpu").type == "cpu":
+        model = widen_where_slow(model)
+    return model if device is None or options.offload else model.to(device)  # type: ignore[arg-type]
 
 
 def load_links(

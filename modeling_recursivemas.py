@@ -138,7 +138,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             revision: of that repository; agents have their own pinned revisions in the configuration.
             clones: folder with local clones of the agents' repositories, preferred to the Hub.
             device: where the agents go: one device, or role -> device.
-            dtype: of the agents, one for all or role -> dtype; "auto" keeps the checkpoints'.
+            dtype: of the agents, one for all or role -> dtype; "auto" keeps the checkpoints', but computes in
+                float32 on a processor without bfloat16 instructions (twice the memory, up to six times the speed).
             outer_dtype: of all links; "auto" keeps the checkpoints' (float32 is exact, bfloat16 loses early rounds).
             task: default task, which chooses the prompts, and the links where these are per task.
             only: the roles whose weights are loaded; the others' agents are there, but cannot run (default: all).
@@ -198,9 +199,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         links: dict[str, AnyInnerLink | AnyOuterLink] = {
             **{role: agent.inner_link for role, agent in self.agents.items()}, **dict(self.outer_links.items())
         }  # fmt: skip
-        origin = Path(self.config.name_or_path) if self.config.name_or_path else None
         write_agents = {
-            role: partial(write_agent, agent.model, agent.tokenizer, origin and origin / entry["source"])
+            role: partial(write_agent, agent.model, agent.tokenizer)
             for (role, entry), agent in zip(self.config.agents.items(), self.agents.values(), strict=True)
             if copy_agents or entry["source"].startswith(("agents/", "./"))
         }

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .bases_recursivemas import save_base_model
 from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
 from .errors_recursivemas import CheckpointError
 from .link_files_recursivemas import link_filename
@@ -89,6 +90,7 @@ def save_system(
     for role, write in (write_agents or {}).items():
         write(folder / "agents" / role)
         config.agents[role] |= {"source": f"agents/{role}", "revision": None}
+        config.agents[role].pop("gguf_file", None)
     config.save_pretrained(folder)
     generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -114,11 +116,12 @@ def saved_links(
     return saved
 
 
-def write_agent(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, origin: Path | None, folder: Path) -> None:
-    """Writes an agent's model folder, unless it is the one that the agent was loaded from (`origin`).
+def write_agent(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes an agent's model folder, unless it is the one that the agent was loaded from.
 
     Its weights would be written onto the files that they are mapped from.
     """
-    if origin is None or not folder.is_dir() or origin.resolve() != folder.resolve():
-        model.save_pretrained(folder)
+    origin = Path(model.name_or_path).resolve() if model.name_or_path else None
+    if not folder.is_dir() or folder.resolve() != origin:
+        save_base_model(model, folder)
         tokenizer.save_pretrained(folder)

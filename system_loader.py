@@ -186,7 +186,8 @@ def load_mas_system(
         dataset: of a released system: chooses prompts, links and settings, see `released_config`. Other systems have
             these in their config.json.
         device: one device for all agents, or role -> device; default the CPU.
-        dtype: of the agents, one for all or role -> dtype; "auto" keeps the checkpoints'.
+        dtype: of the agents, one for all or role -> dtype; "auto" keeps the checkpoints', but computes in
+            float32 on a processor without bfloat16 instructions (twice the memory, up to six times the speed).
         outer_dtype: of the links; "auto" keeps the checkpoints'.
         trust_remote_code: accepted for symmetry with `from_pretrained`; the code that runs is this clone's.
         task: chooses the prompts, and of a released system the links, in place of `dataset`.

@@ -25,6 +25,7 @@ from .systems import SHAPES
 BENCHMARKS = {
     "rollout": "a latent rollout against recomputing everything",
     "profile": "where the time of a prompt and of latent steps goes",
+    "half": "bfloat16 against float32, prompts and steps",
     "step": "a latent step against a step of greedy decoding",
     "recursion": "a whole run against text hand-over, and against reloading and recomputing",
     "reuse": "what a later round reads against the first",

@@ -28,7 +28,7 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dataset", default="math500", help="of a released system: chooses links and settings")
     parser.add_argument("--device", help="for example cuda (default: the CPU)")
-    parser.add_argument("--dtype", default="auto", help="of the agents (default: as stored)")
+    parser.add_argument("--dtype", default="auto", help="of the agents (default: as stored, or what computes faster)")
     parser.add_argument("--batch-size", type=int, default=32, help="questions that run side by side (default: 32)")
     parser.add_argument("--latent-steps", type=int, help="latent steps of a rollout (default: the system's)")
     parser.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (default: the system's)")

@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from ..bases_recursivemas import VOCABULARY_FILES, load_model_config
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import CheckpointError, RecursiveMASError
+from ..gguf_recursivemas import agent_place
 from ..link_files_recursivemas import find_link
 from ..links_recursivemas import EXPECTED_EMBEDDING
 from ..loading_recursivemas import validate_architecture
@@ -81,7 +82,7 @@ def check_system(
     clones: str | None = None,
     cache_dir: str | None = None,
 ) -> dict:
-    """Looks at everything that a system needs; reads no weights and no network.
+    """Looks at everything that a system needs; reads no weights and no network (but unpacks GGUF files, once).
 
     Returns:
         `ready`, `system`, `task` (of the links), `repositories`, `memory` (dtype -> bytes of all agents and links
@@ -107,8 +108,13 @@ def check_system(
         return known
 
     for role, entry in config.agents.items():
-        place = source.other(entry["source"], entry.get("revision"))
-        _check_agent(repository(place, role), place, entry, role)
+        try:
+            place = agent_place(source, entry)
+        except RecursiveMASError as error:  # a GGUF file that cannot be unpacked
+            found = repository(source.other(entry["source"], entry.get("revision")), role)
+            found.problems.append(" ".join(str(error).split()))
+        else:
+            _check_agent(repository(place, role), place, entry, role)
     links = [(role, entry.get("inner_link") or {}) for role, entry in config.agents.items()]
     links += [(link.name, entry) for link, entry in zip(topology.links, config.links, strict=True)]
     for name, entry in links:

@@ -23,6 +23,12 @@ QUESTIONS = ["What is 3+5?", "Add one to two, then double it, and say why.", "7*
 EXACT = {"dtype": "float32", "outer_dtype": "float32"}
 
 
+@pytest.fixture(autouse=True)
+def a_processor_with_bfloat16(monkeypatch):
+    """ "auto" is what is stored there, see tests/test_loading.py."""
+    monkeypatch.setattr("recursivemas.bases_recursivemas.computes_half", lambda: True)
+
+
 def load(style, cache, *args, **kwargs):
     return load_mas_system(style, *args, cache_dir=cache, trust_remote_code=True, **kwargs)
 

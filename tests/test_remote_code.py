@@ -52,7 +52,7 @@ def test_no_text_line_is_taken_for_an_import():
 # The floors of the workshop: a room imports remote code, itself, and rooms that stand before it here.
 ROOMS = (
     *("tasks", "distributed", "system_loader", "evaluation", "training", "small_systems", "inspection"),
-    *("experiments", "release", "upload", "benchmarks", "serve", "cli"),
+    *("experiments", "release", "upload", "benchmarks", "fetch", "serve", "cli"),
 )
 
 
@@ -160,7 +160,8 @@ def test_the_oldest_versions_are_the_lower_bounds():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    texts = [*project["dependencies"], *(text for extra in ("train", "plots", "test") for text in extras[extra])]
+    tested = ("train", "plots", "gguf", "test")
+    texts = [*project["dependencies"], *(text for extra in tested for text in extras[extra])]
     needed = [Requirement(text) for text in texts]
     bounds = {r.name: Version(s.version) for r in needed for s in r.specifier if s.operator == ">="}
     lines = [line for line in (ROOT / "tests" / "oldest.txt").read_text().splitlines() if not line.startswith("#")]

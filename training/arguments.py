@@ -112,7 +112,7 @@ class LinkTrainingArguments(TrainingArguments):
     latent_halting: bool | None = _setting(None, "outer, rollouts: end a row that has finished; default the system's")
     control_tokens: bool | None = _setting(None, "outer: whether latents that say a special token count and travel")
     activation_checkpointing: bool = _setting(False, "outer: less memory, stages are computed again on the way back")
-    dtype: str = _setting("auto", "of the agents, auto keeps the checkpoints'; links are always trained in float32")
+    dtype: str = _setting("auto", "of the agents, auto: as stored, or faster; links are always trained in float32")
     threads: int = _setting(0, "CPU threads of torch; 0 leaves its default")
 
     output_dir: str | None = _setting(None, "folder of checkpoints and logs; default training/ in `output`")

@@ -14,6 +14,7 @@ is not chosen.
 Examples:
   recursivemas init-links --style distillation --agent expert=org/model-a --agent learner=./model-b --output mine
   recursivemas init-links --style my-style.json --agent planner=a --agent solver=b --output mine
+  recursivemas init-links --style distillation --agent expert=org/name/file.gguf --agent learner=b --output mine
   recursivemas init-links --system mine --agent learner=org/model-c --output mine-2
   recursivemas init-links --style distillation --agent expert=a --agent learner=b --output mine \\
       --probe-data questions.jsonl --inner codebook --snap
@@ -28,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from ..agent_recursivemas import RecursiveMASAgent
-from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer
+from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer, widen_where_slow
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import InputError
 from ..evaluation.commands import limit_threads
 from ..evaluation.results import write_results
+from ..gguf_recursivemas import agent_place
 from ..links_recursivemas import CODEBOOK, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..sources_recursivemas import Source
@@ -54,13 +56,22 @@ MIXTURES = (EXPECTED_EMBEDDING, CODEBOOK)  # the inner kinds that need no traini
 
 def load_agent(config: RecursiveMASConfig, role: str, folder: Path, dtype: str = "auto") -> RecursiveMASAgent:
     """An agent of a configuration, with the expected embedding as its inner link; see `init_system`."""
-    entry = config.agents[role]
-    place = Source(str(folder)).other(entry["source"], entry.get("revision"))
-    place = place.fetch((*SMALL_FILES, *WEIGHT_FILES))
+    place = agent_place(Source(str(folder)), config.agents[role]).fetch((*SMALL_FILES, *WEIGHT_FILES))
     tokenizer = load_tokenizer(place, role)
     model = load_base_model(place, role, dtype=dtype)
+    model = widen_where_slow(model) if dtype == "auto" else model
     width = model.config.get_text_config().hidden_size
     return RecursiveMASAgent(model, ExpectedEmbeddingLink(width), tokenizer, role)
+
+
+def agent_entry(source: str) -> dict[str, str]:
+    """The entry in `agents` of a folder or Hub repository, or of a GGUF file in one (`org/name/file.gguf`)."""
+    path, entry = Path(source), {}
+    if path.suffix == ".gguf" and not path.is_dir():
+        local = path.is_file()
+        parts = len(path.parts) - 1 if local else 2
+        path, entry = Path(*path.parts[:parts]), {"gguf_file": "/".join(path.parts[parts:])}
+    return {"source": str(path.resolve()) if path.is_dir() else path.as_posix()} | entry
 
 
 def init_system(
@@ -129,7 +140,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--style", help="name of a style, or a JSON file")
     given.add_argument("--system", help="system whose agents are swapped: a folder or a Hub repository")
     parser.add_argument(
-        "--agent", action="append", default=[], metavar="ROLE=SOURCE", help="a folder or Hub repository; repeatable"
+        "--agent",
+        action="append",
+        default=[],
+        metavar="ROLE=SOURCE",
+        help="a folder or Hub repository, or a GGUF file in one",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for the system")
     inner = "kind of the inner links; one with weights is a starting point for training (default: %(default)s)"
@@ -155,7 +170,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rows = 'your own questions (JSON lines with the fields that the prompts name, and "answer" where it is known)'
     parser.add_argument("--probe-data", metavar="FILE", help=rows)
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the report")
-    parser.add_argument("--dtype", default="auto", help="of the agents (default: the checkpoints')")
+    parser.add_argument("--dtype", default="auto", help="of the agents (default: as stored, or what computes faster)")
     parser.add_argument("--copy-agents", action="store_true", help="write the agents too, instead of naming them")
 
 
@@ -166,7 +181,7 @@ def run(arguments: argparse.Namespace) -> int:
         role, equals, source = text.partition("=")
         if not (role and equals and source):
             raise InputError("An agent is not given as ROLE=SOURCE.", where="--agent", found=text)
-        sources[role] = str(Path(source).resolve()) if Path(source).is_dir() else source
+        sources[role] = agent_entry(source)
     if arguments.style is not None:
         keep, folder = None, Path()
         config = RecursiveMASConfig(style=Path(arguments.style).stem, **read_style(arguments.style))
@@ -181,8 +196,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError(
                 "Name the roles whose agents are swapped.", where="--agent", found=found, expected=expected
             )
-    for role, source in sources.items():
-        config.agents[role] = {"source": source}
+    for role, entry in sources.items():
+        config.agents[role] = entry
     for field, value in (
         ("num_rounds", arguments.rounds),
         ("latent_steps", arguments.latent_steps),

