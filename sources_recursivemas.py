@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file
@@ -30,6 +30,11 @@ IGNORED_KEYS = (
     "code_revision",
     "tqdm_class",
 )
+
+
+def cache_folder(name: str) -> Path:
+    """Where a model that was converted here is kept: a folder beside the Hub client's own."""
+    return Path(constants.HF_HOME, "recursivemas", name)
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,13 @@ class Source:
         """What a `source` entry in this repository's configuration points to.
 
         `agents/…` and `./…` are folders of this repository, an absolute path is a local folder, anything else is
-        another repository on the Hub (or its clone).
+        another repository on the Hub (or its clone, or what `recursivemas fetch` put in its place).
         """
         if source.startswith(("agents/", "./")):
             return replace(self, subfolder=os.path.normpath(os.path.join(self.subfolder, source)))
-        if not os.path.isabs(source) and self.clones:
-            for candidate in (Path(self.clones, source), Path(self.clones, source.rpartition("/")[2])):
+        if not os.path.isabs(source):
+            clones = [Path(self.clones, name) for name in (source, source.rpartition("/")[2])] if self.clones else []
+            for candidate in (*clones, cache_folder(source)):
                 if candidate.is_dir():
                     source = str(candidate)
                     break

@@ -1,25 +1,36 @@
-"""Show the shipped system at work: what every round changed, the answers, and what latents cost against text.
+"""Show a shipped system at work: what travelled, the answers, and what latents cost against text.
+
+Without --system the small sequential one, which needs no download. `--system smollm2` is two SmolLM2-135M-Instruct, a
+reader that sees some facts and an answerer that does not; the model is fetched first where it is not here.
 
 Examples:
   recursivemas demo
   recursivemas demo "9-4*3+8-1"
+  recursivemas demo --system smollm2
 """
 
 import argparse
 import time
 from statistics import mean
+from typing import Any
 
+from ..errors_recursivemas import InputError
+from ..fetch import fetch_model
 from ..modeling_recursivemas import RecursiveMASModel
-from ..system_loader import load_mas_system
-from ..tasks import arithmetic
-from .commands import limit_threads
+from ..system_loader import ROOT, load_mas_system
+from ..tasks import arithmetic, split_facts
+from .commands import inputs_of, limit_threads, progress
+from .measure import measure
 
 ROUNDS = (1, 2, 3)
 REPEATS = 5
+REAL = "smollm2"  # a system of a real model: systems/smollm2 and the model of `recursivemas fetch`
+SHOWN, COUNTED = 3, 12  # of its questions
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("questions", nargs="*", help="digit arithmetic, read from left to right, modulo 10")
+    parser.add_argument("--system", choices=(REAL,), help="another system than the small sequential one")
 
 
 def read_latents(mas: RecursiveMASModel, latents: dict, role: str, round_index: int) -> str:
@@ -32,6 +43,11 @@ def read_latents(mas: RecursiveMASModel, latents: dict, role: str, round_index: 
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.system == REAL:
+        if arguments.questions:
+            hint = 'recursivemas solve --system systems/smollm2 --input facts="…" "…"'
+            raise InputError("This demonstration asks its own questions.", where="questions", hint=hint)
+        return _show_real()
     mas = load_mas_system()
     limit_threads(mas)
     questions = arguments.questions or [row["question"] for row in arithmetic.generate(3, levels=[2, 5, 8], seed=7)]
@@ -68,6 +84,36 @@ def run(arguments: argparse.Namespace) -> int:
         positions, tokens = (mean(usage[key] for usage in usages) for key in ("latent_positions", "new_tokens"))
         cost = f"{positions:5.0f} latent positions {tokens:5.0f} tokens written {1000 * min(times):7.0f} ms"
         print(f"  {mode:<7}{cost}")
+    return 0
+
+
+def _show_real() -> int:
+    """Two agents of one real language model: what travelled, and latents against text and nothing."""
+    fetch_model(REAL)
+    mas = load_mas_system(str(ROOT / "systems" / REAL))
+    size = mas.agents["reader"].model.num_parameters() / 1e6
+    print(f"A reader and an answerer, each SmolLM2-135M-Instruct ({size:.0f} M parameters). Only the reader sees the")
+    print("facts; what it thinks travels as vectors, not as text.\n")
+    rows = split_facts.generate(COUNTED, levels=[3], seed=5)
+    for row in rows[:SHOWN]:
+        (solution,) = mas.solve(inputs_of(row, mas.input_fields), num_rounds=1, return_latents=True)
+        print(f"facts     {row['facts']}")
+        print(f"question  {row['question']}")
+        print(f"travelled {read_latents(mas, solution.latents or {}, 'reader', 1)!r} (the nearest tokens)")
+        print(f"answer    {solution.text}   (truth: {row['answer']})\n")
+    print(f"{COUNTED} questions, one round:")
+    print("hand-over   right  positions handed over  s a question")
+    ways: dict[str, dict[str, Any]] = {
+        "latents": {"mode": "latent"}, "text": {"mode": "text"}, "nothing": {"mode": "latent", "control": "none"}
+    }  # fmt: skip
+    with progress(COUNTED * len(ways), "Asking") as bar:
+        found = {
+            name: measure(mas, rows, num_rounds=1, metric=split_facts.METRIC, on_progress=bar.update, **way)
+            for name, way in ways.items()
+        }
+    for name, figures in found.items():
+        right = round(figures["accuracy"] * COUNTED)
+        print(f"{name:<10}{right:>4} of {COUNTED}{figures['slot_positions']:>16.1f}{figures['seconds']:>16.2f}")
     return 0
 
 
