@@ -94,7 +94,7 @@ def _show_real() -> int:
     size = mas.agents["reader"].model.num_parameters() / 1e6
     print(f"A reader and an answerer, each SmolLM2-135M-Instruct ({size:.0f} M parameters). Only the reader sees the")
     print("facts; what it thinks travels as vectors, not as text.\n")
-    rows = split_facts.generate(COUNTED, levels=[3], seed=5)
+    rows = split_facts.generate(COUNTED, seed=5)
     for row in rows[:SHOWN]:
         (solution,) = mas.solve(inputs_of(row, mas.input_fields), num_rounds=1, return_latents=True)
         print(f"facts     {row['facts']}")

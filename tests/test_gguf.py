@@ -279,7 +279,7 @@ def test_what_was_fetched_stands_for_its_repository_in_every_system_that_names_i
     config["agents"]["solo"] = {"source": MODEL.repository, "inner_link": {"kind": "expected_embedding"}}
     (tmp_path / "system" / "config.json").write_text(json.dumps(config))
     again = load_mas_system(tmp_path / "system", dtype="bfloat16")  # offline, as all tests
-    assert again.agents["solo"].model.name_or_path == str(cache / MODEL.repository)
+    assert Path(again.agents["solo"].model.name_or_path) == cache / MODEL.repository
     assert again.config.agents["solo"]["source"] == MODEL.repository
 
 

@@ -1409,8 +1409,149 @@ REAL_MODELS = [
     ),
 ]
 
+REAL_LINKS = [
+    remote(
+        "mixture-not-sharpened",
+        "logits = logits.float() / self.temperature",
+        "logits = logits.float()",
+        "handover::test_an_expected_embedding_is_sharpened_rescaled_and_free_of_special_tokens[qwen3]",
+    ),
+    remote(
+        "mixture-not-rescaled",
+        "(mixture.float() * (self.norm / length))",
+        "mixture",
+        "handover::test_an_expected_embedding_is_sharpened_rescaled_and_free_of_special_tokens[qwen3]",
+    ),
+    remote(
+        "special-tokens-have-a-share",
+        "logits = logits.masked_fill(no_share, -torch.inf)",
+        "pass",
+        "handover::test_an_expected_embedding_is_sharpened_rescaled_and_free_of_special_tokens[qwen3]",
+    ),
+    remote(
+        "codebook-deaf-to-the-end",
+        "beside = control[~torch.isin(control, ids)]",
+        "beside = control[:0]",
+        "handover::test_a_codebook_mixes_its_own_tokens_and_still_sees_the_end",
+    ),
+    remote(
+        "control-tokens-count",
+        "if control_tokens else self.control_token_ids",
+        "if True else self.control_token_ids",
+        "handover::test_what_travels_ends_before_the_first_special_token[False]",
+    ),
+    remote(
+        "control-tokens-arrive",
+        "rows if settings.control_tokens else agent.without_control_tokens(rows)",
+        "rows",
+        "handover::test_control_tokens_of_a_link_do_not_reach_the_prompt_unless_the_system_lets_them",
+    ),
+    remote(
+        "snaps-to-control-tokens",
+        "self.nearest_token_ids(latents, control_tokens=False)",
+        "self.nearest_token_ids(latents)",
+        "handover::test_snapped_thoughts_are_embeddings_of_tokens_that_are_text",
+    ),
+    remote(
+        "never-snaps",
+        "sender.snap(rollout.latents) if link.snap else",
+        "rollout.latents if True else",
+        "handover::test_snapped_thoughts_are_embeddings_of_tokens_that_are_text",
+    ),
+    remote(
+        "resampler-reads-behind-the-end",
+        "counts = (distance >= 0) |",
+        "counts = (distance >= -9) |",
+        "handover::test_a_resampler_starts_as_the_last_thoughts_and_does_not_read_behind_the_end",
+    ),
+    remote(
+        "positions-for-no-thought",
+        "link.positions if length else 0",
+        "link.positions",
+        "handover::test_a_resampler_hands_over_its_number_of_positions_and_nothing_for_no_thought",
+    ),
+    remote(
+        "options-of-links-forgotten",
+        'entry = {"kind": self.kind, **self.options}',
+        'entry = {"kind": self.kind}',
+        "handover::test_links_with_options_survive_saving_and_answer_the_same",
+    ),
+    remote(
+        "rescaled-without-length",
+        "return output * (self.norm / output.norm(dim=-1, keepdim=True).clamp_min(1e-12))",
+        "return output",
+        "links::test_inner_links_compute_the_released_formula[rescaled_adapter]",
+    ),
+    workshop(
+        "one-base-is-not-the-identity",
+        "_same_space(source, target) or ridge(inputs, outputs)",
+        "ridge(inputs, outputs)",
+        "handover::test_snapped_thoughts_are_embeddings_of_tokens_that_are_text",
+    ),
+    workshop(
+        "divergence-the-wrong-way",
+        "(wanted.exp() * (wanted - found))",
+        "(found.exp() * (found - wanted))",
+        "real_training::test_the_divergence_is_that_of_the_distributions_and_nothing_for_the_same",
+    ),
+    workshop(
+        "thoughts-thought-anew",
+        "keep = not messages and not trained",
+        "keep = False",
+        "real_training::test_thoughts_that_nothing_trained_reaches_are_thought_once",
+    ),
+    workshop(
+        "gradients-through-every-rollout",
+        "through = trained or (",
+        "through = True or (",
+        "real_training::test_gradients_flow_through_latent_steps_only_where_the_inner_link_is_trained_along",
+    ),
+    workshop(
+        "worse-links-stay",
+        "self.objective.load_state_dict(load_file(self._best_file))",
+        "pass",
+        "real_training::test_a_run_that_ends_worse_than_it_began_keeps_the_start_and_says_so",
+    ),
+    workshop(
+        "the-worst-is-kept",
+        "or score > self._best[0]:",
+        "or score < self._best[0]:",
+        "real_training::test_the_best_evaluation_on_the_way_is_kept",
+    ),
+    workshop(
+        "held-out-rows-are-trained-on",
+        "return [e for e in examples if e.row.line not in held],",
+        "return examples,",
+        "real_training::test_the_last_rows_are_held_out_of_long_data_only",
+    ),
+    workshop(
+        "rollouts-from-the-start",
+        "if phase and self._phases.get(",
+        "if self._phases.get(",
+        "real_training::test_a_links_own_rollouts_are_states_from_the_first_refresh_on_and_for_so_many_rows",
+    ),
+    workshop(
+        "replayed-from-the-start",
+        "self.step >= self.settings.max_steps - self.settings.replay_steps",
+        "True",
+        "real_training::test_latents_replace_their_text_in_the_last_steps_and_the_right_ones_cost_nothing",
+    ),
+    workshop(
+        "no-regression-at-the-start",
+        "fit_linear_path(link, torch.cat(inputs), torch.cat(outputs))",
+        "pass",
+        "real_training::test_a_new_link_starts_from_the_regression_on_the_agents_own_states",
+    ),
+    workshop(
+        "what-is-said-gives-way",
+        "(defaults | settings)",
+        "(settings | defaults)",
+        "real_training::test_what_a_kind_of_run_starts_from_gives_way_to_what_is_said",
+    ),
+]
+
 MUTANTS = [
     *ANSWERS, *LINKS, *KERNELS, *CACHES, *PROMPTS, *TOPOLOGY, *CONFIGURATION, *SOURCES, *RELEASE_RULES, *LOADING,
     *SAVING, *AGENT, *BATCHING, *GENERATION, *TOOLS, *ENGINE, *CONTROLS, *DOORS, *TRAINING, *PROBE, *SMALL_SYSTEMS,
-    *EVALUATION, *UPLOAD, *RELEASE, *COMMANDS, *REAL_MODELS,
+    *EVALUATION, *UPLOAD, *RELEASE, *COMMANDS, *REAL_MODELS, *REAL_LINKS,
 ]  # fmt: skip
