@@ -2,17 +2,21 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from recursivemas import cli
+from recursivemas import cli, fetch
+from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.evaluation.measure import evaluate
 from recursivemas.evaluation.results import markdown, read_results
-from recursivemas.system_loader import ROOT, load_mas_system
-from recursivemas.tasks import arithmetic
+from recursivemas.prompts_recursivemas import input_fields
+from recursivemas.system_loader import ROOT, load_mas_system, read_style
+from recursivemas.tasks import arithmetic, split_facts
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 RESULTS = ROOT / "evaluation" / "results" / "sequential.json"
 
@@ -98,3 +102,32 @@ def test_the_demo_shows_the_answers_what_rounds_changed_and_the_cost(capsys):
         assert f"{question} = ?" in output and f"r = 3: {truth}   (truth: {truth})" in output
     assert "round 1: thought 9+8-0*1+9+9*6+3 → 7-0*1+9+9*6+3 → 7*1+9+9*6+3" in output
     assert "latent positions" in output
+
+
+def test_the_system_of_a_real_model_names_its_base_and_changes_nothing_on_the_way():
+    folder = ROOT / "systems" / "smollm2"
+    config = RecursiveMASConfig.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    topology = config.validate_system()
+    assert {entry["source"] for entry in config.agents.values()} == {fetch.MODELS["smollm2"].repository}
+    assert (
+        not config.control_tokens and config.latent_halting and input_fields(config.prompts) == ["facts", "question"]
+    )
+    assert config.prompts == read_style("reading")["prompts"] == split_facts.PROMPTS
+    for link, entry in zip(topology.links, config.links, strict=True):
+        weights = load_file(folder / "links" / f"{link.name}.safetensors")
+        width = config.agents[link.source]["hidden_size"]
+        assert (
+            entry["snap"]
+            and torch.equal(weights["proj1.weight"], torch.eye(width))
+            and not weights["proj1.bias"].any()
+        )
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 10_000_000
+
+
+@pytest.mark.slow
+def test_the_real_models_latents_carry_what_its_text_carries(capsys):
+    """Fetches the model where it is not here; minutes on two slow cores."""
+    assert cli.main(["demo", "--system", "smollm2"]) == 0
+    rows = re.findall(r"^(latents|text|nothing) +(\d+) of 12", capsys.readouterr().out, re.M)
+    right = {name: int(count) for name, count in rows}
+    assert right["latents"] >= max(3, right["text"] - 3) and right["nothing"] <= 1

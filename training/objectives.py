@@ -275,7 +275,7 @@ class InnerObjective(LinkObjective):
         phase = self.step * (settings.rollout_refreshes + 1) // settings.max_steps
         if phase > max(self._phases.values(), default=0):
             self._rolled = 0
-        due = [part for part in parts if phase and self._phases.get((role, id(part)), 0) < phase]
+        due = [part for part in parts if self._phases.get((role, id(part)), 0) < phase]
         if not due or self._rolled >= settings.rollout_rows * len(self.inner_links):
             return
         self._rolled += len(due)

@@ -1525,12 +1525,6 @@ REAL_LINKS = [
         "real_training::test_the_last_rows_are_held_out_of_long_data_only",
     ),
     workshop(
-        "rollouts-from-the-start",
-        "if phase and self._phases.get(",
-        "if self._phases.get(",
-        "real_training::test_a_links_own_rollouts_are_states_from_the_first_refresh_on_and_for_so_many_rows",
-    ),
-    workshop(
         "replayed-from-the-start",
         "self.step >= self.settings.max_steps - self.settings.replay_steps",
         "True",
