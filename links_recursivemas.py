@@ -358,20 +358,27 @@ class ResamplingLink(nn.Module):
             for layer in (self.context.weight, self.proj2.weight, self.proj2.bias):
                 layer.zero_()
 
-    def forward(self, latents: torch.Tensor, hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        latents: torch.Tensor,
+        hidden_states: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Resamples a batch of rollouts.
 
         Args:
             latents: (batch, steps, in_features).
-            hidden_states: what they were made of, (batch, steps, in_features).
-            lengths: how many leading steps of each row count, (batch,).
+            hidden_states: what they were made of, (batch, steps, in_features); default the latents themselves.
+            lengths: how many leading steps of each row count, (batch,); default all.
 
         Returns:
             (batch, positions, out_features), in the link's own dtype; rows of length 0 hold nothing of use.
         """
         batch, steps, _ = latents.shape
         dtype = self.key.weight.dtype
-        states = self.ln_source(hidden_states.to(dtype))
+        states = self.ln_source((latents if hidden_states is None else hidden_states).to(dtype))
+        if lengths is None:
+            lengths = torch.full((batch,), steps, device=latents.device)
         keys = self.key(states).view(batch, steps, self.heads, -1)
         queries = self.queries.view(self.positions, self.heads, -1)
         scores = torch.einsum("phc,bshc->bhps", queries, keys) * keys.shape[-1] ** -0.5
@@ -402,7 +409,12 @@ class SoftPromptLink(nn.Module):
         self.in_features, self.out_features, self.positions = in_features, out_features, positions
         self.vectors = nn.Parameter(torch.zeros(positions, out_features))
 
-    def forward(self, latents: torch.Tensor, hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        latents: torch.Tensor,
+        hidden_states: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """As `ResamplingLink.forward`; only the batch's size counts."""
         return self.vectors.expand(len(latents), -1, -1)
 

@@ -159,6 +159,7 @@ def test_a_resampler_starts_as_the_last_thoughts_and_does_not_read_behind_the_en
     for row, length in enumerate(lengths):
         torch.testing.assert_close(sent[row], latents[row, length - 2 : length], atol=1e-5, rtol=1e-5)
     link.queries.normal_()
+    torch.testing.assert_close(link(latents), link(latents, latents, torch.tensor([5, 5, 5])))
     before = link(latents, states, lengths)
     latents[1, 2:], states[1, 2:] = 9, 9
     torch.testing.assert_close(link(latents, states, lengths), before)
