@@ -95,7 +95,7 @@ class LinkTrainingArguments(TrainingArguments):
     rollout_rows: int = _setting(512, "inner, mixture: rows whose own rollouts give states, at each refresh; 0 none")
     rollout_refreshes: int = _setting(3, "inner, mixture: how often these are rolled out anew")
     replay_steps: int = _setting(
-        150, "inner, mixture: last steps in which latents also replace the text they stand for"
+        150, "inner, mixture: last steps, at most a tenth, in which latents also replace their text"
     )
     squared_error_weight: float = _setting(1.0, "inner: of the relative squared error; 0 is the paper's pure cosine")
     loss: Literal["distill", "answers"] = _setting(

@@ -47,7 +47,10 @@ def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: Recursive
             if new is not None:
                 mas.set_link(role, start_inner_link(agent, new))
                 fresh.append(role)
-        return InnerObjective(mas, roles, InnerSettings(**_of(arguments, InnerSettings)), references, fresh)
+        settings = InnerSettings(**_of(arguments, InnerSettings))
+        # Replaying pays at the small rates of a run's end only: at 5e-4 it diverged (docs/real-model.md).
+        settings = dataclasses.replace(settings, replay_steps=min(settings.replay_steps, settings.max_steps // 10))
+        return InnerObjective(mas, roles, settings, references, fresh)
     num_rounds = arguments.num_rounds or mas.config.num_rounds
     used = [
         link.name
