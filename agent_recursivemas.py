@@ -17,7 +17,7 @@ from .caches_recursivemas import cache_argument, can_crop, new_cache
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
 from .kernels_recursivemas import use_fast_linear
 from .link_files_recursivemas import link_filename, read_link
-from .links_recursivemas import MIXTURE_OPTIONS, AnyInnerLink, ExpectedEmbeddingLink, build_link, vocabulary_logits
+from .links_recursivemas import AnyInnerLink, ExpectedEmbeddingLink, build_link, mixture_options, vocabulary_logits
 from .sources_recursivemas import Source, split_arguments, write_code, write_tensors
 from .steps_recursivemas import CompiledSteps
 
@@ -147,10 +147,8 @@ class RecursiveMASAgent(PreTrainedModel):
         where = str(source)
         if entry.get("weights") is not None:
             tensors, where, _ = read_link(source, entry["weights"], role, task or entry.get("task"))
-        options = {name: value for name, value in entry.items() if name in MIXTURE_OPTIONS}
-        link = build_link(
-            tensors, where=where, in_features=embeddings.embedding_dim, kind=entry["kind"], options=options
-        )
+        width, options = embeddings.embedding_dim, mixture_options(entry)
+        link = build_link(tensors, where=where, in_features=width, kind=entry["kind"], options=options)
         agent = cls(model, link.to(embeddings.weight.device), tokenizer, role)
         return agent.requires_grad_(False).eval()
 

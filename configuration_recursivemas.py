@@ -17,6 +17,7 @@ from .links_recursivemas import (
     OUTER_KINDS,
     RESAMPLER,
     SOFT_PROMPT,
+    mixture_options,
     validate_mixture,
 )
 from .prompts_recursivemas import (
@@ -327,7 +328,7 @@ class RecursiveMASConfig(PreTrainedConfig):
             where = f"agents, {role}, inner_link"
             _validate_kind(inner_link.get("kind"), (*INNER_KINDS, EXPECTED_EMBEDDING, CODEBOOK), where)
             _validate_weights(inner_link.get("weights"), where)
-            mixture = {name: value for name, value in inner_link.items() if name in MIXTURE_OPTIONS}
+            mixture = mixture_options(inner_link)
             if mixture and inner_link.get("kind") not in (EXPECTED_EMBEDDING, CODEBOOK):
                 raise ConfigError(
                     "An inner link of this kind has no such options.",

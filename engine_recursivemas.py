@@ -171,13 +171,15 @@ class Run:
     def take_turn(self, round_index: int, role: str) -> None:
         """One role's thinking or writing in one round, once what it receives is in `latents` or `texts`."""
         started, settings = time.perf_counter(), self.settings
-        config = message_config(self.generation_config, self.agents[role], settings.message_tokens)
+        config = None
+        if settings.writes:
+            config = message_config(self.generation_config, self.agents[role], settings.message_tokens)
         # Who thinks and writes reads the prompt twice, and its cache goes on only once.
-        reuse = not settings.writes or (not settings.thinks and single_sequence(config))
+        reuse = config is None or (not settings.thinks and single_sequence(config))
         prompt = self._prompt(round_index, role, reuse)
         if settings.thinks:
             self._think(round_index, role, prompt)
-        if settings.writes:
+        if config is not None:
             self._write(round_index, role, prompt, config)
         self.lap(f"round {round_index}, {role}", started, role)
 

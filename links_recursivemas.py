@@ -248,6 +248,11 @@ class ExpectedEmbeddingLink(nn.Module):
 MIXTURE_OPTIONS: dict[str, Any] = {"temperature": 1.0, "norm": None, "special_tokens": True}
 
 
+def mixture_options(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an expected embedding that an inner link's entry of a configuration states."""
+    return {name: value for name, value in entry.items() if name in MIXTURE_OPTIONS}
+
+
 def validate_mixture(options: Mapping[str, Any], where: str) -> None:
     """Raises ConfigError unless the options of an expected embedding can be used."""
     temperature, norm = options.get("temperature", 1.0), options.get("norm", 1.0)
@@ -265,7 +270,18 @@ def validate_mixture(options: Mapping[str, Any], where: str) -> None:
         )  # fmt: skip
 
 
-class OuterLink(nn.Module):
+class SnappingLink(nn.Module):
+    """An outer link that may snap, see `hand_over`."""
+
+    snap: bool
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What its entry of the configuration says beside kind and weights."""
+        return {"snap": True} if self.snap else {}
+
+
+class OuterLink(SnappingLink):
     """A latent thought in the source agent's embedding space -> the target agent's embedding space.
 
     `outer_ln_res_adapter`: ln_target(proj2(gelu(proj1(ln_source(x)))) + residual_proj(x)); the other kinds leave
@@ -292,11 +308,6 @@ class OuterLink(nn.Module):
         self.ln_source = nn.LayerNorm(in_features) if shape.norm else None
         self.ln_target = nn.LayerNorm(out_features) if shape.norm else None
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """What its entry of the configuration says beside kind and weights."""
-        return {"snap": True} if self.snap else {}
-
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """(..., d_source) -> (..., d_target), in the link's own dtype."""
         latents = latents.to(self.proj1.weight.dtype)
@@ -308,7 +319,7 @@ class OuterLink(nn.Module):
         return output if self.ln_target is None else self.ln_target(output)
 
 
-class ResamplingLink(nn.Module):
+class ResamplingLink(SnappingLink):
     """The thoughts of a rollout -> a fixed number of positions in the target agent's embedding space.
 
     Each learned query attends, in several heads, over the sender's hidden states; what it gathers are the latents,
@@ -340,11 +351,6 @@ class ResamplingLink(nn.Module):
         self.ln_target = nn.LayerNorm(out_features)
         self.proj1 = nn.Linear(out_features, 2 * out_features)
         self.proj2 = nn.Linear(2 * out_features, out_features)
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What its entry of the configuration says beside kind and weights."""
-        return {"snap": True} if self.snap else {}
 
     def start(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
         """Starts where the last latents pass through a linear map (out_features, in_features) unchanged."""

@@ -28,7 +28,7 @@ from .engine_recursivemas import Residency
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
 from .gguf_recursivemas import agent_place
 from .link_files_recursivemas import read_link
-from .links_recursivemas import EXPECTED_EMBEDDING, MIXTURE_OPTIONS, AnyInnerLink, AnyOuterLink, build_link
+from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, AnyOuterLink, build_link, mixture_options
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer
 from .sources_recursivemas import Source
@@ -243,7 +243,7 @@ def load_inner_link(
     """Reads a role's inner link, see `load_links`."""
     entry = config.agents[role].get("inner_link") or {}
     kind: str | None = entry.get("kind")
-    options = {name: value for name, value in entry.items() if name in MIXTURE_OPTIONS}
+    options = mixture_options(entry)
     if kind == EXPECTED_EMBEDDING:  # has no weights of its own
         return build_link({}, where=f"{source}, link {role}", in_features=width, kind=kind, options=options)
     tensors, where, stated = read_link(source, entry.get("weights"), role, config.link_task)

@@ -16,6 +16,12 @@ def mcnemar(only_one: int, only_other: int) -> float:
     return min(1.0, 2 * tail / 2**total)
 
 
+def only_right(one: Sequence[bool], other: Sequence[bool]) -> tuple[int, int]:
+    """The numbers of questions that only `one`, and only `other`, has right."""
+    pairs = list(zip(one, other, strict=True))
+    return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+
+
 def paired_difference(one: Sequence[bool], other: Sequence[bool], seed: int = 0) -> dict[str, Any]:
     """How much more often `one` is right than `other`, on the same questions in the same order.
 
@@ -23,8 +29,7 @@ def paired_difference(one: Sequence[bool], other: Sequence[bool], seed: int = 0)
         "difference" of the two accuracies; its 95 % "interval", percentiles of bootstrap resamples of the questions
         (seeded); "p", exact, of McNemar's test.
     """
-    only_one = sum(a and not b for a, b in zip(one, other, strict=True))
-    only_other = sum(b and not a for a, b in zip(one, other, strict=True))
+    only_one, only_other = only_right(one, other)
     count = len(one)
     # A resample of questions matters by how many of each sort it holds, which are multinomial.
     shares = [only_one / count, only_other / count, (count - only_one - only_other) / count]

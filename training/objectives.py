@@ -290,16 +290,12 @@ class InnerObjective(LinkObjective):
         """KL(the target text as tokens || as latents) of what follows each of its positions, (batch,)."""
         agent, rows = self.mas.agents[role], self._text_states(role, parts)
         tokens = max(map(len, rows))
-        labels = [
-            [IGNORE_INDEX] * (tokens - len(row)) + part.target_ids for row, part in zip(rows, parts, strict=True)
-        ]
         teacher = torch.stack([functional.pad(row, (0, 0, tokens - len(row), 0)) for row in rows])
         link = self.inner_links[role]
         prompts = [[*part.text_pieces, link(row[:-1])] for part, row in zip(parts, rows, strict=True)]
         prompt = PromptBatch(*embed_rows(agent, prompts))
         student = target_states(agent, prompt, [part.target_ids for part in parts])
-        lengths = list(map(len, rows))
-        return divergence(agent, TargetStates(teacher, torch.tensor(labels, device=agent.device), lengths), student)
+        return divergence(agent, TargetStates(teacher, student.labels, student.lengths), student)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..engine_recursivemas import Solution
 from ..evaluation.commands import progress
 from ..evaluation.measure import wilson_interval
 from ..evaluation.metrics import METRICS
-from ..evaluation.paired import mcnemar
+from ..evaluation.paired import mcnemar, only_right
 from ..evaluation.results import provenance
 from ..loading_recursivemas import fill_config
 from ..modeling_recursivemas import RecursiveMASModel
@@ -88,8 +88,7 @@ def share(right: Right) -> float:
 
 def surely_more(one: Right, other: Right) -> bool:
     """Whether one way is right more often than another on the same questions (exact p of McNemar's test < 0.05)."""
-    wins = sum(a and not b for a, b in zip(one, other, strict=True))
-    losses = sum(b and not a for a, b in zip(one, other, strict=True))
+    wins, losses = only_right(one, other)
     return wins > losses and mcnemar(wins, losses) < 0.05
 
 

@@ -296,11 +296,11 @@ def fit_outer_link(
         )
     inputs = source.embed(torch.tensor(source_ids, device=source.device)).float().cpu()
     outputs = target.embed(torch.tensor(target_ids, device=target.device)).float().cpu()
-    mapping = _same_space(source, target) or ridge(inputs, outputs)
     if kind == SOFT_PROMPT:
         prompt = SoftPromptLink(source.hidden_size, target.hidden_size, positions)
         prompt.vectors.copy_(outputs[torch.randperm(len(outputs))[:positions]])
         return prompt
+    mapping = _same_space(source, target) or ridge(inputs, outputs)
     if kind == RESAMPLER:
         resampler = ResamplingLink(source.hidden_size, target.hidden_size, positions)
         resampler.start(*mapping)
