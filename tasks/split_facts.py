@@ -22,6 +22,7 @@ TRAINED_WORDINGS = 3  # of a trained kind; those after them are level 2's
 PEOPLE, FACTS_EACH = 3, 2
 GROUP_BY = "level"  # the field of a row that says how far its question is from the training's
 LEVELS = range(1, 4)  # the values of that field
+TRAINED_LEVELS = (1,)  # those of `recursivemas train data`
 METRIC = "contains"  # when an answer is right, see evaluation/metrics.py
 
 # The prompts are those of the style `reading`: one place for both.

@@ -92,6 +92,11 @@ def test_a_level_has_its_kinds_and_its_wordings(rows):
     assert {row["kind"] for row in rows} == set(KINDS)
 
 
+def test_kinds_that_measure_generalisation_are_not_trained_on():
+    trained = {kind for level in split_facts.TRAINED_LEVELS for kind in split_facts.kinds_of(level)}
+    assert trained and trained.isdisjoint(split_facts.kinds_of(3))
+
+
 def test_rows_are_the_same_for_a_seed_and_the_asked_fact_is_anywhere(rows):
     assert rows == split_facts.generate(1500, seed=3) != split_facts.generate(1500, seed=4)
     assert [row["level"] for row in rows[:4]] == [1, 2, 3, 1]
