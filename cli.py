@@ -25,6 +25,7 @@ COMMANDS = {
     "import-prompts": (".release.import_prompts", "make a prompt set out of the public code's prompts"),
     "init-links": (".training.init_links", "make a working system of any agents, without training"),
     "train": (".training.train", "train the links of a system"),
+    "trace": (".inspection.trace", "see what the agents read, think and send, question by question"),
     "inspect": (".inspection.inspect", "see gradients, fidelity of links, and what agents say in latents"),
     "publish": (".upload.publish", "stage, check and push a system to the Hugging Face Hub"),
 }

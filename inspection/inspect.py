@@ -35,6 +35,7 @@ from ..tasks import TASKS
 from ..training.data import Encoder, Example, read_rows, refuse_bad_rows
 from ..training.objectives import IGNORE_INDEX, OuterObjective, OuterSettings, text_states
 from ..training.start import shared_tokens
+from .trace import read_latents
 
 PLOTS: dict[str, Callable[[Any, Path], None]]
 PLOTS = {"gradients": plot_gradients, "fidelity": plot_fidelity, "thoughts": plot_latents}
@@ -153,27 +154,12 @@ def fidelity(mas: RecursiveMASModel, examples: list[Example], num_rounds: int) -
 
 
 def thoughts(mas: RecursiveMASModel, questions: list[Question], **solve_arguments: Any) -> list[dict[str, Any]]:
-    """What travelled while questions were answered, as the receiver's nearest tokens.
-
-    Returns:
-        For each question "question" (as one text), "answer" and "latents": a list of {"round", "source", "target",
-        "text", "tokens", "cosines"}, cosines being those to the nearest token.
-    """
-    results = []
+    """What travelled while questions were answered: for each "question" (as one text), "answer" and "latents"."""
     solutions = mas.solve(questions, return_latents=True, **solve_arguments)
-    for question, solution in zip(questions, solutions, strict=True):
-        said = []
-        for (round_index, source, target), latents in (solution.latents or {}).items():
-            agent = mas.agents[target]
-            ids = agent.nearest_token_ids(latents)
-            cosines = functional.cosine_similarity(latents.float(), agent.embed(ids).float(), dim=-1)
-            entry: dict[str, Any] = {"round": round_index, "source": source, "target": target}
-            entry["text"] = agent.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-            entry["tokens"] = [agent.tokenizer.decode([i]) for i in ids.tolist()]
-            entry["cosines"] = [round(value, 4) for value in cosines.tolist()]
-            said.append(entry)
-        results.append({"question": as_text(question), "answer": solution.answer, "latents": said})
-    return results
+    return [
+        {"question": as_text(question), "answer": each.answer, "latents": read_latents(mas, each.latents or {})}
+        for question, each in zip(questions, solutions, strict=True)
+    ]
 
 
 def _examples(arguments: argparse.Namespace, mas: RecursiveMASModel, num_rounds: int) -> list[Example]:
