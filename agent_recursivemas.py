@@ -433,6 +433,10 @@ class RecursiveMASAgent(PreTrainedModel):
         """Latents (…, hidden_size) -> the embeddings of their nearest tokens that are text, (…, hidden_size)."""
         return self.embed(self.nearest_token_ids(latents, control_tokens=False))
 
+    def read_out(self, latents: torch.Tensor) -> str:
+        """What latents (n, hidden_size) that this agent received say: the text of their nearest tokens."""
+        return self.decode(self.nearest_token_ids(latents).tolist())
+
     def nearest_token_ids(self, vectors: torch.Tensor, control_tokens: bool = True) -> torch.Tensor:
         """Vectors in this agent's embedding space (…, hidden_size) -> ids of the nearest (L2) embeddings (…).
 

@@ -37,7 +37,7 @@ def stand_in(
         For each row, latents (n, hidden_size) or token ids.
     """
     if control == "read_out":
-        return [renderer.message_ids(agent.decode(agent.nearest_token_ids(row).tolist())) for row in rows]
+        return [renderer.message_ids(agent.read_out(row)) for row in rows]
     if control in TEXT_CONTROLS:
         assert texts is not None
         messages = [(renderer.message_ids(text), len(row)) for text, row in zip(texts, rows, strict=True)]

@@ -4,6 +4,7 @@ For each round, for each role on whose latents the answer depends: put what was 
 prompt, think (latent rollout, inner link), send through the outer links. In the last round the decoding role answers.
 """
 
+import html
 import itertools
 import threading
 import time
@@ -47,6 +48,7 @@ class Solution(ModelOutput):
             `seconds` by stage for the batch that it was part of.
         messages: (round, role) -> the text that a sender wrote, in `mode="text"` and for controls that cut it.
         latents: (round, source, target) -> what was sent, (latent steps, width of the target), if asked for.
+        thoughts: the same read as text, the receiver's nearest tokens; not over Ray, whose agents are elsewhere.
     """
 
     text: str = None  # type: ignore[assignment]  # always given; `ModelOutput` wants defaults
@@ -54,6 +56,19 @@ class Solution(ModelOutput):
     usage: dict[str, Any] = None  # type: ignore[assignment]
     messages: dict | None = None
     latents: dict | None = None
+    thoughts: dict | None = None
+
+    def __repr__(self) -> str:
+        return f"Solution(text={self.text!r}, answer={self.answer!r}, has {', '.join(self.keys())})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text, what was thought on the way, and what it cost."""
+        said = {**(self.messages or {}), **(self.thoughts or {})}
+        rows = [(f"round {key[0]}, {' to '.join(key[1:])}", text) for key, text in sorted(said.items())]
+        usage = [f"{name.replace('_', ' ')} {self.usage[name]}" for name in USAGE if name in (self.usage or {})]
+        cells = [*rows, ("text", self.text), ("answer", self.answer or "none"), ("cost", ", ".join(usage))]
+        lines = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in cells)
+        return f"<table>{''.join(lines)}</table>"
 
 
 @dataclass
@@ -197,8 +212,11 @@ class Run:
             usage["prompt_tokens"] += read_tokens
             usage["new_tokens"] += len(new_ids) - read_tokens
             messages = {key: texts[row] for key, texts in self.texts.items()} or None
-            latents = {key: sent[row] for key, sent in self.latents.items()} if answer.return_latents else None
-            solutions.append(Solution(text, extract_answer(text, task), usage, messages, latents))
+            latents, thoughts = None, None
+            if answer.return_latents:
+                latents = {key: sent[row] for key, sent in self.latents.items()}
+                thoughts = {key: self.agents[key[2]].read_out(sent) for key, sent in latents.items()}
+            solutions.append(Solution(text, extract_answer(text, task), usage, messages, latents, thoughts))
         return solutions
 
     def lap(self, stage: str, started: float, role: str) -> None:

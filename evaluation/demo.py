@@ -14,9 +14,9 @@ import time
 from statistics import mean
 from typing import Any
 
+from ..engine_recursivemas import Solution
 from ..errors_recursivemas import InputError
 from ..fetch import fetch_model
-from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import arithmetic, split_facts
 from .commands import inputs_of, limit_threads, progress
@@ -33,13 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", choices=(REAL,), help="another system than the small sequential one")
 
 
-def read_latents(mas: RecursiveMASModel, latents: dict, role: str, round_index: int) -> str:
+def thought(solution: Solution, role: str, round_index: int) -> str:
     """What a role sent in a round, as the tokens of the receiver that are nearest to its latents."""
-    for (sent_in, source, target), sent in latents.items():
-        if (sent_in, source) == (round_index, role):
-            receiver = mas.agents[target]
-            return receiver.decode(receiver.nearest_token_ids(sent).tolist())
-    return ""
+    thoughts = solution.thoughts or {}
+    return next((text for key, text in thoughts.items() if key[:2] == (round_index, role)), "")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,9 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         for num_rounds in ROUNDS:
             solution = mas.solve([question], num_rounds=num_rounds, return_latents=True)[0]
             if num_rounds == ROUNDS[-1]:
-                latents = solution.latents or {}
                 for round_index in range(1, num_rounds + 1):
-                    said = [read_latents(mas, latents, role, round_index) for role in mas.topology.roles]
+                    said = [thought(solution, role, round_index) for role in mas.topology.roles]
                     last = "" if round_index < num_rounds else f" → solver writes {solution.text}"
                     print(f"    round {round_index}: thought " + " → ".join(filter(None, said)) + last)
             else:
@@ -99,7 +95,7 @@ def _show_real() -> int:
         (solution,) = mas.solve(inputs_of(row, mas.input_fields), num_rounds=1, return_latents=True)
         print(f"facts     {row['facts']}")
         print(f"question  {row['question']}")
-        print(f"travelled {read_latents(mas, solution.latents or {}, 'reader', 1)!r} (the nearest tokens)")
+        print(f"travelled {thought(solution, 'reader', 1)!r} (the nearest tokens)")
         print(f"answer    {solution.text}   (truth: {row['answer']})\n")
     print(f"{COUNTED} questions, one round:")
     print("hand-over   right  positions handed over  s a question")

@@ -134,7 +134,7 @@ def trace(
         "system": mas.config.name_or_path or "",
         "roles": [
             {"role": role, "model": agent.model.config.model_type, "hidden_size": agent.hidden_size}
-            for role, agent in mas.agents.items()
+            for role, agent in ((role, mas.agents[role]) for role in mas.topology.roles)
         ],
         "num_rounds": settings.num_rounds,
         "decoding_role": mas.topology.decoding_role,

@@ -86,3 +86,16 @@ def test_the_command_writes_the_page_or_prints_text_or_json(chain_folder, tmp_pa
     assert "round 1" in printed and "alone" in printed
     assert cli.main([*usual, "--output", str(tmp_path)]) == 2
     assert "page" in capsys.readouterr().err
+
+
+def test_a_solution_says_what_was_thought_and_shows_itself_short_and_safe(chain):
+    (solution,) = chain.solve(QUESTION, num_rounds=2, max_new_tokens=5, return_latents=True)
+    assert set(solution.thoughts) == set(solution.latents)
+    for key, text in solution.thoughts.items():
+        assert text == chain.agents[key[2]].read_out(solution.latents[key])
+    assert len(repr(solution)) < 300 and "tensor" not in repr(solution)
+    shown = Page(solution._repr_html_())
+    assert "script" not in shown.tags
+    for text in (solution.text, *solution.thoughts.values()):
+        assert text.replace("\r", "\n") in shown.text.replace("\r", "\n")
+    json.dumps({name: solution[name] for name in ("text", "answer", "usage")})
