@@ -45,7 +45,7 @@ test: $(VENV)/installed-test  ## the test suite (minutes)
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/installed-test  ## the tests that take longer
-	$(BIN)/$(PIP) -e ".[serve,ray]"
+	$(BIN)/$(PIP) -e ".[serve,ray,mcp]"
 	$(BIN)/python -m pytest -m slow
 
 test-oldest: $(VENV)-oldest/installed  ## the test suite on the oldest versions that pyproject.toml allows

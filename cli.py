@@ -13,6 +13,7 @@ COMMANDS = {
     "fetch": (".fetch", "bring a small real model"),
     "demo": (".evaluation.demo", "watch the shipped system work"),
     "serve": (".serve", "serve a system to OpenAI clients"),
+    "mcp": (".mcp_server", "serve a system as a tool of the Model Context Protocol"),
     "solve": (".evaluation.solve", "answer questions with a system"),
     "evaluate": (
         ".evaluation.evaluate",

@@ -8,7 +8,7 @@ import html
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -140,6 +140,7 @@ class Run:
         questions: the batch, texts or field -> text.
         settings: see `RunSettings`.
         generation_config: of the answer; messages in `mode="text"` sample like it.
+        on_turn: called with round and role when a turn is taken, the answer's too.
 
     Attributes:
         schedule: (round, role) pairs in running order; the last one answers.
@@ -149,8 +150,14 @@ class Run:
     """
 
     def __init__(
-        self, system: System, questions: Sequence[Question], settings: RunSettings, generation_config: GenerationConfig
+        self,
+        system: System,
+        questions: Sequence[Question],
+        settings: RunSettings,
+        generation_config: GenerationConfig,
+        on_turn: Callable[[int, str], None] | None = None,
     ) -> None:
+        self.on_turn = on_turn or (lambda round_index, role: None)
         self.system, self.questions, self.settings = system, questions, settings
         self.generation_config, self.topology = generation_config, system.topology
         self.agents, self.outer_links = system.agents, system.outer_links
@@ -197,6 +204,7 @@ class Run:
         if config is not None:
             self._write(round_index, role, prompt, config)
         self.lap(f"round {round_index}, {role}", started, role)
+        self.on_turn(round_index, role)
 
     @torch.no_grad()
     def answer(self, prompt: PromptBatch, answer: AnswerSettings) -> list[Solution]:
@@ -205,6 +213,7 @@ class Run:
         agent = self.agents[role]
         rows, read = write_answers(agent, self.system.renderers[role], prompt, task, answer)
         self.lap("answer", started, role)
+        self.on_turn(*self.schedule[-1])
         solutions = []
         for row, (new_ids, read_tokens) in enumerate(zip(rows, read, strict=True)):
             text = agent.decode(new_ids)

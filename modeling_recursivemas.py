@@ -321,6 +321,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         return_latents: bool = False,
         tools: Tools | None = None,
         on_progress: Callable[[int], None] | None = None,
+        on_turn: Callable[[int, str], None] | None = None,
         **generation_kwargs: Any,
     ) -> list[Solution]:
         """Answers questions.
@@ -346,6 +347,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 its answer is handed to it, and decoding goes on after `<result>…</result>`, which becomes part of the
                 text (see tools_recursivemas.py). Messages and latents use no tools.
             on_progress: called with the number of questions finished since the last call.
+            on_turn: called with round and role after each turn of each batch, the answer's too; what it raises ends
+                the call.
             generation_kwargs: transformers' own, for the answer (and its sampling settings for messages).
 
         Returns:
@@ -394,7 +397,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             batches[-1] += single
         solutions: dict[int, Solution] = {}
         solve_batches = self.executor or self.solve_batches
-        for index, solved in solve_batches([[questions[row] for row in rows] for rows in batches], settings, answer):
+        asked = [[questions[row] for row in rows] for rows in batches]
+        for index, solved in solve_batches(asked, settings, answer, on_turn):
             solutions.update(zip(batches[index], solved, strict=True))
             if on_progress:
                 on_progress(len(solved))
@@ -402,11 +406,15 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def solve_batches(
-        self, batches: list[list[Question]], settings: RunSettings, answer: AnswerSettings
+        self,
+        batches: list[list[Question]],
+        settings: RunSettings,
+        answer: AnswerSettings,
+        on_turn: Callable[[int, str], None] | None = None,
     ) -> Iterator[tuple[int, list[Solution]]]:
         """Solves batches one after another; yields each one's index and solutions. An executor does the same."""
         for index, questions in enumerate(batches):
-            run = Run(self, questions, settings, answer.generation_config)
+            run = Run(self, questions, settings, answer.generation_config, on_turn)
             yield index, run.answer(run.decoder_prompt(answer.reuse), answer)
 
     @torch.no_grad()

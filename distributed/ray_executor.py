@@ -178,7 +178,11 @@ class RayExecutor:
         ray.get([actor.ready.remote() for actor in self._actors])
 
     def __call__(
-        self, batches: list[list[Question]], settings: RunSettings, answer: AnswerSettings
+        self,
+        batches: list[list[Question]],
+        settings: RunSettings,
+        answer: AnswerSettings,
+        on_turn: Callable[[int, str], None] | None = None,
     ) -> Iterator[tuple[int, list[Solution]]]:
         """Yields each batch's index and solutions, as they are finished.
 
@@ -221,6 +225,8 @@ class RayExecutor:
                 continue
             job.done.add(turn)
             job.sent.update(sent)
+            if on_turn:
+                on_turn(*turn)
             if turn != run.schedule[-1]:
                 job.usage[turn[1]] = value
                 continue
