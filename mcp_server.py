@@ -52,14 +52,14 @@ def build_server(mas: RecursiveMASModel, **arguments: Any) -> "MCPServer":
 
     async def solve(
         question: str,
-        context: Context,  # type: ignore[type-arg]
+        context: Context,
         num_rounds: int | None = None,
         latent_steps: int | None = None,
         mode: Literal["latent", "text", "alone"] = "latent",
         inputs: dict[str, str] | None = None,
     ) -> dict[str, Any]:
         """Returns "text", "answer" (out of the text), "thoughts" (what was handed over, read as text) and "usage"."""
-        chosen = {"num_rounds": num_rounds, "latent_steps": latent_steps, "mode": mode}
+        chosen: dict[str, Any] = {"num_rounds": num_rounds, "latent_steps": latent_steps, "mode": mode}
         try:
             turns = len(mas.config.run_settings(**chosen).turns(mas.topology))
             done = 0
