@@ -8,6 +8,8 @@ import argparse
 import importlib
 import sys
 
+from . import __version__
+
 # name -> (module, what it does)
 COMMANDS = {
     "fetch": (".fetch", "bring a small real model"),
@@ -43,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         epilog=f"commands:\n{overview}\n\n`recursivemas COMMAND --help` says more.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     if not argv or argv[0] not in COMMANDS:
         parser.parse_args(argv or ["--help"])

@@ -1,0 +1,8 @@
+"""`python -m recursivemas` is the command `recursivemas`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
