@@ -25,7 +25,7 @@ def test_the_blocks_of_the_readme_run_in_a_clone(tmp_path):
     ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build")
     clone = shutil.copytree(ROOT, tmp_path / "clone", ignore=ignored)
     with LoopbackHub() as hub, Worker(hub, clone) as worker:
-        assert len(run_blocks("README.md", worker)) == 6
+        assert len(run_blocks("README.md", worker)) == 7
 
 
 @pytest.mark.slow
