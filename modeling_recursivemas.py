@@ -379,14 +379,17 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         validate_count("batch_size", batch_size, 2 if swaps else 1)
         if tools is not None:
             validate_tools(tools)
-        config, model_kwargs = self._answer_config(generation_kwargs, prompt_length=0)
-        if config.num_return_sequences not in (None, 1):
+        sequences = generation_kwargs.get("num_return_sequences")
+        for saved in (given, self.generation_config):
+            sequences = getattr(saved, "num_return_sequences", None) if sequences is None else sequences
+        if sequences not in (None, 1):
             raise InputError(
                 "`solve` returns one result per question.",
                 where="num_return_sequences",
-                found=config.num_return_sequences,
+                found=sequences,
                 hint="use `generate`, or repeat the question",
             )
+        config, model_kwargs = self._answer_config(generation_kwargs, prompt_length=0)
         if is_assisted(config, model_kwargs) and not swaps:
             batch_size = 1  # candidates are drafted for one row at a time
         judge_arguments(self._decoder, config, model_kwargs, min(batch_size, len(questions)))

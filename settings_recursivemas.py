@@ -76,7 +76,8 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("sequence_bias", "exponential_decay_length_penalty", "dola_layers"), OPEN),
     **dict.fromkeys(("constraints", "force_words_ids"), OPEN),
 }
-METADATA = {"transformers_version", "_from_model_config", "_commit_hash", "_original_object_hash"}
+_OF_A_MODEL = "_from_model_config"
+METADATA = {"transformers_version", _OF_A_MODEL, "_commit_hash", "_original_object_hash"}
 
 # What `generate` of one model takes and that of a system cannot: name -> why.
 _OF_ONE_MODEL = "it is made for one model's reading of one prompt, and every agent reads prompts of its own"
@@ -164,7 +165,8 @@ def read_settings(content: Mapping[str, Any], where: str, known: Collection[str]
             raise CheckpointError("A file has an unknown key.", where=where, **unknown_name(name, names))
     validate_kinds(content, where, CheckpointError)
     try:
-        return GenerationConfig.from_dict(dict(content))
+        # Settings that came from a model's configuration lose names of ours, if they say so.
+        return GenerationConfig.from_dict({name: value for name, value in content.items() if name != _OF_A_MODEL})
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(
             "transformers refuses a generation setting.", where=where, found=str(error)[:200]
