@@ -18,6 +18,7 @@ from transformers import (
 
 from .errors_recursivemas import CheckpointError
 from .kernels_recursivemas import computes_half
+from .settings_recursivemas import read_settings
 from .sources_recursivemas import Source
 
 # What of an agent's repository is needed
@@ -53,7 +54,7 @@ def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel
         role: for error messages.
         kwargs: passed to `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, …).
     """
-    source.find_json("generation_config.json")  # transformers passes over a broken one
+    _read_settings(source, role)  # transformers passes over a broken one
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -136,9 +137,15 @@ def build_empty_model(source: Source, config: PreTrainedConfig) -> PreTrainedMod
     """An agent's model without weights, which takes no memory and cannot run."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    if (settings := source.find_json("generation_config.json")) is not None:
-        model.generation_config = GenerationConfig.from_dict(settings)
+    if (settings := _read_settings(source)) is not None:
+        model.generation_config = settings
     return model
+
+
+def _read_settings(source: Source, role: str = "") -> GenerationConfig | None:
+    settings = source.find_json("generation_config.json")
+    where = f"{f'agent {role}, ' if role else ''}{source}, generation_config.json"
+    return None if settings is None else read_settings(settings, where)
 
 
 def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:

@@ -23,12 +23,39 @@ class PromptBatch:
         attention_mask: (batch, length).
         past_key_values: cache of the first `past` positions, or `None`.
         past: number of leading positions that `past_key_values` holds.
+        rows: what each row was made of, token ids and latents (n, hidden_size).
     """
 
     inputs_embeds: torch.Tensor
     attention_mask: torch.Tensor
     past_key_values: Cache | None = None
     past: int = 0
+    rows: Sequence[Sequence[torch.Tensor | list[int]]] = ()
+
+    @property
+    def latent(self) -> bool:
+        """Whether there is more in the embeddings than tokens."""
+        return any(isinstance(part, torch.Tensor) and len(part) for row in self.rows for part in row)
+
+    def input_ids(self, padding: int) -> torch.Tensor:
+        """(batch, length) token ids, for what reads ids beside the embeddings; `padding` for rows without a token.
+
+        Latents, and positions that are masked, repeat the row's first token: it stands in the prompt anyway, so that
+        no penalty on the prompt's tokens falls on one that is not there.
+        """
+        mask = self.attention_mask.bool().cpu()
+        ids = torch.empty(mask.shape, dtype=torch.long)
+        for index, row in enumerate(self.rows):
+            first = next((part[0] for part in row if len(part) and not isinstance(part, torch.Tensor)), padding)
+            parts = [[first] * len(part) if isinstance(part, torch.Tensor) else part for part in row]
+            ids[index] = first
+            ids[index, mask[index]] = torch.tensor([token for part in parts for token in part], dtype=torch.long)
+        return ids.to(self.attention_mask.device)
+
+    def continued(self, agent: RecursiveMASAgent, written: Mapping[int, list[int]]) -> "PromptBatch":
+        """Some rows of the prompt with what was written behind them, row -> token ids; without a cache."""
+        rows = [[*self.rows[row], ids] for row, ids in written.items()]
+        return PromptBatch(*embed_rows(agent, rows), rows=rows)
 
 
 class PromptBuilder:
@@ -79,16 +106,16 @@ class PromptBuilder:
         if continuations is not None:
             rows = [[*row, ids] for row, ids in zip(rows, continuations, strict=True)]
         if not reuse:
-            return PromptBatch(*embed_rows(self.agent, rows)), tokens
+            return PromptBatch(*embed_rows(self.agent, rows), rows=rows), tokens
         opened = self._open_prefix(rows)
         if opened is None:
-            return PromptBatch(*embed_rows(self.agent, rows), self.agent.new_cache()), tokens
+            return PromptBatch(*embed_rows(self.agent, rows), self.agent.new_cache(), rows=rows), tokens
         prefix, cache = opened
         tails = [[row[0][len(head) :], *row[1:]] for row, head in zip(rows, self._heads, strict=True)]
         embeds, mask = embed_rows(self.agent, tails)
         padding = embeds.new_zeros(embeds.shape[0], prefix.length, embeds.shape[2])
         embeds, mask = torch.cat([padding, embeds], dim=1), torch.cat([prefix.attention_mask, mask], dim=1)
-        return PromptBatch(embeds, mask, cache, prefix.length), tokens
+        return PromptBatch(embeds, mask, cache, prefix.length, rows), tokens
 
     def _open_prefix(self, rows: list[list]) -> tuple[Prefix, Cache] | None:
         if not self._heads:

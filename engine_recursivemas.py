@@ -24,9 +24,10 @@ from .configuration_recursivemas import RunSettings
 from .controls_recursivemas import stand_in
 from .generation_recursivemas import (
     AnswerSettings,
+    continues_cache,
+    ends_of,
     generate_from,
     message_config,
-    single_sequence,
     trim,
     write_answers,
 )
@@ -197,7 +198,7 @@ class Run:
         if settings.writes:
             config = message_config(self.generation_config, self.agents[role], settings.message_tokens)
         # Who thinks and writes reads the prompt twice, and its cache goes on only once.
-        reuse = config is None or (not settings.thinks and single_sequence(config))
+        reuse = config is None or (not settings.thinks and continues_cache(config, {}))
         prompt = self._prompt(round_index, role, reuse)
         if settings.thinks:
             self._think(round_index, role, prompt)
@@ -290,6 +291,6 @@ class Run:
 
     def _write(self, round_index: int, role: str, prompt: PromptBatch, config: GenerationConfig) -> None:
         agent = self.agents[role]
-        rows = trim(generate_from(agent, prompt, generation_config=config), agent.eos_token_ids)
+        rows = trim(generate_from(agent, prompt, config), ends_of(config))
         self.usage.count("new_tokens", list(map(len, rows)))
         self.texts[round_index, role] = list(map(agent.decode, rows))

@@ -1,6 +1,7 @@
 """Writing text: transformers' `generate` from a prompt of embeddings, its settings, tool calls and forced answers."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,9 +11,12 @@ from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent
 from .answers_recursivemas import OPENINGS
-from .batching_recursivemas import PromptBatch, embed_rows
+from .batching_recursivemas import PromptBatch
 from .caches_recursivemas import cache_argument
+from .callers_recursivemas import CallerView, is_assisted, prompt_embeddings
+from .errors_recursivemas import InputError
 from .prompts_recursivemas import PromptRenderer
+from .settings_recursivemas import KINDS, TOKEN_LIST, TOKEN_LISTS, TOKENS
 from .tools_recursivemas import MAX_CALLS, MAX_RESULT, Tools, find_call
 
 
@@ -37,13 +41,15 @@ class AnswerSettings:
     @property
     def reuse(self) -> bool:
         """Whether the answer can go on from the prompt's cache; what follows a first answer reads the prompt again."""
-        return not self.tools and not self.complete_answer and single_sequence(self.generation_config)
+        plain = not self.tools and not self.complete_answer
+        return plain and continues_cache(self.generation_config, self.model_kwargs)
 
 
 def answer_config(
     agent: RecursiveMASAgent,
     saved: GenerationConfig,
     kwargs: dict[str, Any],
+    given: GenerationConfig | None = None,
     *,
     prompt_length: int,
     default_new_tokens: int,
@@ -52,22 +58,42 @@ def answer_config(
 
     Args:
         agent: the decoding agent, whose end-of-sequence and padding ids count where nobody says others.
-        saved: the settings that `kwargs` are laid over.
+        saved: the system's settings, which count where the caller says nothing.
         kwargs: transformers' generation arguments, as the caller gave them.
+        given: a caller's own `generation_config`, which `kwargs` are laid over.
         prompt_length: of the caller's prompt, which `max_length` and `min_length` count.
         default_new_tokens: most new tokens where neither settings nor caller say.
 
     Returns:
         The settings, and the arguments that are none (stopping criteria, tokenizer, …).
+
+    Raises:
+        InputError: transformers refuses a setting, or there is no room for an answer.
     """
-    config = copy.deepcopy(saved)
+    config, defaults = copy.deepcopy(given or GenerationConfig()), saved.to_dict()
     kwargs = {key: value for key, value in kwargs.items() if value is not None}
-    if "max_length" in kwargs and "max_new_tokens" not in kwargs:
-        config.max_new_tokens = None  # what the caller says beats what a file says
-    model_kwargs = config.update(**kwargs)
+    if config.max_length or "max_length" in kwargs:
+        defaults.pop("max_new_tokens", None)  # what the caller says beats what a file says
+    try:
+        config.update(**defaults, defaults_only=True, allow_custom_entries=True)
+        if "max_length" in kwargs and "max_new_tokens" not in kwargs:
+            config.max_new_tokens = None
+        model_kwargs = config.update(**kwargs)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            "transformers refuses a generation setting.", where="generation arguments", found=str(error)[:600]
+        ) from error
     if config.max_new_tokens is None:
         longest = default_new_tokens if config.max_length is None else config.max_length - prompt_length
-        config.max_new_tokens = max(1, longest)
+        if longest < 1:
+            raise InputError(
+                "The prompt leaves no room for an answer.",
+                where="max_length",
+                found=f"{config.max_length} for a prompt of {prompt_length} tokens",
+                expected=f"at least {prompt_length + 1}",
+                hint="set `max_new_tokens`",
+            )
+        config.max_new_tokens = longest
     if config.min_new_tokens is None and config.min_length:
         config.min_new_tokens = max(0, config.min_length - prompt_length)
     config.max_length = config.min_length = None
@@ -77,14 +103,32 @@ def answer_config(
         config.eos_token_id = agent.eos_token_ids
     if config.pad_token_id is None:
         config.pad_token_id = agent.pad_token_id
+    if config.stop_strings is not None:
+        model_kwargs.setdefault("tokenizer", agent.tokenizer)
     return config, model_kwargs
+
+
+def ends_of(config: GenerationConfig) -> list[int]:
+    """The ids that end a text."""
+    ids = config.eos_token_id
+    return torch.as_tensor([] if ids is None else ids).reshape(-1).tolist()
+
+
+# What counts for the answer, and not for the messages of `mode="text"`.
+_ANSWER_ONLY = (
+    "max_length", "min_length", "min_new_tokens", "max_time", "stop_strings", "num_return_sequences", "sequence_bias",
+    "force_words_ids", "constraints", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "output_scores",
+    "output_logits", "output_attentions", "output_hidden_states", "return_dict_in_generate",
+)  # fmt: skip
 
 
 def message_config(answer: GenerationConfig, agent: RecursiveMASAgent, message_tokens: int) -> GenerationConfig:
     """The settings of an agent's messages in `mode="text"`: sampling as for the answer; ends and length of its own."""
     config = copy.deepcopy(answer)
     config.max_new_tokens = message_tokens
-    for name in ("max_length", "min_length", "min_new_tokens", "stop_strings", "num_return_sequences", "bos_token_id"):
+    # Ids of the decoding agent's vocabulary say something else in another's.
+    ids = [name for name, kind in KINDS.items() if kind in (TOKENS, TOKEN_LIST, TOKEN_LISTS)]
+    for name in (*ids, *_ANSWER_ONLY):
         setattr(config, name, None)
     config.eos_token_id, config.pad_token_id = agent.eos_token_ids, agent.pad_token_id
     return config
@@ -103,20 +147,45 @@ def trim(output: torch.Tensor | ModelOutput, eos_token_ids: list[int]) -> list[l
     return rows
 
 
-def single_sequence(config: GenerationConfig) -> bool:
+def continues_cache(config: GenerationConfig, model_kwargs: dict[str, Any]) -> bool:
     """Whether generation can continue a prompt's cache: one sequence per row, in transformers' default cache."""
     alone = config.num_beams in (None, 1) and config.num_return_sequences in (None, 1)
-    return alone and config.cache_implementation is None and config.use_cache is not False
+    usual = config.cache_implementation is None and config.use_cache is not False and config.prefill_chunk_size is None
+    return alone and usual and not is_assisted(config, model_kwargs) and model_kwargs.get("custom_generate") is None
 
 
-def generate_from(agent: RecursiveMASAgent, prompt: PromptBatch, **kwargs: Any) -> torch.Tensor | ModelOutput:
-    """The base model's own `generate` from a prompt of embeddings; kwargs are transformers' generation arguments.
+def generate_from(
+    agent: RecursiveMASAgent,
+    prompt: PromptBatch,
+    generation_config: GenerationConfig,
+    model_kwargs: dict[str, Any] | None = None,
+    question_ids: torch.Tensor | None = None,
+) -> torch.Tensor | ModelOutput:
+    """The base model's own `generate` from a prompt, as from token ids.
 
-    Where the prompt's head is cached, transformers skips that part of the embeddings (they must have full length).
+    Args:
+        agent: the agent that writes.
+        prompt: its prompts.
+        generation_config: the settings.
+        model_kwargs: further arguments of transformers' `generate`.
+        question_ids: (batch, length), what stands in the prompt's place for the caller and its functions; `None` for
+            nothing.
+
+    Returns:
+        What transformers returns, with the question in the prompt's place.
     """
+    ids = prompt.input_ids(agent.pad_token_id)
+    view = CallerView(ids[:, :0] if question_ids is None else question_ids, ids.shape[1])
+    arguments = view.arguments(model_kwargs or {}, generation_config)
+    once = continues_cache(generation_config, arguments)
     if prompt.past_key_values is not None:
-        kwargs |= cache_argument(agent.model.forward, prompt.past_key_values)
-    return agent.model.generate(inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **kwargs)
+        arguments |= cache_argument(agent.model.forward, prompt.past_key_values)
+    reads = prompt_embeddings(agent, prompt, ids, once) if prompt.latent else nullcontext()
+    with reads:
+        output = agent.model.generate(
+            ids, attention_mask=prompt.attention_mask, generation_config=generation_config, **arguments
+        )
+    return view.output(output)
 
 
 def write_answers(
@@ -132,8 +201,7 @@ def write_answers(
     if settings.tools:
         answers, read = write_with_tools(agent, renderer, prompt, settings.tools, config, model_kwargs)
     else:
-        ids = generate_from(agent, prompt, generation_config=config, **model_kwargs)
-        answers = trim(ids, agent.eos_token_ids)
+        answers = trim(generate_from(agent, prompt, config, model_kwargs), ends_of(config))
         read = [0] * len(answers)
     if settings.complete_answer and task in OPENINGS:
         opened = complete_answers(agent, renderer, prompt, answers, task, config, model_kwargs)
@@ -166,24 +234,24 @@ def write_with_tools(
     own_stops = [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings or []
     config.stop_strings = [*own_stops, *(f"</{tag}>" for tag in tools)]
     model_kwargs = {**model_kwargs, "tokenizer": agent.tokenizer}
-    limit = config.max_new_tokens
+    limit, ends = config.max_new_tokens, ends_of(config)
     count = prompt.inputs_embeds.shape[0]
-    heads = [embeds[seen.bool()] for embeds, seen in zip(prompt.inputs_embeds, prompt.attention_mask, strict=True)]
+    question = prompt
     written: list[list[int]] = [[] for _ in range(count)]
     results = [0] * count  # tokens of results among `written`
     rows = list(range(count))
     for calls in range(MAX_CALLS + 1):
         if calls:
-            prompt = PromptBatch(*embed_rows(agent, [[heads[row], written[row]] for row in rows]))
+            prompt = question.continued(agent, {row: written[row] for row in rows})
         left = [limit - len(written[row]) + results[row] for row in rows]
         config.max_new_tokens = max(left)
-        output = generate_from(agent, prompt, generation_config=config, **model_kwargs)
+        output = generate_from(agent, prompt, config, model_kwargs)
         calling = []
-        for row, room, ids in zip(rows, left, trim(output, agent.eos_token_ids), strict=True):
+        for row, room, ids in zip(rows, left, trim(output, ends), strict=True):
             call = find_call(agent.decode(ids), tools)
             # A row that stopped at a closing tag is padded up to the longest one.
-            fill = {agent.pad_token_id} if call is None else {agent.pad_token_id, *agent.eos_token_ids}
-            while ids and ids[-1] in fill and (call or ids[-1] not in agent.eos_token_ids):
+            fill = {config.pad_token_id} if call is None else {config.pad_token_id, *ends}
+            while ids and ids[-1] in fill and (call or ids[-1] not in ends):
                 ids.pop()
             ids = ids[:room]
             written[row] += ids
@@ -228,13 +296,12 @@ def complete_answers(
     rows = [row for row, ids in enumerate(answers) if sign not in agent.decode(ids)]
     if not rows:
         return [0] * len(answers)
-    pieces: list[list[torch.Tensor | list[int]]] = []
+    ends = ends_of(config)
     for row in rows:
-        answers[row] = [*(token for token in answers[row] if token not in agent.eos_token_ids), *opening]
-        pieces.append([prompt.inputs_embeds[row][prompt.attention_mask[row].bool()], answers[row]])
+        answers[row] = [*(token for token in answers[row] if token not in ends), *opening]
     config = copy.deepcopy(config)
     config.max_new_tokens, config.min_new_tokens = new_tokens, None
-    ids = generate_from(agent, PromptBatch(*embed_rows(agent, pieces)), generation_config=config, **model_kwargs)
-    for row, new_ids in zip(rows, trim(ids, agent.eos_token_ids), strict=True):
+    prompt = prompt.continued(agent, {row: answers[row] for row in rows})
+    for row, new_ids in zip(rows, trim(generate_from(agent, prompt, config, model_kwargs), ends), strict=True):
         answers[row] += new_ids
     return [len(opening) * (row in rows) for row in range(len(answers))]

@@ -4,6 +4,7 @@
 """
 
 import copy
+import inspect
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -15,10 +16,11 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent, Rollout
+from .callers_recursivemas import infer_mask, is_assisted, judge_arguments, validate_ids
 from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
 from .engine_recursivemas import Residency, Run, Solution
-from .errors_recursivemas import ArgumentError, ConfigError, InputError
-from .generation_recursivemas import AnswerSettings, answer_config, generate_from, single_sequence
+from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
+from .generation_recursivemas import AnswerSettings, answer_config, continues_cache, ends_of, generate_from
 from .handover_recursivemas import hand_over
 from .links_recursivemas import (
     AnyInnerLink,
@@ -38,6 +40,7 @@ from .loading_recursivemas import (
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
 from .saving_recursivemas import save_system, saved_links, write_agent
+from .settings_recursivemas import read_settings, validate_arguments
 from .sources_recursivemas import Source, split_arguments
 from .tools_recursivemas import Tools, validate_tools
 
@@ -171,7 +174,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         if generation_config is not None:
             model.generation_config.update(**generation_config.to_diff_dict())
         elif (saved := source.find_json("generation_config.json")) is not None:
-            model.generation_config = GenerationConfig.from_dict(saved)
+            model._read_generation_config(saved, f"{source}, generation_config.json")
         model.config.name_or_path = source.repository
         return model
 
@@ -311,7 +314,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         latent_steps: int | None = None,
         task: str | None = None,
         prompts: dict | str | os.PathLike | None = None,
-        mode: str = "latent",
+        mode: str | None = None,
         latent_halting: bool | None = None,
         control_tokens: bool | None = None,
         message_tokens: int | None = None,
@@ -329,11 +332,13 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         Args:
             questions: texts, or mappings of fields to texts (`{"question": ..., "facts": ...}`) where the prompts name
                 fields: those that the prompts of this run name, and no field that none names. One is a list of one.
-            num_rounds: recursion rounds (>= 1); default from the configuration, as for the next three.
+            num_rounds: recursion rounds (>= 1); default from the generation config, which may hold every field of
+                `RunSettings`, else from the configuration, as for the next three.
             latent_steps: latent steps of each rollout (>= 0; 0 sends nothing).
             task: chooses the prompts: default, math, choice, code or reasoning.
             prompts: a prompt set, or a JSON file with one, instead of the configuration's.
-            mode: "latent", "text" (the same agents hand over generated text) or "alone" (the decoding agent only).
+            mode: "latent" (the default), "text" (the same agents hand over generated text) or "alone" (the decoding
+                agent only).
             latent_halting: end each row's latent steps where its agent has finished.
             control_tokens: whether latents that say a special token count, and travel.
             message_tokens: most new tokens of a message in `mode="text"`.
@@ -358,7 +363,10 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             InputError, ConfigError: an argument cannot be used; before any compute.
         """
         questions = [questions] if isinstance(questions, str | Mapping) else questions
-        settings = self.config.run_settings(
+        given = generation_kwargs.get("generation_config")
+        self._judge_names(generation_kwargs)
+        settings = self._run_settings(
+            given,
             num_rounds=num_rounds,
             latent_steps=latent_steps,
             mode=mode,
@@ -370,13 +378,13 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             control=control,
         )
         settings.validate_questions(questions, self.topology)
-        swaps = control == "other_question"
+        swaps = settings.control == "other_question"
         validate_count("batch_size", batch_size, 2 if swaps else 1)
         if tools is not None:
             validate_tools(tools)
-        given = generation_kwargs.get("generation_config") or self.generation_config
         sequences = generation_kwargs.get("num_return_sequences")
-        sequences = given.num_return_sequences if sequences is None else sequences
+        for saved in (given, self.generation_config):
+            sequences = getattr(saved, "num_return_sequences", None) if sequences is None else sequences
         if sequences not in (None, 1):
             raise InputError(
                 "`solve` returns one result per question.",
@@ -385,6 +393,9 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 hint="use `generate`, or repeat the question",
             )
         config, model_kwargs = self._answer_config(generation_kwargs, prompt_length=0)
+        if is_assisted(config, model_kwargs) and not swaps:
+            batch_size = 1  # candidates are drafted for one row at a time
+        judge_arguments(self._decoder, config, model_kwargs, min(batch_size, len(questions)))
         answer = AnswerSettings(config, model_kwargs, tools, complete_answer, return_latents)
         # Questions of like length share a batch, so that little of it is padding; who gets what was sent for the next
         # question chooses the order.
@@ -422,6 +433,9 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         self,
         inputs: torch.Tensor | Sequence[Question] | Question | None = None,
         generation_config: GenerationConfig | None = None,
+        logits_processor: Sequence[Callable] | None = None,
+        stopping_criteria: Sequence[Callable] | None = None,
+        *,
         attention_mask: torch.Tensor | None = None,
         streamer: Any = None,
         **kwargs: Any,
@@ -432,7 +446,9 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             inputs: `input_ids`, (batch, length), in the decoding agent's vocabulary; or questions as `solve` takes
                 them, which are tokenized here (the fields of a mapping one a line).
             generation_config: settings; the fields of `RunSettings` count on it too.
-            attention_mask: (batch, length), zeros on padding.
+            logits_processor, stopping_criteria: functions of the caller's, which see the question's ids and the new
+                ones; transformers' own, and settings like `repetition_penalty`, read the decoding agent's prompt.
+            attention_mask: (batch, length), zeros on padding; inferred as transformers does where it is not given.
             streamer: gets the question's ids, then the new ids.
             kwargs: transformers' generation arguments, and the fields of `RunSettings`.
 
@@ -440,58 +456,114 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             (batch, length + new) ids: the question's and the answer's; or what `return_dict_in_generate` asks for.
 
         Raises:
-            InputError, ConfigError: an argument cannot be used; before any compute.
+            InputError, ConfigError, ArgumentError: an argument cannot be used; before any compute.
         """
-        given = kwargs.pop("input_ids", inputs)
-        if isinstance(given, torch.Tensor) and (given.ndim != 2 or given.shape[1] == 0):
-            raise InputError(
-                "There is no question.",
-                where="generate, input_ids",
-                found=tuple(given.shape),
-                expected="ids of a text, (batch, length >= 1)",
-            )
+        if inputs is not None and kwargs.get("input_ids") is not None:
+            raise InputError("The question was given twice.", where="generate", found="`inputs` and `input_ids`")
+        given = kwargs.pop("input_ids", None) if inputs is None else inputs
+        kwargs.pop("input_ids", None)
+        own = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria, "streamer": streamer}
+        kwargs |= {name: value for name, value in own.items() if value is not None}
+        self._judge_names({**kwargs, "generation_config": generation_config})
+        if isinstance(given, torch.Tensor):
+            validate_ids(given, attention_mask, self._decoder.get_input_embeddings().num_embeddings)
+        elif attention_mask is not None:
+            raise InputError("Texts have no mask.", where="generate, attention_mask", expected="only beside ids")
         if self.executor is not None:
             raise InputError(
                 "`generate` needs the agents in this process.", where="generate", hint="use `solve`, or no executor"
             )
-        arguments = {name: getattr(generation_config, name, None) for name in RUN_ARGUMENTS}
-        arguments |= {name: value for name in RUN_ARGUMENTS if (value := kwargs.pop(name, None)) is not None}
-        settings = self.config.run_settings(**arguments)
+        settings = self._run_settings(generation_config, **{name: kwargs.pop(name, None) for name in RUN_ARGUMENTS})
         questions: Sequence[Question]
         if isinstance(given, torch.Tensor):
-            questions = questions_of_ids(self.tokenizer, given, attention_mask)
+            input_ids = given
         else:
             questions = [given] if isinstance(given, str | Mapping) else given
-        settings.validate_questions(questions, self.topology)
-        input_ids = given if isinstance(given, torch.Tensor) else self._ids_of(questions)
+            settings.validate_questions(questions, self.topology)
+            input_ids = self._ids_of(questions)
         kwargs["generation_config"] = generation_config
         config, model_kwargs = self._answer_config(kwargs, prompt_length=input_ids.shape[1])
-        decoder = self.agents[self.config.decoding_role]
-        # With the question's ids beside the embeddings, what comes back (and every criterion on the way) sees
-        # question and answer, while the first forward pass reads the embeddings.
-        prompt = Run(self, questions, settings, config).decoder_prompt(reuse=single_sequence(config))
-        return generate_from(
-            decoder,
-            prompt,
-            input_ids=input_ids.to(decoder.device),
-            generation_config=config,
-            streamer=streamer,
-            **model_kwargs,
-        )
+        if isinstance(given, torch.Tensor):
+            mask = infer_mask(given, config, ends_of(config)) if attention_mask is None else attention_mask
+            questions = questions_of_ids(self.tokenizer, given, mask)
+            settings.validate_questions(questions, self.topology)
+        judge_arguments(self._decoder, config, model_kwargs, len(questions))
+        input_ids = input_ids.to(self._decoder.device)
+        if streamer is not None:
+            copies = max(config.num_beams or 1, config.num_return_sequences or 1)
+            try:
+                streamer.put(input_ids.cpu().repeat_interleave(copies, dim=0))
+            except ValueError as error:
+                raise InputError("The streamer refuses this batch.", where="streamer", found=error) from error
+        prompt = Run(self, questions, settings, config).decoder_prompt(reuse=continues_cache(config, model_kwargs))
+        return generate_from(self._decoder, prompt, config, model_kwargs, input_ids)
+
+    @property
+    def _decoder(self) -> RecursiveMASAgent:
+        return self.agents[self.config.decoding_role]
 
     def _ids_of(self, questions: Sequence[Question]) -> torch.Tensor:
         """Token ids of questions as texts, padded on the left, (batch, length)."""
         rows = self.tokenizer(list(map(as_text, questions)))["input_ids"]
-        longest, padding = max(map(len, rows)), self.agents[self.config.decoding_role].pad_token_id
+        longest, padding = max(map(len, rows)), self._decoder.pad_token_id
         return torch.tensor([[padding] * (longest - len(row)) + row for row in rows])
+
+    def _known_names(self) -> set[str]:
+        """Names beside transformers' own that generation settings may have: ours, and those of the agent's files."""
+        own = {*vars(self.generation_config), *vars(self._decoder.model.generation_config)}
+        return {*RUN_ARGUMENTS, *(name for name in own if not name.startswith("_"))}
+
+    def _judge_names(self, kwargs: Mapping[str, Any]) -> None:
+        """Judges a door's generation arguments by name and kind, see `validate_arguments`."""
+        given = dict(kwargs)
+        config, custom = given.pop("generation_config", None), given.get("custom_generate")
+        if config is not None and not isinstance(config, GenerationConfig):
+            found = type(config).__name__
+            raise InputError(
+                "No generation settings.", where="generation_config", found=found, expected="GenerationConfig"
+            )
+        known = self._known_names()
+        if config is not None:
+            own = {name: value for name, value in vars(config).items() if not name.startswith("_")}
+            own.pop("transformers_version", None)
+            validate_arguments(own, known)
+        if isinstance(custom, str):
+            known |= given.keys()  # the repository's function knows
+        elif callable(custom):
+            known |= inspect.signature(custom).parameters.keys()
+        validate_arguments(given, known)
+
+    def _run_settings(self, generation_config: GenerationConfig | None, **arguments: Any) -> RunSettings:
+        """What a call asks for: its arguments, before a `generation_config`'s, before the system's own."""
+        for name in RUN_ARGUMENTS:
+            for config in (generation_config, self.generation_config):
+                if arguments.get(name) is None:
+                    arguments[name] = getattr(config, name, None)
+        return self.config.run_settings(**arguments)
+
+    def _read_generation_config(self, content: dict[str, Any], where: str) -> None:
+        """Takes over a generation_config.json; CheckpointError where something in it cannot be used."""
+        self.generation_config = read_settings(content, where, self._known_names())
+        if isinstance(content.get("prompts", {}), dict):
+            try:
+                self._run_settings(None)
+                config, arguments = self._answer_config({}, prompt_length=0)
+                judge_arguments(self._decoder, config, arguments, 1)
+                return
+            except (InputError, ConfigError) as error:
+                raise CheckpointError("Settings of a file cannot be used.", where=where, found=error) from error
+        raise CheckpointError(
+            "A prompt set is an object.", where=f"{where}, prompts", found=repr(content["prompts"])[:200]
+        )
 
     def _answer_config(self, kwargs: dict[str, Any], prompt_length: int) -> tuple[GenerationConfig, dict[str, Any]]:
         """Settings of the answer and the rest of a door's generation arguments, see `answer_config`."""
-        config, model_kwargs = answer_config(
-            self.agents[self.config.decoding_role],
-            kwargs.pop("generation_config", None) or self.generation_config,
+        kwargs = {name: value for name, value in kwargs.items() if name not in ("token_type_ids", *RUN_ARGUMENTS)}
+        return answer_config(
+            self._decoder,
+            self.generation_config,
             kwargs,
+            kwargs.pop("generation_config", None),
             prompt_length=prompt_length,
             default_new_tokens=self.config.message_tokens,
         )
-        return config, {name: value for name, value in model_kwargs.items() if name not in RUN_ARGUMENTS}

@@ -1,0 +1,177 @@
+"""transformers' generation settings: their names and kinds, judged where they come in (a call, a file)."""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Collection, Mapping
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import torch
+from transformers import GenerationConfig, GenerationMixin
+
+from .errors_recursivemas import ArgumentError, CheckpointError, InputError
+
+
+class Kind(NamedTuple):
+    """What a setting may be: in words, and as a test."""
+
+    expected: str
+    fits: Callable[[Any], bool]
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _each(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: test(value) or (isinstance(value, list | tuple) and all(map(test, value)))
+
+
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+COUNT = Kind("a whole number >= 1", lambda value: _whole(value) and value >= 1)
+LENGTH = Kind("a whole number >= 0", lambda value: _whole(value) and value >= 0)
+NUMBER = Kind("a finite number", _finite)
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+TEXTS = Kind("a text, or a list of texts", _each(lambda value: isinstance(value, str) and value != ""))
+TOKENS = Kind(
+    "a token id, or a list of token ids",
+    lambda value: _each(_whole)(value) or (isinstance(value, torch.Tensor) and not value.is_floating_point()),
+)
+TOKEN_LIST = Kind("a list of token ids", lambda value: isinstance(value, list | tuple) and all(map(_whole, value)))
+TOKEN_LISTS = Kind(
+    "a list of lists of token ids",
+    lambda value: isinstance(value, list | tuple) and bool(value) and all(map(TOKEN_LIST.fits, value)),
+)
+OPEN = Kind("what transformers takes", lambda value: True)  # judged by transformers alone
+
+# Every field of transformers' GenerationConfig; a law of the tests holds the table to it.
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("max_new_tokens", "num_beams", "num_return_sequences", "max_length", "max_cache_len"), COUNT),
+    **dict.fromkeys(("prompt_lookup_num_tokens", "max_matching_ngram_size", "num_assistant_tokens"), COUNT),
+    **dict.fromkeys(("assistant_early_exit", "assistant_lookbehind", "target_lookbehind"), COUNT),
+    **dict.fromkeys(("prefill_chunk_size", "num_beam_groups"), COUNT),
+    **dict.fromkeys(("min_length", "min_new_tokens", "top_k"), LENGTH),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), LENGTH),
+    **dict.fromkeys(("temperature", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"), NUMBER),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "max_time"), NUMBER),
+    **dict.fromkeys(("guidance_scale", "assistant_confidence_threshold", "assistant_ensemble_weight"), NUMBER),
+    **dict.fromkeys(("penalty_alpha", "diversity_penalty"), NUMBER),
+    **dict.fromkeys(("do_sample", "use_mtp", "use_cache", "renormalize_logits", "remove_invalid_values"), FLAG),
+    **dict.fromkeys(("token_healing", "output_attentions", "output_hidden_states", "output_scores"), FLAG),
+    **dict.fromkeys(("output_logits", "return_dict_in_generate", "is_assistant", "disable_compile"), FLAG),
+    **dict.fromkeys(("low_memory",), FLAG),
+    **dict.fromkeys(("cache_implementation", "num_assistant_tokens_schedule", "speculation_type"), TEXT),
+    **dict.fromkeys(("stop_strings",), TEXTS),
+    **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), TOKENS),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), TOKENS),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), TOKEN_LIST),
+    **dict.fromkeys(("bad_words_ids",), TOKEN_LISTS),
+    "early_stopping": Kind('true, false or "never"', lambda value: isinstance(value, bool) or value == "never"),
+    **dict.fromkeys(("cache_config", "compile_config", "continuous_batching_config", "watermarking_config"), OPEN),
+    **dict.fromkeys(("sequence_bias", "exponential_decay_length_penalty", "dola_layers"), OPEN),
+    **dict.fromkeys(("constraints", "force_words_ids"), OPEN),
+}
+_OF_A_MODEL = "_from_model_config"
+METADATA = {"transformers_version", _OF_A_MODEL, "_commit_hash", "_original_object_hash"}
+
+# What `generate` of one model takes and that of a system cannot: name -> why.
+_OF_ONE_MODEL = "it is made for one model's reading of one prompt, and every agent reads prompts of its own"
+REFUSED: dict[str, str] = {
+    "inputs_embeds": "a question is text, which every agent reads in its own vocabulary",
+    "past_key_values": f"a cache cannot be continued: {_OF_ONE_MODEL}",
+    "cache": f"a cache cannot be continued: {_OF_ONE_MODEL}",
+    "position_ids": _OF_ONE_MODEL,
+    "decoder_input_ids": "agents are no encoder-decoder models",
+    "token_healing": "it rewrites the end of the prompt, which is the agent's chat template and not the question",
+    "is_assistant": "a system cannot draft for another model",
+    "continuous_batching_config": "a recursive system cannot be batched continuously",
+}
+_DOOR = set(inspect.signature(GenerationMixin.generate).parameters) - {"self", "kwargs", "inputs", "generation_config"}
+ARGUMENTS = frozenset(_DOOR | {"tokenizer", "assistant_tokenizer", "trust_remote_code"})  # that are no settings
+
+
+def fields() -> set[str]:
+    """The settings that the installed transformers knows."""
+    return {name for name in vars(GenerationConfig()) if not name.startswith("_")} - METADATA
+
+
+def unknown_name(name: str, known: Collection[str]) -> dict[str, str]:
+    """What an error says about a name that nobody knows: `found` and the nearest that is known."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return {"found": name, "hint": f"did you mean `{near[0]}`?" if near else "see transformers' GenerationConfig"}
+
+
+def validate_kinds(
+    settings: Mapping[str, Any], where: str = "", error: type[InputError] | type[CheckpointError] = InputError
+) -> None:
+    """Raises an error for the first setting whose value is of the wrong kind; `None` is always right."""
+    for name, value in settings.items():
+        if value is not None and name in KINDS and not KINDS[name].fits(value):
+            place = f"{where}, {name}" if where else name
+            raise error(
+                "A generation setting cannot be used.",
+                where=place,
+                found=repr(value)[:200],
+                expected=KINDS[name].expected,
+            )
+
+
+def validate_arguments(given: Mapping[str, Any], known: Collection[str]) -> None:
+    """Judges a call's generation arguments by name and kind.
+
+    Args:
+        given: name -> value; `None` means not given.
+        known: names beside transformers' own.
+
+    Raises:
+        ArgumentError: nobody knows a name.
+        InputError: a system cannot take an argument, or its value is of the wrong kind.
+    """
+    names = fields() | ARGUMENTS | set(known)
+    for name, value in given.items():
+        if value is None or (name == "token_type_ids" and not torch.as_tensor(value).any()):
+            continue
+        if name in REFUSED and value is not False:
+            raise InputError("A system cannot take this argument.", where=name, found=_show(value), hint=REFUSED[name])
+        if name == "cache_implementation" and value == "paged":
+            hint = REFUSED["continuous_batching_config"]
+            raise InputError("A system cannot take this argument.", where=name, found=value, hint=hint)
+        if name not in names:
+            raise ArgumentError(
+                "Nobody knows a generation argument.", where="generation arguments", **unknown_name(name, names)
+            )
+    validate_kinds(given)
+
+
+def read_settings(content: Mapping[str, Any], where: str, known: Collection[str] | None = None) -> GenerationConfig:
+    """The settings of a generation_config.json.
+
+    Args:
+        content: of the file.
+        where: the file.
+        known: names beside transformers' own; `None` lets every name pass, as in files of other people's models.
+
+    Raises:
+        CheckpointError: a value is of the wrong kind or transformers refuses it, or nobody knows a name.
+    """
+    names = fields() | METADATA | set(known or ())
+    for name in content:
+        if known is not None and name not in names:
+            raise CheckpointError("A file has an unknown key.", where=where, **unknown_name(name, names))
+    validate_kinds(content, where, CheckpointError)
+    try:
+        # Settings that came from a model's configuration lose names of ours, if they say so.
+        return GenerationConfig.from_dict({name: value for name, value in content.items() if name != _OF_A_MODEL})
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise CheckpointError(
+            "transformers refuses a generation setting.", where=where, found=str(error)[:200]
+        ) from error
+
+
+def _show(value: object) -> str:
+    return f"{type(value).__name__} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)[:80]
