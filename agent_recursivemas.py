@@ -16,6 +16,7 @@ from .bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load
 from .caches_recursivemas import cache_argument, can_crop, new_cache
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
 from .kernels_recursivemas import use_fast_linear
+from .limits_recursivemas import position_limit
 from .link_files_recursivemas import link_filename, read_link
 from .links_recursivemas import AnyInnerLink, ExpectedEmbeddingLink, build_link, mixture_options, vocabulary_logits
 from .sources_recursivemas import Source, split_arguments, write_code, write_tensors
@@ -213,6 +214,11 @@ class RecursiveMASAgent(PreTrainedModel):
         """The text model under the vocabulary projection (inside a multimodal model, its language part)."""
         decoder = self.model.get_decoder()
         return self.model.model if decoder is self.model else decoder  # transformers does not find Llama 4's
+
+    @property
+    def position_limit(self) -> int | None:
+        """Most positions of a prompt with all that follows it; `None` where nothing limits them."""
+        return position_limit(self.decoder.config)
 
     @property
     def inner_adapter(self) -> AnyInnerLink:

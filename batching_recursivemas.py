@@ -23,12 +23,14 @@ class PromptBatch:
         attention_mask: (batch, length).
         past_key_values: cache of the first `past` positions, or `None`.
         past: number of leading positions that `past_key_values` holds.
+        where: agent and round, for error messages.
     """
 
     inputs_embeds: torch.Tensor
     attention_mask: torch.Tensor
     past_key_values: Cache | None = None
     past: int = 0
+    where: str = ""
 
 
 class PromptBuilder:

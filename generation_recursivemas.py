@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent
 from .answers_recursivemas import OPENINGS
 from .batching_recursivemas import PromptBatch, embed_rows
 from .caches_recursivemas import cache_argument
+from .limits_recursivemas import FiniteLogits
 from .prompts_recursivemas import PromptRenderer
 from .tools_recursivemas import MAX_CALLS, MAX_RESULT, Tools, find_call
 
@@ -113,10 +114,17 @@ def generate_from(agent: RecursiveMASAgent, prompt: PromptBatch, **kwargs: Any) 
     """The base model's own `generate` from a prompt of embeddings; kwargs are transformers' generation arguments.
 
     Where the prompt's head is cached, transformers skips that part of the embeddings (they must have full length).
+
+    Raises:
+        NonFiniteError: the first or the last logits are not finite.
     """
     if prompt.past_key_values is not None:
         kwargs |= cache_argument(agent.model.forward, prompt.past_key_values)
-    return agent.model.generate(inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **kwargs)
+    finite = FiniteLogits(agent.dtype, prompt.where)
+    kwargs["logits_processor"] = LogitsProcessorList([finite, *(kwargs.get("logits_processor") or [])])
+    output = agent.model.generate(inputs_embeds=prompt.inputs_embeds, attention_mask=prompt.attention_mask, **kwargs)
+    finite.look()
+    return output
 
 
 def write_answers(
@@ -174,7 +182,7 @@ def write_with_tools(
     rows = list(range(count))
     for calls in range(MAX_CALLS + 1):
         if calls:
-            prompt = PromptBatch(*embed_rows(agent, [[heads[row], written[row]] for row in rows]))
+            prompt = PromptBatch(*embed_rows(agent, [[heads[row], written[row]] for row in rows]), where=prompt.where)
         left = [limit - len(written[row]) + results[row] for row in rows]
         config.max_new_tokens = max(left)
         output = generate_from(agent, prompt, generation_config=config, **model_kwargs)
@@ -234,7 +242,8 @@ def complete_answers(
         pieces.append([prompt.inputs_embeds[row][prompt.attention_mask[row].bool()], answers[row]])
     config = copy.deepcopy(config)
     config.max_new_tokens, config.min_new_tokens = new_tokens, None
-    ids = generate_from(agent, PromptBatch(*embed_rows(agent, pieces)), generation_config=config, **model_kwargs)
+    opened = PromptBatch(*embed_rows(agent, pieces), where=prompt.where)
+    ids = generate_from(agent, opened, generation_config=config, **model_kwargs)
     for row, new_ids in zip(rows, trim(ids, agent.eos_token_ids), strict=True):
         answers[row] += new_ids
     return [len(opening) * (row in rows) for row in range(len(answers))]

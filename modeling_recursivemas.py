@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent, Rollout
 from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
-from .engine_recursivemas import Residency, Run, Solution
+from .engine_recursivemas import Residency, Run, Solution, fit_positions
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
 from .generation_recursivemas import AnswerSettings, answer_config, generate_from, single_sequence
 from .handover_recursivemas import hand_over
@@ -381,7 +381,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 found=sequences,
                 hint="use `generate`, or repeat the question",
             )
-        config, model_kwargs = self._answer_config(generation_kwargs, prompt_length=0)
+        config, model_kwargs = self._answer_config(generation_kwargs, 0, questions, settings)
         answer = AnswerSettings(config, model_kwargs, tools, complete_answer, return_latents)
         # Questions of like length share a batch, so that little of it is padding; who gets what was sent for the next
         # question chooses the order.
@@ -457,7 +457,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         settings.validate_questions(questions, self.topology)
         input_ids = given if isinstance(given, torch.Tensor) else self._ids_of(questions)
         kwargs["generation_config"] = generation_config
-        config, model_kwargs = self._answer_config(kwargs, prompt_length=input_ids.shape[1])
+        config, model_kwargs = self._answer_config(kwargs, input_ids.shape[1], questions, settings)
         decoder = self.agents[self.config.decoding_role]
         # With the question's ids beside the embeddings, what comes back (and every criterion on the way) sees
         # question and answer, while the first forward pass reads the embeddings.
@@ -477,13 +477,21 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         longest, padding = max(map(len, rows)), self.agents[self.config.decoding_role].pad_token_id
         return torch.tensor([[padding] * (longest - len(row)) + row for row in rows])
 
-    def _answer_config(self, kwargs: dict[str, Any], prompt_length: int) -> tuple[GenerationConfig, dict[str, Any]]:
-        """Settings of the answer and the rest of a door's generation arguments, see `answer_config`."""
+    def _answer_config(
+        self, kwargs: dict[str, Any], prompt_length: int, questions: Sequence[Question], settings: RunSettings
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """Settings of the answer and the rest of a door's generation arguments, see `answer_config`.
+
+        Every prompt of the run has room for them, see `fit_positions`.
+        """
+        given = kwargs.pop("generation_config", None) or self.generation_config
+        said = any(kwargs.get(n) or getattr(given, n, None) for n in ("max_new_tokens", "max_length"))
         config, model_kwargs = answer_config(
             self.agents[self.config.decoding_role],
-            kwargs.pop("generation_config", None) or self.generation_config,
+            given,
             kwargs,
             prompt_length=prompt_length,
             default_new_tokens=self.config.message_tokens,
         )
+        fit_positions(self, questions, settings, config, said)
         return config, {name: value for name, value in model_kwargs.items() if name not in RUN_ARGUMENTS}
