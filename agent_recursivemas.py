@@ -12,7 +12,14 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTra
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
-from .bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer, save_base_model
+from .bases_recursivemas import (
+    SMALL_FILES,
+    WEIGHT_FILES,
+    load_base_model,
+    load_tokenizer,
+    refuse_unmerged,
+    save_base_model,
+)
 from .caches_recursivemas import cache_argument, can_crop, new_cache
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
 from .kernels_recursivemas import use_fast_linear
@@ -171,6 +178,7 @@ class RecursiveMASAgent(PreTrainedModel):
         """
         if kwargs.pop("push_to_hub", False):
             raise ArgumentError("Saving does not push.", where="save_pretrained", hint="use `recursivemas publish`")
+        refuse_unmerged(self)
         folder = Path(save_directory)
         save_base_model(self.model, folder, **kwargs)
         self.tokenizer.save_pretrained(folder)

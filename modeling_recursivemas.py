@@ -15,6 +15,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent, Rollout
+from .bases_recursivemas import refuse_unmerged
 from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
 from .engine_recursivemas import Residency, Run, Solution, fit_positions
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
@@ -195,6 +196,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         """
         if kwargs.pop("push_to_hub", False):
             raise ArgumentError("Saving does not push.", where="save_pretrained", hint="use `push_to_hub(repo_id)`")
+        refuse_unmerged(self)
         state = self.state_dict() if state_dict is None else state_dict
         links: dict[str, AnyInnerLink | AnyOuterLink] = {
             **{role: agent.inner_link for role, agent in self.agents.items()}, **dict(self.outer_links.items())

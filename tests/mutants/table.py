@@ -748,6 +748,18 @@ ENGINE = [
         "engine::test_zero_latent_steps_send_nothing_and_run_nobody_else",
     ),
     remote(
+        "adapters-passed-over",
+        '    refuse_adapter(source, role)\n    source.find_json("generation_config.json")',
+        '    source.find_json("generation_config.json")',
+        "adapters::test_an_adapter_in_an_agents_folder_is_refused_by_name",
+    ),
+    remote(
+        "unmerged-adapters-saved",
+        "        refuse_unmerged(self)\n        state =",
+        "        state =",
+        "adapters::test_an_unmerged_adapter_is_refused_before_anything_is_written",
+    ),
+    remote(
         "positions-of-slots-uncounted",
         'slots = sum(getattr(link, "positions", settings.latent_steps) for link in links)',
         "slots = 0",
