@@ -49,11 +49,12 @@ class PromptBuilder:
         self._prefix: Prefix | None = None
         heads = [_common([_head(pieces) for pieces in phases]) for phases in zip(*rows.values(), strict=True)]
         # Rows that differ after a shared head leave masked holes behind it, which only full attention ignores.
-        shared = _common(heads) if can_crop(agent.new_cache()) else []
+        self._holes = can_crop(agent.new_cache()) and agent.traits.skips_holes
+        shared = _common(heads) if self._holes else []
         self._shared_length = len(shared) if (len(heads) - 1) * len(shared) > PASS_COST else 0
         if (uses - 1) * min(map(len, heads)) <= PASS_COST:
             heads = [head[: self._shared_length] for head in heads]
-        self._heads = heads if any(heads) else []
+        self._heads = heads if any(heads) and agent.traits.reads_on else []
 
     def build(
         self,
@@ -101,7 +102,7 @@ class PromptBuilder:
         # Rows whose tails differ in length leave masked holes between head and tail. Full attention does not see
         # them; a sliding window or a recurrent state would count them, so such a prompt is read anew.
         tails = {sum(map(len, row)) - len(head) for row, head in zip(rows, self._heads, strict=True)}
-        return None if len(tails) > 1 and not can_crop(cache) else (self._prefix, cache)
+        return None if len(tails) > 1 and not self._holes else (self._prefix, cache)
 
     @torch.no_grad()
     def _read_heads(self) -> Prefix:
