@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -16,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .errors_recursivemas import CheckpointError
+from .errors_recursivemas import CheckpointError, InputError
 from .kernels_recursivemas import computes_half
 from .settings_recursivemas import read_settings
 from .sources_recursivemas import Source
@@ -25,11 +26,14 @@ from .sources_recursivemas import Source
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHT_FILES = ("*.safetensors",)
 HALF = (torch.bfloat16, torch.float16)
+ADAPTER_KEYS = ("peft_type", "base_model_name_or_path", "target_modules")  # of PEFT
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
 
 def load_model_config(source: Source, role: str) -> PreTrainedConfig:
     """Loads the configuration of an agent's base model from a local source."""
+    refuse_adapter(source, role)
     source.json("config.json")
     try:
         return AutoConfig.from_pretrained(source.path)
@@ -43,6 +47,37 @@ def load_model_config(source: Source, role: str) -> PreTrainedConfig:
         ) from error
 
 
+def refuse_adapter(source: Source, role: str) -> None:
+    """Raises CheckpointError where an adapter of the weights (LoRA and its like) lies in an agent's folder.
+
+    The `adapter_config.json` of a release repository says what its links are, and is none.
+    """
+    settings = source.find_json("adapter_config.json") or {}
+    found = [f"adapter_config.json, {key} {settings[key]!r}"[:200] for key in ADAPTER_KEYS if key in settings]
+    found += [name for name in ADAPTER_FILES if source.find(name) is not None]
+    if found:
+        raise CheckpointError(
+            "An adapter lies in an agent's folder: it changes the weights, and is not applied here.",
+            where=f"agent {role}, {source}",
+            found="; ".join(found),
+            expected="the whole weights of one model",
+            hint="merge it (peft: `model.merge_and_unload().save_pretrained(folder)`), or remove its files",
+        )
+
+
+def refuse_unmerged(model: nn.Module) -> None:
+    """Raises InputError where a module of a model is an adapter's (PEFT): its weights could not be loaded again."""
+    names = [name or "the model" for name, part in model.named_modules() if type(part).__module__.startswith("peft.")]
+    if names:
+        raise InputError(
+            "What is to be saved holds an adapter that is not merged into the weights.",
+            where="save_pretrained",
+            found=", ".join(names[:3]) + (" …" if len(names) > 3 else ""),
+            expected="the whole weights of each model",
+            hint="merge it first: `agent.model = agent.model.merge_and_unload()`",
+        )
+
+
 def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel:
     """Loads an agent's causal language model; every weight must be there, and nothing is re-initialised.
 
@@ -54,13 +89,14 @@ def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel
         role: for error messages.
         kwargs: passed to `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, …).
     """
+    refuse_adapter(source, role)
     _read_settings(source, role)  # transformers passes over a broken one
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they come back in the loading info, and are an error below
-            # A release repository holds an `adapter_config.json` that is no PEFT adapter: look for none.
+            # A release repository holds an `adapter_config.json` of links; adapters of weights are refused above.
             adapter_kwargs={"subfolder": "__none__"},
             **kwargs,
         )
@@ -89,17 +125,39 @@ def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel
                 hint="fetch the repository again, or check that config.json belongs to the weights",
             )
     for name, parameter in model.named_parameters():
-        # A sum in float32 is finite where the parameter is, and needs no second copy of it.
-        if parameter.is_floating_point() and not bool(parameter.sum(dtype=torch.float32).isfinite()):
+        if not _is_finite(parameter):
             raise CheckpointError(
                 f"A weight of an agent holds NaN or infinity: {name}.",
                 where=f"agent {role}, {source}",
                 expected="finite numbers",
                 hint="fetch the repository again",
             )
+    needed = (model.get_input_embeddings(), model.get_output_embeddings())
+    if any(part is not None and any(weight.is_meta for weight in part.parameters()) for part in needed):
+        raise CheckpointError(
+            "The token embeddings of an agent, or its head, are offloaded.",
+            where=f"agent {role}, {source}, device_map",
+            found=getattr(model, "hf_device_map", None),
+            expected="a device that holds them; other layers may be offloaded",
+            hint='give them a device in `device_map`, or use offload="cpu", which moves whole agents',
+        )
     for name in ("auto_map", "inner_link"):  # of an agent's own repository; the base model knows nothing of them
         vars(model.config).pop(name, None)
     return model
+
+
+def _is_finite(parameter: torch.Tensor) -> bool:
+    """Whether a weight is finite, as far as it is here and its library can say so."""
+    if parameter.is_meta or not parameter.is_floating_point():
+        return True
+    try:
+        # A sum in float32 is finite where the parameter is, and needs no second copy of it.
+        return bool(parameter.sum(dtype=torch.float32).isfinite())
+    except (NotImplementedError, RuntimeError, TypeError):  # of 8 bits, or packed by a library
+        try:
+            return bool(parameter.float().sum().isfinite())
+        except (NotImplementedError, RuntimeError, TypeError):
+            return True
 
 
 def widen_where_slow(model: PreTrainedModel) -> PreTrainedModel:

@@ -24,6 +24,7 @@ class PromptBatch:
         past_key_values: cache of the first `past` positions, or `None`.
         past: number of leading positions that `past_key_values` holds.
         rows: what each row was made of, token ids and latents (n, hidden_size).
+        where: agent and round, for error messages.
     """
 
     inputs_embeds: torch.Tensor
@@ -31,6 +32,7 @@ class PromptBatch:
     past_key_values: Cache | None = None
     past: int = 0
     rows: Sequence[Sequence[torch.Tensor | list[int]]] = ()
+    where: str = ""
 
     @property
     def latent(self) -> bool:
@@ -55,7 +57,7 @@ class PromptBatch:
     def continued(self, agent: RecursiveMASAgent, written: Mapping[int, list[int]]) -> "PromptBatch":
         """Some rows of the prompt with what was written behind them, row -> token ids; without a cache."""
         rows = [[*self.rows[row], ids] for row, ids in written.items()]
-        return PromptBatch(*embed_rows(agent, rows), rows=rows)
+        return PromptBatch(*embed_rows(agent, rows), rows=rows, where=self.where)
 
 
 class PromptBuilder:
@@ -74,11 +76,12 @@ class PromptBuilder:
         self._prefix: Prefix | None = None
         heads = [_common([_head(pieces) for pieces in phases]) for phases in zip(*rows.values(), strict=True)]
         # Rows that differ after a shared head leave masked holes behind it, which only full attention ignores.
-        shared = _common(heads) if can_crop(agent.new_cache()) else []
+        self._holes = can_crop(agent.new_cache()) and agent.traits.skips_holes
+        shared = _common(heads) if self._holes else []
         self._shared_length = len(shared) if (len(heads) - 1) * len(shared) > PASS_COST else 0
         if (uses - 1) * min(map(len, heads)) <= PASS_COST:
             heads = [head[: self._shared_length] for head in heads]
-        self._heads = heads if any(heads) else []
+        self._heads = heads if any(heads) and agent.traits.reads_on else []
 
     def build(
         self,
@@ -126,7 +129,7 @@ class PromptBuilder:
         # Rows whose tails differ in length leave masked holes between head and tail. Full attention does not see
         # them; a sliding window or a recurrent state would count them, so such a prompt is read anew.
         tails = {sum(map(len, row)) - len(head) for row, head in zip(rows, self._heads, strict=True)}
-        return None if len(tails) > 1 and not can_crop(cache) else (self._prefix, cache)
+        return None if len(tails) > 1 and not self._holes else (self._prefix, cache)
 
     @torch.no_grad()
     def _read_heads(self) -> Prefix:

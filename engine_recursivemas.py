@@ -32,9 +32,10 @@ from .generation_recursivemas import (
     write_answers,
 )
 from .handover_recursivemas import hand_over
+from .limits_recursivemas import name_of, validate_finite, validate_positions
 from .links_recursivemas import AnyOuterLink
 from .modules_recursivemas import Modules
-from .prompts_recursivemas import PromptRenderer, Question, as_text, template_for
+from .prompts_recursivemas import MARKER, PromptRenderer, Question, Slot, as_inputs, as_text, template_for
 from .topology_recursivemas import Topology
 
 
@@ -133,8 +134,71 @@ class System(Protocol):
     residency: Residency | None
 
 
+def fit_positions(
+    system: System, questions: Sequence[Question], settings: RunSettings, config: GenerationConfig, said: bool
+) -> None:
+    """Holds every prompt of a run, with latents and new tokens, against its agent's positions; computes nothing.
+
+    Messages of `mode="text"` are counted when they are there (see `Run`). A text has at most as many tokens as bytes;
+    only what may be too long by that is tokenized here.
+
+    Args:
+        system: agents, links and topology.
+        questions: all that are asked.
+        settings: of the run.
+        config: of the answer; where nobody said how long that is, it becomes as short as the positions want it.
+        said: whether somebody said.
+
+    Raises:
+        InputError: a prompt has no room.
+    """
+    schedule = settings.turns(system.topology)
+    for round_index, role in schedule:
+        agent, renderer = system.agents[role], system.renderers[role]
+        if (limit := agent.position_limit) is None:
+            continue
+        answers, slots = (round_index, role) == schedule[-1], 0
+        more = config.max_new_tokens if answers else _positions_behind(settings)
+        if settings.thinks and not settings.silent:
+            links = [system.outer_links[link.name] for link in system.topology.incoming(role, round_index)]
+            slots = sum(getattr(link, "positions", settings.latent_steps) for link in links)
+        chat = renderer.render(*template_for(settings.prompts, role, settings.task, settings.phase(round_index)))
+        fields = [match["question"] or match["field"] for match in MARKER.finditer(chat) if match["role"] is None]
+        template = _text_tokens(renderer.cut(chat, dict.fromkeys(fields, ""))) + PIECE_TOKENS
+        for index, question in enumerate(questions):
+            inputs = as_inputs(question)
+            most = template + sum(len(inputs[name].encode("utf-8", "surrogatepass")) for name in fields)
+            if most + slots + more <= limit:
+                continue
+            tokens = _text_tokens(renderer.cut(chat, inputs))
+            if answers and not said and tokens + slots < limit:
+                config.max_new_tokens = more = min(more, limit - tokens - slots)
+            validate_positions(
+                limit,
+                [tokens + slots + more],
+                where=f"agent {role}, round {round_index}",
+                names=[name_of(index, as_text(question))],
+                what=f"prompt {tokens}, slots {slots}, {'new tokens' if answers else 'latents or message'} {more}",
+            )
+
+
+PIECE_TOKENS = 16  # by which a text may change how its template is tokenized
+
+
+def _text_tokens(pieces: list[list[int] | Slot]) -> int:
+    return sum(len(piece) for piece in pieces if not isinstance(piece, Slot))
+
+
+def _positions_behind(settings: RunSettings) -> int:
+    """Positions that an agent reads behind its prompt before the answer; the last latent goes to others only."""
+    latents = max(0, settings.latent_steps - 1) if settings.thinks else 0
+    return max(latents, settings.message_tokens if settings.writes else 0)
+
+
 class Run:
     """One run of a system over a batch of questions, without gradients.
+
+    Each turn's latents, what it sends and its first and last logits are finite, or NonFiniteError says whose are not.
 
     Args:
         system: agents, links and topology.
@@ -245,10 +309,21 @@ class Run:
                 system, template = template_for(self.settings.prompts, role, self.settings.task, phase)
                 rows[phase] = [renderer.pieces(system, template, question) for question in self.questions]
             self._builders[role] = PromptBuilder(self.agents[role], rows, len(rounds))
-        messages = self._messages(round_index, role)
-        for sent in messages.values():
-            self.usage.count("slot_positions", list(map(len, sent)))
-        prompt, tokens = self._builders[role].build(self.settings.phase(round_index), messages, reuse)
+        messages, where = self._messages(round_index, role), f"agent {role}, round {round_index}"
+        slots = [sum(map(len, sent)) for sent in zip(*messages.values(), strict=True)] or [0] * len(self.questions)
+        self.usage.count("slot_positions", slots)
+        builder, phase = self._builders[role], self.settings.phase(round_index)
+        answers = (round_index, role) == self.schedule[-1]
+        more = self.generation_config.max_new_tokens or 0 if answers else _positions_behind(self.settings)
+        validate_positions(
+            self.agents[role].position_limit,
+            [_text_tokens(row) + slot + more for row, slot in zip(builder.rows[phase], slots, strict=True)],
+            where=where,
+            names=[name_of(index, as_text(question)) for index, question in enumerate(self.questions)],
+            what=f"prompt, what was sent, and {more} new ones",
+        )
+        prompt, tokens = builder.build(phase, messages, reuse)
+        prompt.where = where
         self.usage.count("prompt_tokens", tokens)
         return prompt
 
@@ -283,11 +358,16 @@ class Run:
             self.settings.latent_halting,
             self.settings.control_tokens,
         )
-        lengths = rollout.lengths.tolist()
-        self.usage.count("latent_positions", lengths)
+        self.usage.count("latent_positions", rollout.lengths.tolist())
+        counts = torch.arange(rollout.latents.shape[1], device=rollout.latents.device) < rollout.lengths[:, None]
+        thoughts = {"hidden states": rollout.hidden_states[counts], "latents": rollout.latents[counts]}
+        validate_finite(thoughts, self.agents[role].dtype, f"agent {role}, round {round_index}")
         for link in self.topology.receivers(role, round_index, self.settings.num_rounds):
             sent = hand_over(self.agents[role], self.outer_links[link.name], rollout)
             self.latents[round_index, role, link.target] = sent
+            dtype = self.agents[link.target].dtype  # the receiver reads them in its own
+            where = f"link {link.name}, round {round_index}, from agent {role} to agent {link.target}"
+            validate_finite({"latents of the link": torch.cat(sent).to(dtype)}, dtype, where)
 
     def _write(self, round_index: int, role: str, prompt: PromptBatch, config: GenerationConfig) -> None:
         agent = self.agents[role]

@@ -43,3 +43,7 @@ class CheckpointError(RecursiveMASError, OSError):
 
 class ArgumentError(RecursiveMASError, TypeError):
     """A keyword argument that nobody knows."""
+
+
+class NonFiniteError(RecursiveMASError, ArithmeticError):
+    """Numbers that are NaN or infinite: of a run, or of a training step."""

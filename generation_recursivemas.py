@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent
@@ -15,6 +15,7 @@ from .batching_recursivemas import PromptBatch
 from .caches_recursivemas import cache_argument
 from .callers_recursivemas import CallerView, is_assisted, prompt_embeddings
 from .errors_recursivemas import InputError
+from .limits_recursivemas import FiniteLogits
 from .prompts_recursivemas import PromptRenderer
 from .settings_recursivemas import KINDS, TOKEN_LIST, TOKEN_LISTS, TOKENS
 from .tools_recursivemas import MAX_CALLS, MAX_RESULT, Tools, find_call
@@ -173,6 +174,9 @@ def generate_from(
 
     Returns:
         What transformers returns, with the question in the prompt's place.
+
+    Raises:
+        NonFiniteError: the first or the last logits are not finite.
     """
     ids = prompt.input_ids(agent.pad_token_id)
     view = CallerView(ids[:, :0] if question_ids is None else question_ids, ids.shape[1])
@@ -180,11 +184,14 @@ def generate_from(
     once = continues_cache(generation_config, arguments)
     if prompt.past_key_values is not None:
         arguments |= cache_argument(agent.model.forward, prompt.past_key_values)
+    finite = FiniteLogits(agent.dtype, prompt.where)
+    arguments["logits_processor"] = LogitsProcessorList([finite, *(arguments.get("logits_processor") or [])])
     reads = prompt_embeddings(agent, prompt, ids, once) if prompt.latent else nullcontext()
     with reads:
         output = agent.model.generate(
             ids, attention_mask=prompt.attention_mask, generation_config=generation_config, **arguments
         )
+    finite.look()
     return view.output(output)
 
 

@@ -16,9 +16,10 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent, Rollout
+from .bases_recursivemas import refuse_unmerged
 from .callers_recursivemas import infer_mask, is_assisted, judge_arguments, validate_ids
 from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
-from .engine_recursivemas import Residency, Run, Solution
+from .engine_recursivemas import Residency, Run, Solution, fit_positions
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
 from .generation_recursivemas import AnswerSettings, answer_config, continues_cache, ends_of, generate_from
 from .handover_recursivemas import hand_over
@@ -198,6 +199,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         """
         if kwargs.pop("push_to_hub", False):
             raise ArgumentError("Saving does not push.", where="save_pretrained", hint="use `push_to_hub(repo_id)`")
+        refuse_unmerged(self)
         state = self.state_dict() if state_dict is None else state_dict
         links: dict[str, AnyInnerLink | AnyOuterLink] = {
             **{role: agent.inner_link for role, agent in self.agents.items()}, **dict(self.outer_links.items())
@@ -396,6 +398,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         if is_assisted(config, model_kwargs) and not swaps:
             batch_size = 1  # candidates are drafted for one row at a time
         judge_arguments(self._decoder, config, model_kwargs, min(batch_size, len(questions)))
+        self._fit_positions(questions, settings, config, generation_kwargs)
         answer = AnswerSettings(config, model_kwargs, tools, complete_answer, return_latents)
         # Questions of like length share a batch, so that little of it is padding; who gets what was sent for the next
         # question chooses the order.
@@ -488,6 +491,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             questions = questions_of_ids(self.tokenizer, given, mask)
             settings.validate_questions(questions, self.topology)
         judge_arguments(self._decoder, config, model_kwargs, len(questions))
+        self._fit_positions(questions, settings, config, kwargs)
         input_ids = input_ids.to(self._decoder.device)
         if streamer is not None:
             copies = max(config.num_beams or 1, config.num_return_sequences or 1)
@@ -501,6 +505,18 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
     @property
     def _decoder(self) -> RecursiveMASAgent:
         return self.agents[self.config.decoding_role]
+
+    def _fit_positions(
+        self,
+        questions: Sequence[Question],
+        settings: RunSettings,
+        config: GenerationConfig,
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Every prompt of the run has room for what a door's generation arguments ask for, see `fit_positions`."""
+        names, given = ("max_new_tokens", "max_length"), (kwargs.get("generation_config"), self.generation_config)
+        said = any(kwargs.get(name) or any(getattr(each, name, None) for each in given) for name in names)
+        fit_positions(self, questions, settings, config, said)
 
     def _ids_of(self, questions: Sequence[Question]) -> torch.Tensor:
         """Token ids of questions as texts, padded on the left, (batch, length)."""

@@ -81,7 +81,7 @@ def test_no_more_than_the_allowed_calls_are_answered(mas):
     asked = []
     tools = {"python": lambda text: asked.append(text) or "again"}
     segments = [["<python>1</python>"]] * (MAX_CALLS + 2)
-    (solution,) = answer(mas, segments, tools, QUESTIONS[:1], max_new_tokens=1000)
+    (solution,) = answer(mas, segments, tools, QUESTIONS[:1], max_new_tokens=900)
     assert asked == ["1"] * MAX_CALLS
     assert solution.text == "<python>1</python><result>again</result>" * MAX_CALLS + "<python>1</python>"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from recursivemas import cli
-from recursivemas.errors_recursivemas import ConfigError, InputError
+from recursivemas.errors_recursivemas import ConfigError, InputError, NonFiniteError
 from recursivemas.experiments.situations import SITUATIONS, as_stranger_writes, lift, with_stranger
 from recursivemas.inspection.inspect import UntiedOuterObjective, _closeness
 from recursivemas.links_recursivemas import OUTER_KINDS, ExpectedEmbeddingLink, OuterLink
@@ -38,7 +38,6 @@ from recursivemas.training.start import (
     start_inner_link,
     token_bytes,
 )
-from recursivemas.training.trainer import NonFiniteError
 from safetensors.torch import load_file
 from tiny import ARCHITECTURES, tiny_agent, tiny_chain
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

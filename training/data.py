@@ -244,9 +244,11 @@ class Part:
     def target_ids(self) -> list[int]:
         return self._target_ids.tolist()
 
-    def __len__(self) -> int:
-        """Positions of the prompt with texts in its slots, and of the target."""
-        return sum(map(len, self.text_pieces)) + len(self._target_ids)
+    def length(self, latent_steps: int = 0) -> int:
+        """Positions of the prompt and of what follows it: with texts in its slots, or latents where these are more."""
+        texts = sum(map(len, self.text_pieces)) + len(self._target_ids)
+        latents = sum(latent_steps if isinstance(piece, Slot) else len(piece) for piece in self._pieces)
+        return max(texts, latents + max(len(self._target_ids), latent_steps - 1))
 
 
 @dataclass(frozen=True)
@@ -307,6 +309,7 @@ class Encoder:
         report: Report,
         max_length: int | None = None,
         quiet: bool = False,
+        latent_steps: int = 0,
     ) -> list[Example]:
         """The rows whose every part fits, encoded; the others go into the report.
 
@@ -314,15 +317,16 @@ class Encoder:
             groups: the (round, role) pairs of one example; a row makes as many examples as there are groups.
             max_length: most positions of prompt and target with texts in the slots; `None` is the agents' own limits.
             quiet: show no progress bar where it takes long.
+            latent_steps: that each slot is to hold, and each agent to take.
         """
         limits = {
-            role: max_length or getattr(agent.decoder.config, "max_position_embeddings", None) or sys.maxsize
+            role: min(max_length or sys.maxsize, agent.position_limit or sys.maxsize)
             for role, agent in self.mas.agents.items()
         }
         examples = []
         for row in tqdm(rows, desc=f"encoding {report.source}", unit="row", delay=2, leave=False, disable=quiet):
             parts = {(r, role): self.part(row, role, r) for group in groups for r, role in group}
-            long = [role for (_, role), part in parts.items() if len(part) > limits[role]]
+            long = [role for (_, role), part in parts.items() if part.length(latent_steps) > limits[role]]
             if long:
                 report.add(f"prompt and target of {long[0]} exceed {limits[long[0]]} positions", row.line)
             else:

@@ -124,7 +124,9 @@ def read_examples(
     # The evaluation asks the whole system, whatever is trained.
     fields = encoder.input_fields([*topology.schedule(num_rounds), *(turn for group in groups for turn in group)])
     rows, report = read_rows(source, dict.fromkeys(speakers), num_rounds, columns, limit, fields)
-    examples = encoder.examples(rows, groups, report, arguments.max_length, quiet=arguments.process_index > 0)
+    steps = (arguments.latent_steps or mas.config.latent_steps) if kind == "outer" else 0
+    quiet = arguments.process_index > 0
+    examples = encoder.examples(rows, groups, report, arguments.max_length, quiet, steps)
     refuse_bad_rows(report, arguments.allowed_bad_rows)
     return examples, report
 

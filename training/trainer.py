@@ -11,16 +11,12 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import Trainer, TrainerCallback
 
-from ..errors_recursivemas import RecursiveMASError
+from ..errors_recursivemas import NonFiniteError
 from ..evaluation.commands import TOOLS
 from ..evaluation.metrics import METRICS
 from .arguments import LinkTrainingArguments
 from .data import Example
 from .objectives import LinkObjective
-
-
-class NonFiniteError(RecursiveMASError, ArithmeticError):
-    """A loss or a gradient that is NaN or infinite; the message names the batch."""
 
 
 def collate(examples: list[Example]) -> dict[str, list[Example]]:

@@ -810,6 +810,42 @@ ENGINE = [
         "engine::test_zero_latent_steps_send_nothing_and_run_nobody_else",
     ),
     remote(
+        "adapters-passed-over",
+        '    refuse_adapter(source, role)\n    source.find_json("generation_config.json")',
+        '    source.find_json("generation_config.json")',
+        "adapters::test_an_adapter_in_an_agents_folder_is_refused_by_name",
+    ),
+    remote(
+        "unmerged-adapters-saved",
+        "        refuse_unmerged(self)\n        state =",
+        "        state =",
+        "adapters::test_an_unmerged_adapter_is_refused_before_anything_is_written",
+    ),
+    remote(
+        "positions-of-slots-uncounted",
+        'slots = sum(getattr(link, "positions", settings.latent_steps) for link in links)',
+        "slots = 0",
+        "limits::test_the_slots_of_a_prompt_count",
+    ),
+    remote(
+        "positions-judged-late",
+        "        fit_positions(self, questions, settings, config, said)\n",
+        "",
+        "limits::test_what_exceeds_an_agents_positions_is_refused_before_anything_is_computed",
+    ),
+    remote(
+        "overflow-in-the-receiver-unseen",
+        "torch.cat(sent).to(dtype)}, dtype, where)",
+        "torch.cat(sent)}, dtype, where)",
+        "limits::test_numbers_that_overflow_are_an_error_that_names_who_and_when",
+    ),
+    remote(
+        "logits-unseen",
+        "        if first:\n            self.look()\n",
+        "",
+        "limits::test_sampling_from_logits_that_are_not_finite_is_the_same_error",
+    ),
+    remote(
         "all-agents-resident",
         'self.agents[self.resident].to("cpu")',
         "pass",
@@ -995,7 +1031,7 @@ TRAINING = [
     ),
     workshop(
         "too-long-rows-accepted",
-        "if len(part) > limits[role]]",
+        "if part.length(latent_steps) > limits[role]]",
         "if len(part.target_ids) > limits[role]]",
         "training::test_rows_that_cannot_be_used_stop_a_run_before_any_compute",
     ),
