@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import logging
 
 from .bases_recursivemas import (
+    MODEL_FILES,
     SMALL_FILES,
     WEIGHT_FILES,
     load_base_model,
@@ -22,12 +23,14 @@ from .bases_recursivemas import (
 )
 from .caches_recursivemas import cache_argument, can_crop, new_cache, past_length
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
+from .folders_recursivemas import replacing
 from .kernels_recursivemas import use_fast_linear
 from .limits_recursivemas import position_limit
 from .link_files_recursivemas import link_filename, read_link
 from .links_recursivemas import AnyInnerLink, ExpectedEmbeddingLink, build_link, mixture_options, vocabulary_logits
 from .probe_recursivemas import accept_embeddings, probe
 from .sources_recursivemas import Source, split_arguments, write_code, write_tensors
+from .stamps_recursivemas import validate_stamp, write_stamp
 from .steps_recursivemas import CompiledSteps
 
 logger = logging.get_logger(__name__)
@@ -169,6 +172,7 @@ class RecursiveMASAgent(PreTrainedModel):
         where = str(source)
         if entry.get("weights") is not None:
             tensors, where, _ = read_link(source, entry["weights"], role, task or entry.get("task"))
+        validate_stamp(source, [""])
         width, options = embeddings.embedding_dim, mixture_options(entry)
         link = build_link(tensors, where=where, in_features=width, kind=entry["kind"], options=options)
         agent = cls(model, link.to(embeddings.weight.device), tokenizer, role)
@@ -182,10 +186,10 @@ class RecursiveMASAgent(PreTrainedModel):
         task: str | None = None,
         **kwargs: Any,
     ) -> None:
-        """Writes the agent as a repository of its own, see `from_pretrained`.
+        """Writes the agent as a repository of its own, in one step; see `from_pretrained`.
 
         Args:
-            save_directory: folder, created if need be.
+            save_directory: folder, created if need be; an agent in it is replaced.
             inner_links: task -> inner link, all of one kind, in place of the agent's own.
             task: which of them is loaded by default.
             kwargs: of the base model's `save_pretrained` (max_shard_size, …).
@@ -193,20 +197,26 @@ class RecursiveMASAgent(PreTrainedModel):
         if kwargs.pop("push_to_hub", False):
             raise ArgumentError("Saving does not push.", where="save_pretrained", hint="use `recursivemas publish`")
         refuse_unmerged(self)
-        folder = Path(save_directory)
-        save_base_model(self.model, folder, **kwargs)
-        self.tokenizer.save_pretrained(folder)
-        config = copy.deepcopy(self.model.config)
-        config.auto_map = dict(AUTO_MAP)
-        if inner_links is None:
-            link = self.inner_link
-            config.inner_link = {"kind": link.kind, **link.options, "weights": self._save_link(folder, link)}
-        else:
-            files = {name: self._save_link(folder, link, name) for name, link in inner_links.items()}
-            options = next(iter(inner_links.values())).options
-            config.inner_link = {"kind": self.inner_link.kind, **options, "weights": {"tasks": files}, "task": task}
-        config.save_pretrained(folder)
-        write_code(folder, "agent_recursivemas.py")
+        with replacing(save_directory, {"": MODEL_FILES}) as folder:
+            save_base_model(self.model, folder, **kwargs)
+            self.tokenizer.save_pretrained(folder)
+            config = copy.deepcopy(self.model.config)
+            config.auto_map = dict(AUTO_MAP)
+            if inner_links is None:
+                link = self.inner_link
+                config.inner_link = {"kind": link.kind, **link.options, "weights": self._save_link(folder, link)}
+            else:
+                files = {name: self._save_link(folder, link, name) for name, link in inner_links.items()}
+                options = next(iter(inner_links.values())).options
+                config.inner_link = {
+                    "kind": self.inner_link.kind,
+                    **options,
+                    "weights": {"tasks": files},
+                    "task": task,
+                }
+            config.save_pretrained(folder)
+            write_code(folder, "agent_recursivemas.py")
+            write_stamp(folder)
 
     def _save_link(self, folder: Path, link: AnyInnerLink, task: str | None = None) -> str | None:
         """Writes an inner link; returns the file's name, or `None` for a kind without parameters."""

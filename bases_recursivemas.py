@@ -28,6 +28,15 @@ WEIGHT_FILES = ("*.safetensors",)
 HALF = (torch.bfloat16, torch.float16)
 ADAPTER_KEYS = ("peft_type", "base_model_name_or_path", "target_modules")  # of PEFT
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+# What a tokenizer, and a model with one, may have written into a folder before, and what would be read there.
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja", "special_tokens_map.json",
+    "additional_chat_templates/*.jinja", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+)  # fmt: skip
+MODEL_FILES = (
+    *("model*.safetensors", "model.safetensors.index.json", "pytorch_model*", "adapter_*", "generation_config.json"),
+    *TOKENIZER_FILES,
+)
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
 

@@ -8,6 +8,7 @@ from typing import cast
 from transformers import PreTrainedConfig
 
 from .errors_recursivemas import ConfigError, InputError
+from .folders_recursivemas import settle
 from .links_recursivemas import (
     ABLATION_KINDS,
     CODEBOOK,
@@ -209,6 +210,13 @@ class RecursiveMASConfig(PreTrainedConfig):
         self.use_cache = use_cache
         self.tie_word_embeddings = tie_word_embeddings
         super().__init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
+        """Reads a folder as it is when a save of it that was interrupted is finished."""
+        if os.path.isdir(pretrained_model_name_or_path):
+            settle(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+        return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
 
     @property
     def link_tasks(self) -> set[str]:

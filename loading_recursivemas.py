@@ -32,6 +32,7 @@ from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, AnyOuterLink, 
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer
 from .sources_recursivemas import Source
+from .stamps_recursivemas import validate_stamp
 from .topology_recursivemas import Link
 
 T = TypeVar("T")
@@ -182,6 +183,7 @@ def load_system(
             agent.inner_link.to(agent.device)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+    validate_stamp(source, _own_folders(config, wanted))
     devices = {role: (options.offload and options.device_of(role)) or agents[role].device for role in roles}
     for link in config.topology.links:
         outer_links[link.name].to(devices[link.source])
@@ -191,6 +193,15 @@ def load_system(
         outer_links,
         Residency(agents, devices) if options.offload else None,
     )
+
+
+def _own_folders(config: RecursiveMASConfig, roles: Collection[str]) -> list[str]:
+    """The folders of a system's own repository that hold weights of some roles, or of links."""
+    sources = [config.agents[role]["source"] for role in roles]
+    entries = [*config.links, *(agent.get("inner_link") or {} for agent in config.agents.values())]
+    places = [each.get("weights") for each in entries if each.get("kind") != EXPECTED_EMBEDDING]
+    has_links = any(not isinstance(place, dict) or "tasks" in place for place in places)
+    return [place for place in sources if place.startswith(("agents/", "./"))] + ["links"] * has_links
 
 
 def _load_model(place: Source, role: str, options: AgentOptions) -> PreTrainedModel:

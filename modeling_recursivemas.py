@@ -7,7 +7,6 @@ import copy
 import inspect
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ from .loading_recursivemas import (
 )
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
-from .saving_recursivemas import save_system, saved_links, write_agent
+from .saving_recursivemas import agent_writer, save_system, saved_links
 from .settings_recursivemas import read_settings, validate_arguments
 from .sources_recursivemas import Source, split_arguments
 from .tools_recursivemas import Tools, validate_tools
@@ -185,17 +184,23 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         *,
         copy_agents: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
+        files: Mapping[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Writes the system as a repository: config.json, tokenizer, remote code, `links/` and `agents/`.
 
-        Agents that came from another repository are referenced, not copied, unless asked.
+        Agents that came from another repository are referenced, not copied, unless asked. It is one step: whatever
+        happens meanwhile, the folder holds the system that was there before, or this one.
 
         Args:
-            save_directory: folder, created if need be.
+            save_directory: folder, created if need be; a system in it is replaced.
             copy_agents: write every agent, so that the folder needs nothing else.
             state_dict: weights of the links to write instead of the current ones (keys as in `state_dict()`).
+            files: name -> text of further files that belong to the save.
             kwargs: `push_to_hub` and its arguments are not taken here; use `recursivemas publish`.
+
+        Raises:
+            CheckpointError: the disk is full, or the folder cannot be written.
         """
         if kwargs.pop("push_to_hub", False):
             raise ArgumentError("Saving does not push.", where="save_pretrained", hint="use `push_to_hub(repo_id)`")
@@ -204,18 +209,20 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         links: dict[str, AnyInnerLink | AnyOuterLink] = {
             **{role: agent.inner_link for role, agent in self.agents.items()}, **dict(self.outer_links.items())
         }  # fmt: skip
+        folder = Path(save_directory)
         write_agents = {
-            role: partial(write_agent, agent.model, agent.tokenizer)
+            role: agent_writer(agent.model, agent.tokenizer, folder / "agents" / role)
             for (role, entry), agent in zip(self.config.agents.items(), self.agents.values(), strict=True)
             if copy_agents or entry["source"].startswith(("agents/", "./"))
         }
         save_system(
-            Path(save_directory),
+            folder,
             self.config,
             saved_links(links, state),
             tokenizer=self.tokenizer,
             generation_config=self.generation_config,
             write_agents=write_agents,
+            files=files,
         )
 
     # Parts

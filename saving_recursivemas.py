@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .bases_recursivemas import save_base_model
+from .bases_recursivemas import MODEL_FILES, TOKENIZER_FILES, save_base_model
 from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
 from .errors_recursivemas import CheckpointError
+from .folders_recursivemas import replacing
 from .link_files_recursivemas import link_filename
 from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, AnyOuterLink
 from .sources_recursivemas import write_code, write_tensors
+from .stamps_recursivemas import write_stamp
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,12 @@ def save_system(
     *,
     tokenizer: PreTrainedTokenizerBase,
     generation_config: GenerationConfig,
-    write_agents: Mapping[str, Callable[[Path], None]] | None = None,
+    write_agents: Mapping[str, Callable[[Path], None] | None] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> RecursiveMASConfig:
     """Writes a system's repository: config.json, tokenizer, generation settings, remote code, `links/` and `agents/`.
+
+    It is one step: whatever happens meanwhile, the folder holds the old system or the new one.
 
     Args:
         folder: created if need be.
@@ -71,30 +76,43 @@ def save_system(
         links: role -> inner link, and `<source>_to_<target>` -> outer link.
         tokenizer: the composite's.
         generation_config: the composite's.
-        write_agents: role -> what writes that agent's model folder, for each that is to lie in `agents/<role>`.
+        write_agents: role -> what writes that agent's model folder, for each that is to lie in `agents/<role>`; `None`
+            for one that lies there already.
+        files: name -> text of further files.
 
     Returns:
         The configuration as written.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
     """
     config = copy.deepcopy(config)
     config.architectures, config.auto_map = ["RecursiveMASModel"], dict(AUTO_MAP)
-    folder.mkdir(parents=True, exist_ok=True)
-    for role, entry in config.agents.items():
-        entry["inner_link"] = links[role].save(folder, role)
-    for link, entry in zip(config.topology.links, config.links, strict=True):
-        for key in ("kind", "weights", "snap"):
-            entry.pop(key, None)
-        entry |= links[link.name].save(folder, link.name)
-    if not config.link_tasks:
-        config.link_task = None
-    for role, write in (write_agents or {}).items():
-        write(folder / "agents" / role)
-        config.agents[role] |= {"source": f"agents/{role}", "revision": None}
-        config.agents[role].pop("gguf_file", None)
-    config.save_pretrained(folder)
-    generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    write_code(folder, "modeling_recursivemas.py")
+    write_agents = write_agents or {}
+    written = {f"agents/{role}": write for role, write in write_agents.items() if write is not None}
+    kept = [folder / "agents" / role for role, write in write_agents.items() if write is None]
+    with replacing(folder, {"": TOKENIZER_FILES, **dict.fromkeys(written, MODEL_FILES)}) as new:
+        for role, entry in config.agents.items():
+            entry["inner_link"] = links[role].save(new, role)
+        for link, entry in zip(config.topology.links, config.links, strict=True):
+            for key in ("kind", "weights", "snap"):
+                entry.pop(key, None)
+            entry |= links[link.name].save(new, link.name)
+        if not config.link_tasks:
+            config.link_task = None
+        for place, write in written.items():
+            write(new / place)
+        for role in write_agents:
+            config.agents[role] |= {"source": f"agents/{role}", "revision": None}
+            config.agents[role].pop("gguf_file", None)
+        config.save_pretrained(new)
+        generation_config.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        write_code(new, "modeling_recursivemas.py")
+        for name, text in (files or {}).items():
+            (new / name).write_text(text, encoding="utf-8")
+        there = [path for place in kept for path in place.glob("*.safetensors")]
+        write_stamp(new, {path.relative_to(folder).as_posix(): path for path in there})
     return config
 
 
@@ -116,12 +134,16 @@ def saved_links(
     return saved
 
 
-def write_agent(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes an agent's model folder, unless it is the one that the agent was loaded from.
-
-    Its weights would be written onto the files that they are mapped from.
-    """
+def agent_writer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: Path
+) -> Callable[[Path], None] | None:
+    """What writes an agent's model folder; `None` where `place`, in which it is to be, is where it was loaded from."""
     origin = Path(model.name_or_path).resolve() if model.name_or_path else None
-    if not folder.is_dir() or folder.resolve() != origin:
+    if place.is_dir() and place.resolve() == origin:
+        return None
+
+    def write(folder: Path) -> None:
         save_base_model(model, folder)
         tokenizer.save_pretrained(folder)
+
+    return write

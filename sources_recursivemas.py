@@ -4,10 +4,12 @@ Everything is read through transformers' `cached_file`, so that the Hub cache, o
 work as everywhere else. `.pt` files are read with `weights_only=True`; nothing is ever unpickled.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +20,9 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file
 
 from .errors_recursivemas import CheckpointError
+from .folders_recursivemas import settle
 
+DIGEST = "digest"  # in the metadata of a file of tensors: of what it holds
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 # What Auto classes and pipelines pass along, and nothing here has a use for.
 IGNORED_KEYS = (
@@ -89,6 +93,8 @@ class Source:
         Raises:
             CheckpointError: the repository is not there or cannot be reached.
         """
+        if self.is_local:
+            settle(self.path)
         problem = None
         try:
             path = cached_file(
@@ -235,11 +241,23 @@ def read_tensors(path: str, where: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def write_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike) -> None:
-    """Writes a state dict as safetensors; its folder is created if need be."""
+def write_tensors(tensors: Mapping[str, torch.Tensor], path: str | os.PathLike) -> None:
+    """Writes a state dict as safetensors, its digest in the metadata; its folder is created if need be."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, path, {"format": "pt"})
+    tensors = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+    save_file(tensors, path, {DIGEST: content_digest(tensors)})  # one entry: of more, the order would be chance
     os.chmod(path, 0o644)  # safetensors writes for the owner only
+
+
+def content_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and values of tensors on the processor."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        if tensor.numel():
+            digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write_code(folder: Path, entry: str) -> None:

@@ -1,13 +1,16 @@
 """What commands share: the arguments that choose a system, its tools, a progress bar."""
 
 import argparse
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging
 
 from ..errors_recursivemas import InputError
+from ..folders_recursivemas import is_unused
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question, as_inputs
 from ..system_loader import ROOT, load_mas_system
@@ -62,6 +65,41 @@ def solve_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_system_arguments` says of answering, for `RecursiveMASModel.solve`."""
     names = ("latent_steps", "task", "batch_size", "max_new_tokens")
     return {name: getattr(arguments, name) for name in names} | {"tools": TOOLS.get(arguments.tools)}
+
+
+def add_replace_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument without which nothing that is there is overwritten, see `validate_output`."""
+    parser.add_argument("--replace", action="store_true", help="overwrite what an earlier command wrote there")
+
+
+def validate_output(
+    output: str | os.PathLike, replace: bool = False, besides: tuple[str, ...] = (), where: str = "--output"
+) -> None:
+    """Checks before any work that an output can be written, and that nothing is lost by it.
+
+    Args:
+        output: the folder or file.
+        replace: what is there may be overwritten.
+        besides: names in the folder that are not overwritten.
+        where: the argument's name, for messages.
+
+    Raises:
+        InputError: the output is there, or cannot be written.
+    """
+    output = Path(output)
+    if not replace and not is_unused(output, besides):
+        holds = ", ".join(sorted(path.name for path in output.iterdir())[:5]) if output.is_dir() else "a file"
+        raise InputError(
+            "The output is there already.",
+            where=f"{where} {output}",
+            found=holds,
+            hint="choose another, remove it, or say --replace to overwrite it",
+        )
+    there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    if there.is_dir() and not os.access(there, os.W_OK | os.X_OK):
+        raise InputError("The output cannot be written.", where=f"{where} {output}", found=f"{there} is read-only")
+    if there != output.absolute() and not there.is_dir():
+        raise InputError("The output cannot be written.", where=f"{where} {output}", found=f"{there} is a file")
 
 
 def add_input_argument(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy
 
 from ..errors_recursivemas import InputError
+from ..folders_recursivemas import replacing_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,6 +29,11 @@ def new_figure(width: float, height: float) -> "Figure":
             "There is no plot without matplotlib.", found=error, hint="pip install recursivemas[plots]"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path, dpi: int) -> None:
+    with replacing_file(path) as place:
+        figure.savefig(place, dpi=dpi)
 
 
 def plot_evaluation(figures: Sequence[dict[str, Any]], group_by: str | None, path: Path) -> None:
@@ -63,7 +69,7 @@ def plot_evaluation(figures: Sequence[dict[str, Any]], group_by: str | None, pat
     for axes in (left, right):
         axes.set_xticks(sorted({row["num_rounds"] for rows in recursive.values() for row in rows}))
     right.legend()
-    figure.savefig(path, dpi=110)
+    _save(figure, path, 110)
 
 
 def plot_controls(figures: Sequence[dict[str, Any]], path: Path) -> None:
@@ -81,7 +87,7 @@ def plot_controls(figures: Sequence[dict[str, Any]], path: Path) -> None:
         axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
         axes.set(xlabel="accuracy", xlim=(-0.02, 1.02), title=f"r = {num_rounds}")
         axes.invert_yaxis()
-    figure.savefig(path, dpi=110)
+    _save(figure, path, 110)
 
 
 def plot_curves(runs: dict[str, dict[str, Any]], path: Path) -> None:
@@ -98,7 +104,7 @@ def plot_curves(runs: dict[str, dict[str, Any]], path: Path) -> None:
     left.set(xlabel="step", ylabel="loss", yscale="log", title="Loss of the outer loop")
     right.set(xlabel="step", ylabel="accuracy at r = 2", ylim=(0, 1.03), title="Accuracy (dashed: over text)")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    figure.savefig(path, dpi=110)
+    _save(figure, path, 110)
 
 
 def plot_gradients(results: dict[str, dict[str, Any]], path: Path) -> None:
@@ -110,7 +116,7 @@ def plot_gradients(results: dict[str, dict[str, Any]], path: Path) -> None:
     axes.set(yscale="log", xlabel="round", ylabel="gradient norm")
     axes.set_xticks(sorted({r for entry in results.values() for r in entry["norms"]}))
     axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    _save(figure, path, 150)
 
 
 def plot_fidelity(results: dict[str, dict[str, float]], path: Path) -> None:
@@ -122,7 +128,7 @@ def plot_fidelity(results: dict[str, dict[str, float]], path: Path) -> None:
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_title(key.replace("_", " "), fontsize="medium")
     all_axes[0].invert_yaxis()
-    figure.savefig(path, dpi=150)
+    _save(figure, path, 150)
 
 
 def plot_latents(results: Sequence[dict[str, Any]], path: Path) -> None:
@@ -141,4 +147,4 @@ def plot_latents(results: Sequence[dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="latent step")
     image = axes.imshow(shades, vmin=0, vmax=1, cmap="viridis", alpha=0.6, aspect="auto")
     figure.colorbar(image, label="cosine")
-    figure.savefig(path, dpi=150)
+    _save(figure, path, 150)

@@ -13,6 +13,7 @@ import torch
 
 from .. import __version__
 from ..errors_recursivemas import InputError
+from ..folders_recursivemas import write_text
 from ..system_loader import ROOT
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
@@ -55,9 +56,13 @@ def provenance() -> dict[str, Any]:
 
 
 def write_results(results: dict[str, Any], path: Path) -> None:
-    """Stores results; the folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    """Stores results in one step; the folder is made where it is missing."""
+    write_text(path, text_of(results))
+
+
+def text_of(results: dict[str, Any]) -> str:
+    """Results as they are stored."""
+    return json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

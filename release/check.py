@@ -1,9 +1,10 @@
-"""Say whether a system is ready to run here, before any weight is read.
+"""Say whether a system is ready to run here, before any weight is loaded.
 
 Looks at the Hub cache, a folder of clones or the system's own folder, and never at the network: which repositories,
 revisions and files are there or missing, their sizes, what they need in memory per dtype (from the headers of the
-safetensors files; the links' .pt files count with their size), and whether that fits this machine. The exit status is
-0 only when everything is there, nothing is broken, and the agents fit in memory as stored.
+safetensors files; the links' .pt files count with their size), and whether that fits this machine. Where a system was
+saved with a stamp (weights.json), every byte of its weights is held against that. The exit status is 0 only when
+everything is there, nothing is broken, and the agents fit in memory as stored.
 
 Examples:
   recursivemas check sequential_light
@@ -33,6 +34,7 @@ from ..link_files_recursivemas import find_link
 from ..links_recursivemas import EXPECTED_EMBEDDING
 from ..loading_recursivemas import validate_architecture
 from ..sources_recursivemas import Source
+from ..stamps_recursivemas import STAMP, changed_files
 from ..system_loader import released_config
 
 OPTIONAL_FILES = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
@@ -82,7 +84,7 @@ def check_system(
     clones: str | None = None,
     cache_dir: str | None = None,
 ) -> dict:
-    """Looks at everything that a system needs; reads no weights and no network (but unpacks GGUF files, once).
+    """Looks at everything that a system needs; loads no weights, asks no network (but unpacks GGUF files, once).
 
     Returns:
         `ready`, `system`, `task` (of the links), `repositories`, `memory` (dtype -> bytes of all agents and links
@@ -120,6 +122,8 @@ def check_system(
     for name, entry in links:
         if entry.get("kind") != EXPECTED_EMBEDDING:
             _check_link(repository, source, entry, name, config.link_task)
+    if "/" in system or os.path.isdir(system):
+        _check_stamp(source, list(repositories.values()))
     return _report(config, list(repositories.values()), cache_dir)
 
 
@@ -210,6 +214,16 @@ def _check_link(
         found.link_bytes += found.files[filename]
     else:
         found.problems.append(f"missing: {filename}")
+
+
+def _check_stamp(source: Source, repositories: list[Repository]) -> None:
+    """Holds every byte of the weights in a system's folder against the stamp of its save."""
+    if (folder := source.folder) is None:
+        return
+    for name in changed_files(source, Path(folder)):
+        holders = [each for each in repositories if each.folder and Path(folder, name).is_relative_to(each.folder)]
+        for holder in sorted(holders, key=lambda each: len(each.folder or ""))[-1:]:
+            holder.problems.append(f"{name}: not what was saved with the rest (or changed on purpose: remove {STAMP})")
 
 
 def _report(config: RecursiveMASConfig, repositories: list[Repository], cache_dir: str | None) -> dict:

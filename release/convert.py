@@ -24,6 +24,7 @@ from transformers.utils import logging
 from ..agent_recursivemas import RecursiveMASAgent
 from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES, build_empty_model, load_model_config, load_tokenizer
 from ..configuration_recursivemas import RecursiveMASConfig
+from ..evaluation.commands import add_replace_argument, validate_output
 from ..loading_recursivemas import load_links, validate_architecture
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import read_prompts
@@ -38,7 +39,8 @@ BESIDE = ("adapter", "innerlink_config.json", ".git")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("style", help=f"name of a released system: {', '.join(released_styles()['styles'])}")
-    parser.add_argument("folder", type=Path, help="where to write; must not exist, or be empty")
+    parser.add_argument("folder", type=Path, help="where to write")
+    add_replace_argument(parser)
     parser.add_argument(
         "--dataset", default="math500", help="chooses the default links and settings (default: math500)"
     )
@@ -50,9 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.folder.exists() and (not arguments.folder.is_dir() or any(arguments.folder.iterdir())):
-        print(f"{arguments.folder} is not empty", file=sys.stderr)
-        return 2
+    validate_output(arguments.folder, arguments.replace, where="folder")
     config, generation = released_config(arguments.style, arguments.dataset, revision=arguments.revision)
     if arguments.prompts is not None:
         config.prompts = read_prompts(arguments.prompts)

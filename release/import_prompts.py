@@ -27,6 +27,8 @@ from types import ModuleType
 
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import CheckpointError, InputError
+from ..evaluation.commands import add_replace_argument, validate_output
+from ..folders_recursivemas import write_text
 from ..prompts_recursivemas import TASKS, slot_marker, validate_prompts
 from ..system_loader import read_style, released_styles
 
@@ -59,9 +61,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--function-name", help="name of the function to write, with --code-type function")
     parser.add_argument("--output", type=Path, help="file to write (default: standard output)")
+    add_replace_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.output is not None:
+        validate_output(arguments.output, arguments.replace)
     released = released_styles()["styles"]
     style = released[arguments.style]["style"] if arguments.style in released else arguments.style
     extra = {"task_type": arguments.code_type, "fn_name": arguments.function_name}
@@ -70,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         print(text)
     else:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+        write_text(arguments.output, text + "\n")
         print(f"{arguments.output}: {len(prompts)} roles, tasks {', '.join(t for t in TASKS if t not in skipped)}")
     for task in skipped:
         print(f"left out: {task} has a system text of its own; import it with --tasks {task}", file=sys.stderr)

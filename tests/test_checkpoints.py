@@ -154,7 +154,7 @@ def test_a_converted_system_keeps_the_links_of_every_task(released_cache, tmp_pa
 def test_convert_does_not_write_over_anything(released_cache, tmp_path, capsys):
     (tmp_path / "note.txt").write_text("mine")
     assert main(["convert", "distillation", str(tmp_path)]) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert "--replace" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
 
 
@@ -306,7 +306,7 @@ def test_imported_prompts_run_a_released_system(clone, released_cache, tmp_path,
     mas = load_mas_system("deliberation", cache_dir=released_cache, prompts=output)
     assert mas.config.prompts["reflector"]["system"] == "Use tools."
     assert mas.solve(QUESTION, **GREEDY)[0].usage["new_tokens"] > 0
-    assert main([*command, "--tasks", "reasoning"]) == 0
+    assert main([*command, "--tasks", "reasoning", "--replace"]) == 0
     assert json.loads(output.read_text())["reflector"]["system"] == "Use prose."
 
 

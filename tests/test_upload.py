@@ -329,7 +329,7 @@ def test_a_full_disk_leaves_nothing_and_a_second_run_completes(workplace, tmp_pa
         [sys.executable, "-W", "ignore", "-c", FULL_DISK, "100000", *command],
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
-    assert result.returncode == 2 and "Staging stopped" in result.stderr, result.stderr
+    assert result.returncode == 2 and "Saving stopped" in result.stderr, result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     stage.stage(str(workplace / "system"), tmp_path / "staged", plan.Options("my-org", "Tiny"))
     assert plan.load_plan(tmp_path / "staged").composite.id == "my-org/Tiny"

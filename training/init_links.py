@@ -32,8 +32,8 @@ from ..agent_recursivemas import RecursiveMASAgent
 from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer, widen_where_slow
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import InputError
-from ..evaluation.commands import limit_threads
-from ..evaluation.results import write_results
+from ..evaluation.commands import add_replace_argument, limit_threads, validate_output
+from ..evaluation.results import text_of
 from ..gguf_recursivemas import agent_place
 from ..links_recursivemas import CODEBOOK, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
@@ -147,6 +147,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a folder or Hub repository, or a GGUF file in one",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for the system")
+    add_replace_argument(parser)
     inner = "kind of the inner links; one with weights is a starting point for training (default: %(default)s)"
     kinds = (*MIXTURES, *INNER_KINDS)
     parser.add_argument("--inner", default=EXPECTED_EMBEDDING, choices=kinds, help=inner)
@@ -221,9 +222,8 @@ def run(arguments: argparse.Namespace) -> int:
         start = Setting(codebook=arguments.inner == CODEBOOK, **settings)
         new = mas.topology.roles if keep is None else tuple(sources)
         result = probe(mas, new, start, free, arguments.probe_data, arguments.codebook_size)
-    mas.save_pretrained(arguments.output, copy_agents=arguments.copy_agents)
-    if result is not None:
-        write_results(result, arguments.output / "probe.json")
+    files = {} if result is None else {"probe.json": text_of(result)}
+    mas.save_pretrained(arguments.output, copy_agents=arguments.copy_agents, files=files)
     links = {
         link.name: {
             "kind": mas.outer_links[link.name].kind,
@@ -255,5 +255,6 @@ def _validate(arguments: argparse.Namespace) -> None:
         if useless:
             found = "--no-probe" if option == "--probe-data" and arguments.no_probe else f"--inner {arguments.inner}"
             raise InputError("An option does nothing here.", where=option, found=found)
+    validate_output(arguments.output, arguments.replace)
     if arguments.codebook_size < 1:
         raise InputError("A codebook has tokens.", where="--codebook-size", found=arguments.codebook_size)

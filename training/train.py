@@ -22,6 +22,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
+from ..evaluation.commands import add_replace_argument, validate_output
 from .arguments import (
     BASE_SETTINGS,
     OWN_SETTINGS,
@@ -44,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="one setting, its value as JSON or text; repeatable",
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of `output`")
+    add_replace_argument(parser)
     parser.add_argument("--show", action="store_true", help="print the settings and stop")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     own = parser.add_argument_group("settings")
@@ -73,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         from .run import train
 
+        if settings.output and not arguments.resume:  # checkpoints are for `train` to judge
+            validate_output(settings.output, arguments.replace, besides=("training",))
         result = train(arguments.kind, settings, arguments.resume)
     if arguments.json:
         print(json.dumps(result))

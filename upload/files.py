@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from ..errors_recursivemas import CheckpointError
+from ..folders_recursivemas import write_text
 
 PLAN, CHECKED, PUSHED = "plan.json", "checked.json", "pushed.json"
 
@@ -23,9 +23,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes a JSON file so that it is there as a whole or not at all."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def files_of(folder: Path) -> list[Path]:

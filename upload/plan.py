@@ -10,6 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import InputError
+from ..folders_recursivemas import settle
 from ..prompts_recursivemas import Question
 from ..release_recursivemas import release_title
 from .files import PLAN, read_json, write_json
@@ -149,6 +150,7 @@ def load_plan(folder: Path) -> Plan:
     Raises:
         InputError: the folder was not staged, or not completely.
     """
+    settle(folder)
     content = read_json(folder / PLAN)
     if content is None or content.get("format_version") != FORMAT_VERSION:
         raise InputError(

@@ -3,22 +3,21 @@
 import copy
 import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
-from safetensors import SafetensorError
-
-from ..errors_recursivemas import CheckpointError, InputError, RecursiveMASError
+from ..errors_recursivemas import InputError
+from ..evaluation.commands import validate_output
 from ..evaluation.results import read_results
+from ..folders_recursivemas import is_unused, replacing, settle
 from ..link_files_recursivemas import link_filename
 from ..links_recursivemas import AnyInnerLink, AnyOuterLink
 from ..loading_recursivemas import quiet_progress
 from ..modeling_recursivemas import RecursiveMASModel
-from ..saving_recursivemas import SavedLink, save_system, write_agent
+from ..saving_recursivemas import SavedLink, agent_writer, save_system
 from ..sources_recursivemas import write_tensors
 from ..system_loader import ROOT, load_mas_system
 from .cards import Cards
-from .files import PLAN, PUSHED, read_json, write_json
+from .files import CHECKED, PLAN, read_json, write_json
 from .links import inner_links_of, outer_links_of
 from .plan import Options, Plan, make_plan
 from .release_layout import write_inner_links, write_outer_links
@@ -40,22 +39,22 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
         CheckpointError: the disk is full, or the system cannot be loaded.
     """
     output = Path(output)
+    settle(output, trusted=True)
     staged_before = "format_version" in (read_json(output / PLAN) or {})
-    if output.exists() and not (replace and staged_before):
+    if not is_unused(output) and not (replace and staged_before):
         hint = "choose another" + (", or --replace" if staged_before else "")
         raise InputError("The folder exists.", where="--output", found=output, hint=hint)
+    validate_output(output, replace=True)
     results = [(Path(path), read_results(path)) for path in options.results]
     mas = load_mas_system(system)
     if Path(system).exists():
         system = str(Path(system).resolve())
     plan = make_plan(mas.config, system, options)
-    unfinished = output.with_name(output.name + ".partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        cards = Cards(plan, mas, results, options.datasets)
+    cards = Cards(plan, mas, results, options.datasets)
+    with replacing(output, {"": (CHECKED, "*/**/*")}) as new:
         for repository in quiet_progress(plan.repositories, "Staging", "repository"):
-            folder = unfinished / repository.name
-            folder.mkdir(parents=True)
+            folder = new / repository.name
+            folder.mkdir()
             if repository.kind == "agent":
                 _stage_agent(mas, plan, repository.role, folder)
             elif repository.kind == "outer_links":
@@ -63,24 +62,7 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
             else:
                 _stage_composite(mas, plan, folder)
             cards.save(repository, folder)
-        plan.save(unfinished)
-        if (output / PUSHED).exists():
-            shutil.copyfile(output / PUSHED, unfinished / PUSHED)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk speaks through three libraries
-        if isinstance(error, RecursiveMASError):
-            raise
-        raise CheckpointError(
-            "Staging stopped; nothing of it is left.",
-            where=unfinished,
-            found=error,
-            hint="free some space and run the same command again",
-        ) from error
-    finally:
-        if not (unfinished / PLAN).exists():
-            shutil.rmtree(unfinished, ignore_errors=True)
-    if output.exists():
-        shutil.rmtree(output)
-    unfinished.rename(output)
+        plan.save(new)
     return plan
 
 
@@ -129,7 +111,9 @@ def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
         links,
         tokenizer=mas.tokenizer,
         generation_config=mas.generation_config,
-        write_agents={role: partial(write_agent, agent.model, agent.tokenizer) for role, agent in agents},
+        write_agents={
+            role: agent_writer(agent.model, agent.tokenizer, folder / "agents" / role) for role, agent in agents
+        },
     )
     for name in DOOR:
         shutil.copyfile(ROOT / name, folder / name)

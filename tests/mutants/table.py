@@ -476,14 +476,14 @@ SAVING = [
     ),
     remote(
         "stale-place-of-an-outer-link",
-        '        for key in ("kind", "weights", "snap"):\n            entry.pop(key, None)\n',
+        '            for key in ("kind", "weights", "snap"):\n                entry.pop(key, None)\n',
         "",
         "saving::test_nothing_saved_keeps_the_place_or_the_revision_that_it_came_from",
     ),
     remote(
         "stale-place-of-an-inner-link",
-        'entry["inner_link"] = links[role].save(folder, role)',
-        'entry["inner_link"] = {**entry["inner_link"], **links[role].save(folder, role)}',
+        'entry["inner_link"] = links[role].save(new, role)',
+        'entry["inner_link"] = {**entry["inner_link"], **links[role].save(new, role)}',
         "saving::test_nothing_saved_keeps_the_place_or_the_revision_that_it_came_from",
     ),
     remote(
@@ -1336,8 +1336,8 @@ UPLOAD = [
     ),
     workshop(
         "replaces-anything",
-        "if output.exists() and not (replace and staged_before):",
-        "if output.exists() and not replace:",
+        "if not is_unused(output) and not (replace and staged_before):",
+        "if not is_unused(output) and not replace:",
         "upload::test_a_folder_that_was_not_staged_is_never_replaced",
     ),
     workshop(
@@ -1387,8 +1387,8 @@ RELEASE = [
     ),
     workshop(
         "convert-writes-over",
-        "if arguments.folder.exists() and (not arguments.folder.is_dir() or any(arguments.folder.iterdir())):",
-        "if False:",
+        'validate_output(arguments.folder, arguments.replace, where="folder")',
+        'validate_output(arguments.folder, True, where="folder")',
         "checkpoints::test_convert_does_not_write_over_anything",
     ),
     workshop(
@@ -1483,8 +1483,8 @@ REAL_MODELS = [
     ),
     remote(
         "gguf-name-kept-beside-the-copy",
-        'config.agents[role].pop("gguf_file", None)\n    config.save',
-        "pass\n    config.save",
+        'config.agents[role].pop("gguf_file", None)\n        config.save',
+        "pass\n        config.save",
         "gguf::test_a_system_names_a_gguf_file_and_holds_an_ordinary_agent_once_it_is_copied",
     ),
     workshop(
