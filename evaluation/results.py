@@ -1,9 +1,11 @@
 """Stored results: what they were measured on and with which code, how they are written and read, their tables."""
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +18,7 @@ from ..errors_recursivemas import InputError
 from ..system_loader import ROOT
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
+PROVENANCE = ("date", "commit", "versions", "machine")  # what every file of results says of where it comes from
 
 
 def commit() -> str | None:
@@ -39,7 +42,7 @@ def _git(*arguments: str) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Where figures come from; every file of results holds it: "date", "commit", "versions" and "machine"."""
+    """Where figures come from; every file of results holds it, see `PROVENANCE`."""
     libraries = {name: version(name) for name in LIBRARIES}
     return {
         "date": date.today().isoformat(),
@@ -54,10 +57,32 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def fingerprint(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """A hash of weights by their names, shapes and up to 64 values of each, whatever their dtype and device."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights, key=lambda each: each[0]):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        if weight.device.type != "meta":
+            values = weight.detach().reshape(-1)
+            values = values[:: max(1, len(values) // 64)][:64].to("cpu", torch.float32)
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one step: what stood there, or all of the text; the folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def write_results(results: dict[str, Any], path: Path) -> None:
     """Stores results; the folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

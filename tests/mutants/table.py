@@ -969,8 +969,8 @@ TRAINING = [
     ),
     workshop(
         "first-checkpoint",
-        "complete[max(complete)] if complete else None",
-        "complete[min(complete)] if complete else None",
+        "key=lambda path: -int(steps[path]))",
+        "key=lambda path: int(steps[path]))",
         "training::test_a_run_lowers_the_loss_saves_links_only_and_a_system_that_loads[inner]",
     ),
     workshop(
@@ -981,9 +981,51 @@ TRAINING = [
     ),
     workshop(
         "other-settings-on-resuming",
-        "    if changed:\n",
-        "    if False:\n",
+        "    if changed:\n        raise ConfigError(",
+        "    if False:\n        raise ConfigError(",
         "training::test_a_run_with_other_settings_is_not_gone_on_with",
+    ),
+    workshop(
+        "finished-run-goes-on",
+        "    if done:\n        if arguments.process_index",
+        "    if False:\n        if arguments.process_index",
+        "long_training::test_a_finished_run_is_left_alone[True]",
+    ),
+    workshop(
+        "half-a-checkpoint-counts",
+        "if _sha256(checkpoint / name) != digest:",
+        "if False:",
+        "long_training::test_only_a_whole_checkpoint_counts[optimizer.pt-cut-sealed]",
+    ),
+    workshop(
+        "changed-rows-go-unseen",
+        "texts.update(json.dumps([row.inputs, row.targets, row.answer], sort_keys=True).encode())",
+        "pass",
+        "long_training::test_changed_rows_are_refused",
+    ),
+    workshop(
+        "changed-agents-go-unseen",
+        "values = values[:: max(1, len(values) // 64)][:64]",
+        "values = values[:0]",
+        "long_training::test_a_system_that_changed_is_refused[agent]",
+    ),
+    workshop(
+        "shorter-schedule-goes-on",
+        'group["lr"] = rate',
+        "pass",
+        "long_training::test_the_learning_rate_of_a_longer_run_is_that_of_its_schedule",
+    ),
+    workshop(
+        "interruption-saves-nothing",
+        "control.should_save = control.should_training_stop = True",
+        "control.should_training_stop = True",
+        "long_training::test_an_interrupted_run_saves_and_goes_on_to_the_same_bits",
+    ),
+    workshop(
+        "old-checkpoints-go-first",
+        "limit, self.args.save_total_limit = self.args.save_total_limit, None",
+        "limit = self.args.save_total_limit",
+        "long_training::test_older_checkpoints_go_only_when_a_new_one_is_whole",
     ),
     workshop(
         "everything-is-right",
