@@ -43,3 +43,7 @@ class CheckpointError(RecursiveMASError, OSError):
 
 class ArgumentError(RecursiveMASError, TypeError):
     """A keyword argument that nobody knows."""
+
+
+class OutOfMemoryError(RecursiveMASError, MemoryError):
+    """A question that does not fit into memory alone."""

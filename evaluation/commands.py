@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,14 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_questions: int) -> N
     parser.add_argument("--levels", type=int, nargs="+", help="of the generated questions (default: all of the task)")
     parser.add_argument(
         "--metric", choices=METRICS, help="when an answer is right (default: the task's own, or exact)"
+    )
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """The arguments that say where the output goes, and whether it goes on where a run was stopped."""
+    parser.add_argument("--output", type=Path, help=what)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where a run was stopped: the same command, with --output"
     )
 
 

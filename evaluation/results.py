@@ -81,12 +81,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_results(results: dict[str, Any], path: Path) -> None:
-    """Stores results; the folder is made where it is missing."""
-    write_text(path, json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n")
+    """Stores results; the folder is made where it is missing.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        write_text(path, json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n")
+    except OSError as error:
+        hint = "the answers are kept: make room, then the same command with --resume"
+        raise InputError("Results cannot be written.", where=path, found=error, hint=hint) from error
 
 
-def read_results(path: str | Path) -> dict[str, Any]:
-    """Results that `recursivemas evaluate --output` stored.
+def read_results(path: str | Path, figures: str = "figures") -> dict[str, Any]:
+    """Results that `recursivemas evaluate --output` stored; other commands' have another name for their `figures`.
 
     Raises:
         InputError: there is no such file, or it holds something else.
@@ -95,7 +103,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError("Results cannot be read.", where=path, found=error, expected="a JSON file") from error
-    if not isinstance(results, dict) or not {"date", "settings", "figures"} <= results.keys():
+    if not isinstance(results, dict) or not {"date", "settings", figures} <= results.keys():
         raise InputError("A file holds no results.", where=path, expected="what `recursivemas evaluate` stored")
     return results
 

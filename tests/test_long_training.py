@@ -100,6 +100,12 @@ def test_the_learning_rate_of_a_longer_run_is_that_of_its_schedule(workshop, fin
     assert rates[0] == pytest.approx(rates[1]) and rates[0][0] > 0
 
 
+def test_the_first_step_of_a_longer_run_is_not_lost(workshop, finished):
+    """At the shorter schedule's last rate, zero, it would change nothing."""
+    go_on(workshop, finished, max_steps=7)
+    assert not same_links(workshop / "finished", finished)
+
+
 def test_a_run_does_not_get_shorter(workshop, finished):
     with pytest.raises(RecursiveMASError, match="max_steps: 6 -> 4"):
         go_on(workshop, finished, max_steps=4)
@@ -186,7 +192,8 @@ def test_a_system_that_changed_is_refused(workshop, finished, tmp_path, part):
     try:
         if part == "prompts":
             config = json.loads((system / "config.json").read_text())
-            config["prompts"] = json.loads(json.dumps(config["prompts"]).replace("<|question|>", "<|question|> Think!"))
+            prompts = json.dumps(config["prompts"]).replace("<|question|>", "<|question|> Think!")
+            config["prompts"] = json.loads(prompts)
             (system / "config.json").write_text(json.dumps(config))
         else:
             from safetensors.torch import save_file

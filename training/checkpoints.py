@@ -105,7 +105,7 @@ def step_of(checkpoint: Path) -> int:
 
 def last_checkpoint(folder: Path, processes: int = 1, quiet: bool = True) -> Path | None:
     """The newest whole checkpoint of a run; unless `quiet`, those that are not are named on standard error."""
-    broken = {}
+    broken: dict[str, str] = {}
     for path in _by_step(folder):
         lacks = what_lacks(path, processes)
         if lacks is None:

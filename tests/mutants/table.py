@@ -736,6 +736,24 @@ TOOLS = [
 
 ENGINE = [
     remote(
+        "other-questions-are-parted",
+        "if swaps or len(questions) == 1:",
+        "if len(questions) == 1:",
+        "memory::test_questions_that_stand_in_for_each_other_are_not_parted",
+    ),
+    remote(
+        "every-error-is-memory",
+        "        if not is_out_of_memory(error):\n            raise\n",
+        "",
+        "memory::test_other_errors_are_not_taken_for_it",
+    ),
+    remote(
+        "each-batch-tries-anew",
+        "solved: list[Solution] = []\n",
+        "solved: list[Solution] = []\n            most = len(questions)\n",
+        "memory::test_a_batch_without_memory_is_halved_and_gives_the_same_answers",
+    ),
+    remote(
         "hidden-states-travel",
         "else rollout.latents",
         "else rollout.hidden_states",
@@ -800,7 +818,7 @@ CONTROLS = [
     ),
     remote(
         "batches-by-length-for-other-questions",
-        "list(range(len(questions))) if swaps else sorted",
+        "list(range(len(questions))) if in_order else sorted",
         "sorted",
         "controls::test_batches_for_other_questions_keep_the_order_and_never_have_a_single_row",
     ),
@@ -1013,7 +1031,7 @@ TRAINING = [
         "shorter-schedule-goes-on",
         'group["lr"] = rate',
         "pass",
-        "long_training::test_the_learning_rate_of_a_longer_run_is_that_of_its_schedule",
+        "long_training::test_the_first_step_of_a_longer_run_is_not_lost",
     ),
     workshop(
         "interruption-saves-nothing",
@@ -1026,6 +1044,43 @@ TRAINING = [
         "limit, self.args.save_total_limit = self.args.save_total_limit, None",
         "limit = self.args.save_total_limit",
         "long_training::test_older_checkpoints_go_only_when_a_new_one_is_whole",
+    ),
+    workshop(
+        "answers-of-another-run",
+        "before.get(name) != value}\n    if changed:",
+        "before.get(name) != value}\n    if False:",
+        "long_work::test_other_questions_and_settings_are_refused",
+        "long_work::test_other_weights_at_the_same_place_are_refused",
+    ),
+    workshop(
+        "answers-are-written-over",
+        "if content and not resume:",
+        "if False:",
+        "long_work::test_answers_are_not_written_over",
+    ),
+    workshop(
+        "half-a-row-stays",
+        "self._file.truncate(len(content) - len(rest))",
+        "pass",
+        "long_work::test_a_line_that_a_kill_has_cut_is_answered_again",
+    ),
+    workshop(
+        "all-is-answered-again",
+        "answered = row_file.kept(setting) if row_file else {}",
+        "answered: dict = {}",
+        "long_work::test_only_the_rest_is_answered",
+    ),
+    workshop(
+        "answers-by-length",
+        "                keep_order=True,\n",
+        "",
+        "long_work::test_answers_are_printed_as_they_come_in_the_order_of_the_questions",
+    ),
+    workshop(
+        "sigterm-kills",
+        "for number in (signal.SIGINT, signal.SIGTERM):",
+        "for number in (signal.SIGINT,):",
+        "long_training::test_an_interruption_before_the_first_step_says_that_nothing_was_saved",
     ),
     workshop(
         "everything-is-right",
@@ -1163,7 +1218,7 @@ EVALUATION = [
     ),
     workshop(
         "all-right-in-a-group",
-        "groups[str(row[group_by])][0] += is_right",
+        'groups[str(row[group_by])][0] += each["right"]',
         "groups[str(row[group_by])][0] += 1",
         "cli::test_evaluation_counts_exact_answers_and_stores_every_one",
     ),
@@ -1211,8 +1266,8 @@ EVALUATION = [
     ),
     workshop(
         "rows-asked-without-their-fields",
-        "questions = [inputs_of(row, mas.input_fields) for row in rows]",
-        'questions = [row["question"] for row in rows]',
+        "questions = [inputs_of(rows[index], mas.input_fields) for index in remaining]",
+        'questions = [rows[index]["question"] for index in remaining]',
         "inputs::test_an_evaluation_asks_with_the_fields_of_its_rows",
     ),
     workshop(
@@ -1364,8 +1419,8 @@ COMMANDS = [
     ),
     workshop(
         "rounds-of-the-command-ignored",
-        "questions,\n            num_rounds=arguments.rounds,",
-        "questions,\n            num_rounds=None,",
+        "asked,\n                num_rounds=arguments.rounds,",
+        "asked,\n                num_rounds=None,",
         "cli::test_settings_of_the_command_reach_the_system",
     ),
     workshop(
