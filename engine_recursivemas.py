@@ -279,7 +279,7 @@ def solve_batch(
     """Answers a batch of questions; `None` where memory does not suffice for so many side by side.
 
     Raises:
-        OutOfMemoryError: it does not suffice for fewer either, or fewer would be answered otherwise.
+        OutOfMemoryError: see `validate_halving`.
     """
     try:
         run = Run(system, questions, settings, answer.generation_config)
@@ -287,15 +287,24 @@ def solve_batch(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        swaps = settings.control == "other_question"
-        if swaps or len(questions) == 1:
-            raise OutOfMemoryError(
-                "There is not enough memory for a batch.",
-                where=f"{len(questions)} question{'s' * (len(questions) > 1)} side by side",
-                found=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
-                hint="a smaller batch_size"
-                if swaps and len(questions) > 2
-                else "fewer latent_steps or new tokens, a shorter question, agents on several devices, or offload",
-            ) from error
-    logger.warning(f"Not enough memory for {len(questions)} questions side by side: going on with half as many.")
+        validate_halving(questions, settings, error)
     return None  # outside of the handler, so that nothing holds what the attempt had made
+
+
+def validate_halving(questions: list[Question], settings: RunSettings, error: BaseException) -> None:
+    """Says that a batch for which memory did not suffice goes on in halves.
+
+    Raises:
+        OutOfMemoryError: there is one question only, or fewer would be answered otherwise.
+    """
+    swaps = settings.control == "other_question"
+    if swaps or len(questions) == 1:
+        raise OutOfMemoryError(
+            "There is not enough memory for a batch.",
+            where=f"{len(questions)} question{'s' * (len(questions) > 1)} side by side",
+            found=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
+            hint="a smaller batch_size"
+            if swaps and len(questions) > 2
+            else "fewer latent_steps or new tokens, a shorter question, agents on several devices, or offload",
+        ) from error
+    logger.warning(f"Not enough memory for {len(questions)} questions side by side: going on with half as many.")
