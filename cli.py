@@ -71,9 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # `recursivemas … | head`
         sys.stderr.close()
         return 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"recursivemas {name}: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(error, "signum", 2)
 
 
 if __name__ == "__main__":

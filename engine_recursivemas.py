@@ -15,13 +15,14 @@ from typing import Any, Protocol
 
 import torch
 from transformers import GenerationConfig
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .agent_recursivemas import RecursiveMASAgent
 from .answers_recursivemas import extract_answer
 from .batching_recursivemas import PromptBatch, PromptBuilder
 from .configuration_recursivemas import RunSettings
 from .controls_recursivemas import stand_in
+from .errors_recursivemas import OutOfMemoryError
 from .generation_recursivemas import (
     AnswerSettings,
     continues_cache,
@@ -34,9 +35,12 @@ from .generation_recursivemas import (
 from .handover_recursivemas import hand_over
 from .limits_recursivemas import name_of, validate_finite, validate_positions
 from .links_recursivemas import AnyOuterLink
+from .memory_recursivemas import is_out_of_memory
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import MARKER, PromptRenderer, Question, Slot, as_inputs, as_text, template_for
 from .topology_recursivemas import Topology
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -120,6 +124,7 @@ class Residency:
             return
         if self.resident is not None:
             self.agents[self.resident].to("cpu")  # type: ignore[arg-type]
+            self.resident = None  # until the other is there, for which memory may not suffice
         self.agents[role].to(self.devices[role])  # type: ignore[arg-type]
         self.resident = role
 
@@ -374,3 +379,44 @@ class Run:
         rows = trim(generate_from(agent, prompt, config), ends_of(config))
         self.usage.count("new_tokens", list(map(len, rows)))
         self.texts[round_index, role] = list(map(agent.decode, rows))
+
+
+def solve_batch(
+    system: System,
+    questions: list[Question],
+    settings: RunSettings,
+    answer: AnswerSettings,
+    on_turn: Callable[[int, str], None] | None = None,
+) -> list[Solution] | None:
+    """Answers a batch of questions; `None` where memory does not suffice for so many side by side.
+
+    Raises:
+        OutOfMemoryError: see `validate_halving`.
+    """
+    try:
+        run = Run(system, questions, settings, answer.generation_config, on_turn)
+        return run.answer(run.decoder_prompt(answer.reuse), answer)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        validate_halving(questions, settings, error)
+    return None  # outside of the handler, so that nothing holds what the attempt had made
+
+
+def validate_halving(questions: list[Question], settings: RunSettings, error: BaseException) -> None:
+    """Says that a batch for which memory did not suffice goes on in halves.
+
+    Raises:
+        OutOfMemoryError: there is one question only, or fewer would be answered otherwise.
+    """
+    swaps = settings.control == "other_question"
+    if swaps or len(questions) == 1:
+        raise OutOfMemoryError(
+            "There is not enough memory for a batch.",
+            where=f"{len(questions)} question{'s' * (len(questions) > 1)} side by side",
+            found=(str(error).strip() or type(error).__name__).splitlines()[0][:200],
+            hint="a smaller batch_size"
+            if swaps and len(questions) > 2
+            else "fewer latent_steps or new tokens, a shorter question, agents on several devices, or offload",
+        ) from error
+    logger.warning(f"Not enough memory for {len(questions)} questions side by side: going on with half as many.")

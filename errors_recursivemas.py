@@ -47,3 +47,7 @@ class ArgumentError(RecursiveMASError, TypeError):
 
 class NonFiniteError(RecursiveMASError, ArithmeticError):
     """Numbers that are NaN or infinite: of a run, or of a training step."""
+
+
+class OutOfMemoryError(RecursiveMASError, MemoryError):
+    """A question that does not fit into memory alone."""

@@ -18,7 +18,7 @@ from .agent_recursivemas import RecursiveMASAgent, Rollout
 from .bases_recursivemas import refuse_unmerged
 from .callers_recursivemas import infer_mask, is_assisted, judge_arguments, validate_ids
 from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
-from .engine_recursivemas import Residency, Run, Solution, fit_positions
+from .engine_recursivemas import Residency, Run, Solution, fit_positions, solve_batch
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
 from .generation_recursivemas import AnswerSettings, answer_config, continues_cache, ends_of, generate_from
 from .handover_recursivemas import hand_over
@@ -37,6 +37,7 @@ from .loading_recursivemas import (
     validate_outer_link,
     validate_parts,
 )
+from .memory_recursivemas import free_memory
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
 from .saving_recursivemas import agent_writer, save_system, saved_links
@@ -334,6 +335,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         tools: Tools | None = None,
         on_progress: Callable[[int], None] | None = None,
         on_turn: Callable[[int, str], None] | None = None,
+        on_solutions: Callable[[list[int], list[Solution]], None] | None = None,
+        keep_order: bool = False,
         **generation_kwargs: Any,
     ) -> list[Solution]:
         """Answers questions.
@@ -363,6 +366,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             on_progress: called with the number of questions finished since the last call.
             on_turn: called with round and role after each turn of each batch, the answer's too; what it raises ends
                 the call.
+            on_solutions: called with the indices of a batch's questions and their solutions, as it is finished.
+            keep_order: batches take the questions as they come, not by length.
             generation_kwargs: transformers' own, for the answer (and its sampling settings for messages).
 
         Returns:
@@ -411,7 +416,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         # question chooses the order.
         texts = list(map(as_text, questions))
         lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-        order = list(range(len(questions))) if swaps else sorted(range(len(questions)), key=lengths.__getitem__)
+        in_order = swaps or keep_order
+        order = list(range(len(questions))) if in_order else sorted(range(len(questions)), key=lengths.__getitem__)
         batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         if swaps and len(batches[-1]) == 1:
             single = batches.pop()
@@ -421,6 +427,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         asked = [[questions[row] for row in rows] for rows in batches]
         for index, solved in solve_batches(asked, settings, answer, on_turn):
             solutions.update(zip(batches[index], solved, strict=True))
+            if on_solutions:
+                on_solutions(batches[index], solved)
             if on_progress:
                 on_progress(len(solved))
         return [solutions[index] for index in range(len(questions))]
@@ -433,10 +441,21 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         answer: AnswerSettings,
         on_turn: Callable[[int, str], None] | None = None,
     ) -> Iterator[tuple[int, list[Solution]]]:
-        """Solves batches one after another; yields each one's index and solutions. An executor does the same."""
+        """Solves batches one after another; yields each one's index and solutions. An executor does the same.
+
+        Where memory does not suffice for a batch, it is solved in halves (of halves), and so are those that follow.
+        """
+        most = max(map(len, batches))  # that memory holds
         for index, questions in enumerate(batches):
-            run = Run(self, questions, settings, answer.generation_config, on_turn)
-            yield index, run.answer(run.decoder_prompt(answer.reuse), answer)
+            solved: list[Solution] = []
+            while len(solved) < len(questions):
+                part = questions[len(solved) : len(solved) + most]
+                found = solve_batch(self, part, settings, answer, on_turn)
+                if found is None:
+                    most = len(part) // 2
+                    free_memory()
+                solved += found or []
+            yield index, solved
 
     @torch.no_grad()
     def generate(

@@ -12,26 +12,36 @@ keeps between the rounds of a batch is a cache), so that a batch whose actor die
     mas.solve(questions, batch_size=8)
 """
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+import time
+import uuid
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from transformers.utils import logging
 
 from ..configuration_recursivemas import RunSettings
-from ..engine_recursivemas import USAGE, Run, Solution
-from ..errors_recursivemas import ConfigError
+from ..engine_recursivemas import USAGE, Run, Solution, validate_halving
+from ..errors_recursivemas import ConfigError, InputError
 from ..generation_recursivemas import AnswerSettings
+from ..memory_recursivemas import free_memory, is_out_of_memory
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question
 
 OPTIONS = ("num_cpus", "num_gpus", "resources", "device", "replicas")
 TURNS_AHEAD = 2  # that an actor has at most: one runs, the next is there, so that it never waits for this process
 MAX_RESTARTS = 3  # of an actor
+GRACE = 10  # seconds for actors that were ended to give back what they held
+CURE = (
+    'give agents less (`executor_options={"ROLE": {"num_cpus": 0.5}}`), start Ray with what they need'
+    " (`ray.init(num_cpus=…, num_gpus=…)` before, on a larger machine or cluster), or take no executor"
+)
+logger = logging.get_logger(__name__)
 
 
 class AgentWorker:
@@ -96,6 +106,7 @@ class AgentWorker:
     def forget(self, batch: str) -> None:
         """Drops what is kept of a batch."""
         self.runs.pop(batch, None)
+        free_memory()
 
 
 def sent_keys(run: Run, turn: tuple[int, str]) -> list[tuple]:
@@ -121,7 +132,9 @@ class Job:
     index: int
     questions: list[Question]
     schedule: list[tuple[int, str]]
+    start: int = 0  # of the questions in their batch, which memory may part
     attempt: int = 1
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)  # never another job's, whatever became of that
     actors: dict[str, ray.actor.ActorHandle] = field(default_factory=dict)  # role -> the replica that has its cache
     waiting: list[tuple[int, str]] = field(init=False)
     done: set[tuple[int, str]] = field(default_factory=set)
@@ -131,9 +144,70 @@ class Job:
     def __post_init__(self) -> None:
         self.waiting = list(self.schedule)
 
-    @property
-    def name(self) -> str:
-        return f"{id(self.schedule)}-{self.index}-{self.attempt}"
+    def parts(self, most: int) -> "list[Job]":
+        """Jobs of at most so many questions."""
+        starts = range(0, len(self.questions), most)
+        return [Job(self.index, self.questions[s : s + most], self.schedule, self.start + s) for s in starts]
+
+
+def needs_of(place: dict[str, Any]) -> dict[str, float]:
+    """What an actor with these options takes, by Ray's names of resources."""
+    plain = {"CPU": place.get("num_cpus", 0), "GPU": place.get("num_gpus", 0), **place.get("resources", {})}
+    return {name: amount for name, amount in plain.items() if amount}
+
+
+def validate_resources(needs: dict[str, tuple[int, dict[str, float]]]) -> None:
+    """Checks that all actors find a place; Ray would wait for ever.
+
+    Args:
+        needs: role -> number of its actors, and what each takes.
+
+    Raises:
+        InputError: the cluster has too little, or none of its machines enough for an actor, or others hold it.
+    """
+    total: dict[str, float] = defaultdict(float)
+    for count, each in needs.values():
+        for name, amount in each.items():
+            total[name] += count * amount
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for role, (_, each) in needs.items():
+        if not any(all(machine.get(name, 0) >= amount for name, amount in each.items()) for machine in machines):
+            raise InputError(
+                "No machine of the Ray cluster has what an agent needs.",
+                where=f"executor_options, {role}",
+                found=_amounts({name: max((m.get(name, 0) for m in machines), default=0) for name in each}),
+                expected=_amounts(each),
+                hint=CURE,
+            )
+    everything, roles = ray.cluster_resources(), ", ".join(needs)
+    if short := _missing(total, everything):
+        raise InputError(
+            "The Ray cluster has too little for all agents side by side.",
+            where="executor_options",
+            found=_amounts({name: everything.get(name, 0) for name in short}),
+            expected=f"{_amounts(short)} for {roles}",
+            hint=CURE,
+        )
+    deadline = time.monotonic() + GRACE
+    while short := _missing(total, free := ray.available_resources()):
+        if time.monotonic() > deadline:
+            raise InputError(
+                "Others hold what the agents need of the Ray cluster.",
+                where="executor_options",
+                found=_amounts({name: free.get(name, 0) for name in short}) + " free",
+                expected=f"{_amounts(short)} for {roles}",
+                hint=f"end what holds it (`mas.executor.shutdown()`), or {CURE}",
+            )
+        time.sleep(0.2)
+
+
+def _missing(needed: Mapping[str, float], there: Mapping[str, float]) -> dict[str, float]:
+    """The needed amounts of what there is too little of."""
+    return {name: amount for name, amount in needed.items() if there.get(name, 0) < amount - 1e-6}
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in resources.items())
 
 
 class RayExecutor:
@@ -147,6 +221,7 @@ class RayExecutor:
 
     Raises:
         ConfigError: an unknown role or option.
+        InputError: the cluster has not what the actors need.
     """
 
     def __init__(
@@ -162,16 +237,19 @@ class RayExecutor:
                     expected=f"role -> {', '.join(OPTIONS)}; roles {', '.join(mas.topology.roles)}",
                 )
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, include_dashboard=False)
+            ray.init(include_dashboard=False)  # what actors and Ray warn of comes to this process's standard error
         self.mas, self.topology = mas, mas.topology
         self.replicas: dict[str, list] = {}
         # Ray sends a class that it decorates by value, with whatever its methods name; this one the actors import.
         actor_class: Any = ray.remote(max_restarts=MAX_RESTARTS)(AgentWorker)
+        places = {}
         for role in self.topology.roles:
             own = dict(options.get(role, {}))
             count, device = own.pop("replicas", 1), own.pop("device", None)
+            places[role] = (count, device, {"num_cpus": 1, **own})
+        validate_resources({role: (count, needs_of(place)) for role, (count, _, place) in places.items()})
+        for role, (count, device, place) in places.items():
             loading = load if device is None else partial(load, device=device)
-            place = {"num_cpus": 1, **own}
             threads = int(place["num_cpus"]) or None
             self.replicas[role] = [actor_class.options(**place).remote(role, threads, loading) for _ in range(count)]
         self._actors = [actor for actors in self.replicas.values() for actor in actors]
@@ -195,44 +273,59 @@ class RayExecutor:
         todo = deque(Job(index, questions, run.schedule) for index, questions in enumerate(batches))
         active: list[Job] = []
         pending: dict[ray.ObjectRef, tuple[Job, tuple[int, str], list]] = {}
+        solved: dict[int, dict[int, list[Solution]]] = defaultdict(dict)  # batch -> start -> what a job gave
         # Back-pressure: no more batches under way than keep every actor busy.
-        limit = TURNS_AHEAD * len(self._actors)
-        while todo or active:
-            while todo and len(active) < limit:
-                active.append(todo.popleft())
-            load = Counter(job.actors[role] for job, (_, role), _ in pending.values())
-            for job in active:  # the oldest batch first
-                for turn in [turn for turn in job.waiting if job.done.issuperset(self._senders(turn, run))]:
-                    actor = job.actors.get(turn[1]) or min(self.replicas[turn[1]], key=load.__getitem__)
-                    if load[actor] < TURNS_AHEAD:
-                        load[actor] += 1
-                        job.actors[turn[1]] = actor
-                        job.waiting.remove(turn)
-                        refs, keys = self._submit(job, actor, turn, run, shared)
-                        pending[refs[0]] = (job, turn, list(zip(keys, refs[1:], strict=True)))
-            (ref,), _ = ray.wait(list(pending), num_returns=1)
-            job, turn, sent = pending.pop(ref)
-            if job not in active:
-                continue  # an earlier attempt
-            try:
-                value = ray.get(ref)
-            except (RayActorError, ObjectLostError):
-                if job.attempt > 1:
-                    raise
-                ray.get(job.actors[turn[1]].ready.remote())
+        limit, most = TURNS_AHEAD * len(self._actors), max(map(len, batches))
+        try:
+            while todo or active:
+                while todo and len(active) < limit:
+                    active += todo.popleft().parts(most)
+                load = Counter(job.actors[role] for job, (_, role), _ in pending.values())
+                for job in active:  # the oldest batch first
+                    for turn in [turn for turn in job.waiting if job.done.issuperset(self._senders(turn, run))]:
+                        actor = job.actors.get(turn[1]) or min(self.replicas[turn[1]], key=load.__getitem__)
+                        if load[actor] < TURNS_AHEAD:
+                            load[actor] += 1
+                            job.actors[turn[1]] = actor
+                            job.waiting.remove(turn)
+                            refs, keys = self._submit(job, actor, turn, run, shared)
+                            pending[refs[0]] = (job, turn, list(zip(keys, refs[1:], strict=True)))
+                (ref,), _ = ray.wait(list(pending), num_returns=1)
+                job, turn, sent = pending.pop(ref)
+                if job not in active:
+                    continue  # an earlier attempt
+                try:
+                    value = ray.get(ref)
+                except (RayActorError, ObjectLostError) as error:
+                    if job.attempt > 1:
+                        raise
+                    logger.warning(f"An actor of {turn[1]} died, its batch is done again: {str(error)[:200]}")
+                    ray.get(job.actors[turn[1]].ready.remote())
+                    again = [Job(job.index, job.questions, job.schedule, job.start, job.attempt + 1)]
+                except RayTaskError as error:
+                    if not is_out_of_memory(error.cause):
+                        raise
+                    validate_halving(job.questions, settings, error.cause)
+                    most = len(job.questions) // 2
+                    again = job.parts(most)
+                else:
+                    again = []
+                    job.done.add(turn)
+                    job.sent.update(sent)
+                    if on_turn:
+                        on_turn(*turn)
+                    if turn != run.schedule[-1]:
+                        job.usage[turn[1]] = value
+                        continue
+                    solved[job.index][job.start] = self._finish(job, value, run, answer.return_latents)
                 self._forget(job)
-                active[active.index(job)] = Job(job.index, job.questions, job.schedule, job.attempt + 1)
-                continue
-            job.done.add(turn)
-            job.sent.update(sent)
-            if on_turn:
-                on_turn(*turn)
-            if turn != run.schedule[-1]:
-                job.usage[turn[1]] = value
-                continue
-            active.remove(job)
-            yield job.index, self._finish(job, value, run, answer.return_latents)
-            self._forget(job)
+                active[active.index(job) : active.index(job) + 1] = again
+                if not again and sum(map(len, solved[job.index].values())) == len(batches[job.index]):
+                    parts = solved.pop(job.index)
+                    yield job.index, [solution for start in sorted(parts) for solution in parts[start]]
+        finally:  # an actor goes on to hold a run until it is told
+            for job in active:
+                self._forget(job)
 
     def _senders(self, turn: tuple[int, str], run: Run) -> list[tuple[int, str]]:
         """The turns that a turn hears from."""

@@ -54,6 +54,14 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_questions: int) -> N
     )
 
 
+def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """The arguments that say where the output goes, and whether it goes on where a run was stopped."""
+    parser.add_argument("--output", type=Path, help=what)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where a run was stopped: the same command, with --output"
+    )
+
+
 def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
     """The system that `add_system_arguments` describes."""
     mas = load_mas_system(arguments.system, arguments.dataset, device=arguments.device, dtype=arguments.dtype)

@@ -8,7 +8,8 @@ latents beat all three that tell nothing of the question (none, another question
 next one of the batch; questions are put in an order in which neighbours have different answers, where that can be.
 
 With --output the results are stored as JSON (commit, versions, settings, figures, verdicts, and a row for each
-question, control and number of rounds), with a plot beside.
+question, control and number of rounds), with a plot beside. Until then every answer is kept as it comes, in
+<output>.rows.jsonl: after Ctrl-C, SIGTERM or a kill the same command with --resume goes on.
 
 Examples:
   recursivemas controls --data arithmetic --rounds 1 2
@@ -20,17 +21,24 @@ import argparse
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from ..configuration_recursivemas import CONTROLS
 from ..errors_recursivemas import InputError
 from ..modeling_recursivemas import RecursiveMASModel
-from .commands import add_data_arguments, add_system_arguments, load_from_arguments, progress, solve_arguments
+from .commands import (
+    add_data_arguments,
+    add_output_arguments,
+    add_system_arguments,
+    load_from_arguments,
+    progress,
+    solve_arguments,
+)
 from .measure import described, load_data, measure
 from .paired import paired_difference
 from .plots import plot_controls
-from .results import provenance, table, write_results
+from .results import provenance, table
+from .rows import asked_of, finished_results, keeping_rows
 
 REAL = "latents"
 # What is measured: its name -> arguments of `solve`.
@@ -47,34 +55,47 @@ EMPTY = {"none": "none", "other_question": "another question's", "noise": "noise
 def configure(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser, num_questions=500)
     parser.add_argument("--rounds", type=int, nargs="+", default=[1], help="numbers of rounds (default: 1)")
-    parser.add_argument("--output", type=Path, help="JSON file for the results; a plot goes beside it (.png)")
+    add_output_arguments(parser, "JSON file for the results; a plot goes beside it (.png)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     add_system_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    rows, metric = load_data(arguments)
-    mas, options = load_from_arguments(arguments), solve_arguments(arguments)
-    rows = among_others(rows)
-    figures = compare(mas, rows, arguments.rounds, arguments.seed, metric=metric, **options)
-    results = {
-        **provenance(),
-        "settings": {**described(arguments, mas, len(rows), metric), "rounds": arguments.rounds},
-        "controls": [{name: of for name, of in row.items() if name not in ("answers", "right")} for row in figures],
-        "verdicts": [verdict(figures, num_rounds) for num_rounds in arguments.rounds],
-        "rows": answer_rows(rows, figures),
-    }
-    if arguments.output:
-        write_results(results, arguments.output)
-        try:
-            plot_controls(figures, arguments.output.with_suffix(".png"))
-        except InputError as error:
-            print(error, file=sys.stderr)
+    results = _measure(arguments)
     if arguments.json:
         print(json.dumps(results, ensure_ascii=False))
     else:
-        print("\n".join([table(figures), "", *results["verdicts"]]))
+        print("\n".join([table(results["controls"]), "", *results["verdicts"]]))
     return 0
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    rows, metric = load_data(arguments)
+    rows = among_others(rows)
+    asked = asked_of(arguments, rows)
+    if results := finished_results(arguments.output, asked, arguments.resume, "controls"):
+        return results
+    with keeping_rows(arguments.output, asked, arguments.resume) as row_file:
+        mas, options = load_from_arguments(arguments), solve_arguments(arguments)
+        if row_file:
+            row_file.of_system(mas)
+        figures = compare(mas, rows, arguments.rounds, arguments.seed, metric=metric, row_file=row_file, **options)
+        results = {
+            **provenance(),
+            "settings": {**described(arguments, mas, len(rows), metric), "rounds": arguments.rounds},
+            "controls": [
+                {name: of for name, of in row.items() if name not in ("answers", "right")} for row in figures
+            ],
+            "verdicts": [verdict(figures, num_rounds) for num_rounds in arguments.rounds],
+            "rows": answer_rows(rows, figures),
+        }
+        if row_file:
+            row_file.end(arguments.output, results)
+            try:
+                plot_controls(figures, arguments.output.with_suffix(".png"))
+            except InputError as error:
+                print(error, file=sys.stderr)
+    return results
 
 
 def among_others(rows: list[dict]) -> list[dict]:

@@ -4,7 +4,8 @@ The data are fresh questions of a task that this repository generates (by name),
 "answer" and what further fields the system's prompts name. An answer counts when it equals the right one (or with
 --metric contains, when the right word stands in it); a missing answer is wrong. The report is printed, and with
 --output stored as JSON (commit, versions, machine, settings, figures with 95 % Wilson intervals, every answer) with a
-plot beside (where more than one setting was measured).
+plot beside (where more than one setting was measured). Until then every answer is kept as it comes, in
+<output>.rows.jsonl: after Ctrl-C, SIGTERM or a kill the same command with --resume goes on.
 
 Examples:
   recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 --num-questions 900 --seed 20000
@@ -22,10 +23,17 @@ from typing import Any
 from ..configuration_recursivemas import MODES
 from ..errors_recursivemas import InputError
 from ..tasks import TASKS
-from .commands import add_data_arguments, add_system_arguments, load_from_arguments, solve_arguments
+from .commands import (
+    add_data_arguments,
+    add_output_arguments,
+    add_system_arguments,
+    load_from_arguments,
+    solve_arguments,
+)
 from .measure import described, evaluate, load_data, without
 from .plots import plot_evaluation
-from .results import provenance, read_results, table, write_results
+from .results import provenance, read_results, table
+from .rows import asked_of, finished_results, keeping_rows
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--group-by", help="field of the rows to break accuracy down by (default: the task's own)")
     parser.add_argument("--from", dest="stored", type=Path, help="show stored results again, draw their plot anew")
-    parser.add_argument("--output", type=Path, help="JSON file for the results; a plot goes beside it (.png)")
+    add_output_arguments(parser, "JSON file for the results; a plot goes beside it (.png)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead of a table")
     add_system_arguments(parser)
 
@@ -47,8 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
         results, output = read_results(arguments.stored), arguments.stored
     else:
         results, output = _measure(arguments), arguments.output
-        if output:
-            write_results(results, output)
     if output and len(results["figures"]) > 1:
         try:
             plot_evaluation(results["figures"], results["settings"]["group_by"], output.with_suffix(".png"))
@@ -61,8 +67,17 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rows, metric = load_data(arguments)
     group_by = arguments.group_by or getattr(TASKS.get(arguments.data), "GROUP_BY", None)
-    mas = without(load_from_arguments(arguments), arguments.without)
-    options = solve_arguments(arguments)
-    figures = evaluate(mas, rows, arguments.modes, arguments.rounds, group_by=group_by, metric=metric, **options)
-    settings = described(arguments, mas, len(rows), metric) | {"without": arguments.without, "group_by": group_by}
-    return {**provenance(), "settings": settings, "figures": figures}
+    asked = asked_of(arguments, rows, free=["group_by"])
+    if results := finished_results(arguments.output, asked, arguments.resume):
+        return results
+    with keeping_rows(arguments.output, asked, arguments.resume) as row_file:
+        mas = without(load_from_arguments(arguments), arguments.without)
+        if row_file:
+            row_file.of_system(mas)
+        options = {**solve_arguments(arguments), "group_by": group_by, "metric": metric, "row_file": row_file}
+        figures = evaluate(mas, rows, arguments.modes, arguments.rounds, **options)
+        settings = described(arguments, mas, len(rows), metric) | {"without": arguments.without, "group_by": group_by}
+        results = {**provenance(), "settings": settings, "figures": figures}
+        if row_file:
+            row_file.end(arguments.output, results)
+    return results

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..engine_recursivemas import USAGE
+from ..engine_recursivemas import USAGE, Solution
 from ..errors_recursivemas import InputError
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import slot_marker
 from ..tasks import TASKS
 from .commands import inputs_of, progress, solve_arguments
 from .metrics import METRICS
+from .rows import RowFile
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
@@ -123,37 +124,60 @@ def measure(
     group_by: str | None = None,
     metric: str = "exact",
     on_progress: Callable[[int], None] | None = None,
+    row_file: RowFile | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
     """Accuracy and cost of one setting; `metric` says when an answer is right (see metrics.py).
 
-    `arguments` are those of `solve`.
+    `arguments` are those of `solve`. What the `row_file` holds is not asked again; every other answer is put there.
 
     Returns:
         "accuracy" with "interval"; "by_group" value -> [right, total]; per question on average "prompt_tokens",
         "latent_positions", "slot_positions", "new_tokens", "seconds"; for each row, its "answers" and whether they
         are "right".
     """
-    started = time.perf_counter()
-    questions = [inputs_of(row, mas.input_fields) for row in rows]
-    solutions = mas.solve(questions, mode=mode, num_rounds=num_rounds, on_progress=on_progress, **arguments)
-    seconds = time.perf_counter() - started
+    setting = {"mode": mode, "num_rounds": num_rounds, "control": arguments.get("control")}
+    answered = row_file.kept(setting) if row_file else {}
+    if arguments.get("control") == "other_question" and len(answered) < len(rows):
+        answered = {}  # which questions are neighbours matters
+    remaining = [index for index in range(len(rows)) if index not in answered]
+    lap = time.perf_counter()
+
+    def keep(indices: list[int], solutions: list[Solution]) -> None:
+        nonlocal lap
+        now, before = time.perf_counter(), lap
+        lap, kept = now, []
+        for index, solution in sorted(zip(indices, solutions, strict=True), key=lambda each: each[0]):
+            index = remaining[index]
+            row, usage = rows[index], solution.usage or {}
+            right = METRICS[metric](solution, row["answer"])
+            found = {"answer": solution.answer, "right": right, "seconds": (now - before) / len(indices)}
+            answered[index] = found | {name: usage[name] for name in USAGE}
+            kept.append({**setting, "row": index, "question": row["question"], **answered[index]})
+        if row_file:
+            row_file.write(kept)
+
+    if answered and on_progress:
+        on_progress(len(answered))
+    if remaining:
+        questions = [inputs_of(rows[index], mas.input_fields) for index in remaining]
+        settings = {**arguments, "mode": mode, "num_rounds": num_rounds, "on_progress": on_progress}
+        mas.solve(questions, on_solutions=keep, **settings)
+    found = [answered[index] for index in range(len(rows))]
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    right = [METRICS[metric](solution, row["answer"]) for solution, row in zip(solutions, rows, strict=True)]
-    for row, is_right in zip(rows, right, strict=True):
+    for row, each in zip(rows, found, strict=True):
         if group_by in row:
-            groups[str(row[group_by])][0] += is_right
+            groups[str(row[group_by])][0] += each["right"]
             groups[str(row[group_by])][1] += 1
-    usages = [solution.usage or {} for solution in solutions]
+    right = [each["right"] for each in found]
     return {
         "mode": mode,
         "num_rounds": num_rounds,
         "accuracy": sum(right) / len(rows),
         "interval": wilson_interval(sum(right), len(rows)),
         "by_group": dict(groups),
-        "seconds": seconds / len(rows),
-        **{key: sum(usage[key] for usage in usages) / len(rows) for key in USAGE},
-        "answers": [solution.answer for solution in solutions],
+        **{key: sum(each[key] for each in found) / len(rows) for key in ("seconds", *USAGE)},
+        "answers": [each["answer"] for each in found],
         "right": right,
     }
 

@@ -1,9 +1,11 @@
 """Stored results: what they were measured on and with which code, how they are written and read, their tables."""
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +19,7 @@ from ..folders_recursivemas import write_text
 from ..system_loader import ROOT
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
+PROVENANCE = ("date", "commit", "versions", "machine")  # what every file of results says of where it comes from
 
 
 def commit() -> str | None:
@@ -40,7 +43,7 @@ def _git(*arguments: str) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Where figures come from; every file of results holds it: "date", "commit", "versions" and "machine"."""
+    """Where figures come from; every file of results holds it, see `PROVENANCE`."""
     libraries = {name: version(name) for name in LIBRARIES}
     return {
         "date": date.today().isoformat(),
@@ -55,18 +58,38 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write_results(results: dict[str, Any], path: Path) -> None:
-    """Stores results in one step; the folder is made where it is missing."""
-    write_text(path, text_of(results))
-
-
 def text_of(results: dict[str, Any]) -> str:
     """Results as they are stored."""
     return json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
-def read_results(path: str | Path) -> dict[str, Any]:
-    """Results that `recursivemas evaluate --output` stored.
+def fingerprint(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """A hash of weights by their names, shapes and up to 64 values of each, whatever their dtype and device."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(weights, key=lambda each: each[0]):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        if weight.device.type != "meta":
+            values = weight.detach().reshape(-1)
+            values = values[:: max(1, len(values) // 64)][:64].to("cpu", torch.float32)
+            digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_results(results: dict[str, Any], path: Path) -> None:
+    """Stores results in one step; the folder is made where it is missing.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        write_text(path, text_of(results))
+    except OSError as error:
+        hint = "the answers are kept: make room, then the same command with --resume"
+        raise InputError("Results cannot be written.", where=path, found=error, hint=hint) from error
+
+
+def read_results(path: str | Path, figures: str = "figures") -> dict[str, Any]:
+    """Results that `recursivemas evaluate --output` stored; other commands' have another name for their `figures`.
 
     Raises:
         InputError: there is no such file, or it holds something else.
@@ -75,7 +98,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError("Results cannot be read.", where=path, found=error, expected="a JSON file") from error
-    if not isinstance(results, dict) or not {"date", "settings", "figures"} <= results.keys():
+    if not isinstance(results, dict) or not {"date", "settings", figures} <= results.keys():
         raise InputError("A file holds no results.", where=path, expected="what `recursivemas evaluate` stored")
     return results
 

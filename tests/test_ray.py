@@ -85,6 +85,107 @@ def test_a_killed_actor_is_restarted_and_its_batches_are_done_again(local, remot
     assert killed and [solution.text for solution in got] == expected
 
 
+@pytest.mark.parametrize("fails", ["answering", "hearing"])
+def test_an_answer_belongs_to_its_question_whatever_failed_before(local, remote, fails):
+    """Another question each time, in batches of equal form: an actor that kept a run would take it for the next."""
+
+    def refuse(*_):
+        raise KeyError("nobody hears")
+
+    wrong = {"answering": {"suppress_tokens": "x"}, "hearing": {"on_solutions": refuse}}[fails]
+    for n in range(12):
+        with pytest.raises(Exception, match=r"."):
+            remote.solve([f"Why {n}?"] * 3, batch_size=1, **wrong, **SETTINGS)
+        question = [f"Name colour {n} of the sky at night please."]
+        assert remote.solve(question, **SETTINGS)[0].text == local.solve(question, **SETTINGS)[0].text
+
+
+def test_actors_keep_nothing_of_a_solve_that_failed(remote):
+    with pytest.raises(Exception, match=r"."):
+        remote.solve(QUESTIONS, batch_size=2, suppress_tokens="x", **SETTINGS)
+    for actor in remote.executor._actors:
+        assert ray.get(actor.__ray_call__.remote(lambda worker: len(worker.runs))) == 0
+
+
+def test_names_of_jobs_do_not_repeat():
+    from recursivemas.distributed.ray_executor import Job
+
+    jobs = [Job(0, ["Why?"], [(1, "judge")]) for _ in range(100)]
+    parts = Job(0, ["Why?"] * 5, [(1, "judge")]).parts(2)
+    assert len({job.name for job in [*jobs, *parts]}) == 103
+    assert [(part.start, len(part.questions)) for part in parts] == [(0, 2), (2, 2), (4, 1)]
+
+
+def test_a_batch_without_memory_is_halved_by_actors_too(local, remote, monkeypatch):
+    from recursivemas.distributed import ray_executor
+
+    validate, halved = ray_executor.validate_halving, []
+    monkeypatch.setattr(
+        ray_executor, "validate_halving", lambda *about: halved.append(len(about[0])) or validate(*about)
+    )
+
+    def narrow(worker):
+        from recursivemas.engine_recursivemas import Run
+
+        take_turn = Run.take_turn
+
+        def narrowed(self, round_index, role):
+            if len(self.questions) > 2:
+                torch.empty(10**17)
+            return take_turn(self, round_index, role)
+
+        Run.take_turn = narrowed
+        return take_turn
+
+    def widen(worker):
+        from recursivemas.engine_recursivemas import Run
+
+        Run.take_turn = Run.take_turn.__closure__[0].cell_contents
+
+    (right,) = remote.executor.replicas["right"]
+    ray.get(right.__ray_call__.remote(lambda worker: narrow(worker) and None))
+    try:
+        progress = []
+        found = remote.solve(QUESTIONS, batch_size=5, on_progress=progress.append, **SETTINGS)
+    finally:
+        ray.get(right.__ray_call__.remote(widen))
+    assert [s.text for s in found] == [s.text for s in local.solve(QUESTIONS, batch_size=5, **SETTINGS)]
+    assert sum(progress) == len(QUESTIONS) and len(progress) == 3 and halved[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"left": {"num_cpus": 8}}, "left.*found: 4 CPU.*expected: 8 CPU"),
+        ({"left": {"replicas": 9}}, "found: 4 CPU.*expected: 11 CPU"),
+        ({"judge": {"num_gpus": 1}}, "judge.*found: 4 CPU, 0 GPU.*expected: 1 CPU, 1 GPU"),
+        ({"judge": {"resources": {"tpu": 1}}}, "0 tpu"),
+    ],
+)
+def test_a_cluster_that_is_too_small_is_an_error_before_any_actor(folder, cluster, options, message):
+    with pytest.raises(InputError, match=f"(?s){message}.*what to do"):
+        load_mas_system(folder, executor="ray", executor_options=options)
+
+
+def test_what_others_hold_is_named(folder, remote, monkeypatch):
+    from recursivemas.distributed import ray_executor
+
+    monkeypatch.setattr(ray_executor, "GRACE", 1)
+    with pytest.raises(InputError, match=r"(?s)Others hold.*0 CPU free.*shutdown"):
+        load_mas_system(folder, executor="ray")
+
+
+def test_what_actors_and_ray_warn_of_is_heard(monkeypatch, folder):
+    def begin(**kwargs):
+        assert kwargs.get("log_to_driver", True)
+        raise InterruptedError
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", begin)
+    with pytest.raises(InterruptedError):
+        load_mas_system(folder, executor="ray")
+
+
 def test_a_wrong_option_is_named(folder, cluster):
     with pytest.raises(ConfigError, match="nobody"):
         load_mas_system(folder, executor="ray", executor_options={"nobody": {}})

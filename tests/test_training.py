@@ -25,9 +25,10 @@ from recursivemas.training.arguments import (
     read_arguments,
 )
 from recursivemas.training.caches import differentiable_cache
+from recursivemas.training.checkpoints import last_checkpoint
 from recursivemas.training.data import DataError, Encoder, Example, read_rows, refuse_bad_rows
 from recursivemas.training.objectives import InnerObjective, OuterObjective, OuterSettings
-from recursivemas.training.run import build_objective, last_checkpoint, train, verdict
+from recursivemas.training.run import build_objective, train, verdict
 from recursivemas.training.start import (
     embedding_rms,
     embedding_scale,

@@ -134,7 +134,7 @@ class LinkTrainingArguments(TrainingArguments):
     logging_steps: float = 10
     logging_first_step: bool = True
     eval_steps: float | None = _setting(0, "steps between two evaluations; 0 evaluates at the end only")
-    save_strategy: SaveStrategy | str = "no"
+    save_strategy: SaveStrategy | str = "steps"
     save_steps: float = _setting(0, "steps between two checkpoints; 0 saves at the end only")
     save_total_limit: int | None = 2
     report_to: None | str | list[str] = "tensorboard"  # noqa: RUF036 (HfArgumentParser takes the second)

@@ -230,6 +230,12 @@ class Part:
         self._target_ids = array("i", target_ids)
         self._messages = {source: array("i", ids) for source, ids in messages.items()}
 
+    def update(self, digest: Any) -> None:
+        """Adds prompt and target to a hash."""
+        for piece in self._pieces:
+            digest.update(repr(piece).encode() if isinstance(piece, Slot) else piece.tobytes())
+        digest.update(self._target_ids.tobytes())
+
     @property
     def pieces(self) -> list[list[int] | Slot]:
         """The prompt with open slots."""

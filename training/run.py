@@ -6,29 +6,35 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from safetensors import safe_open
 
 from ..agent_recursivemas import RecursiveMASAgent
-from ..errors_recursivemas import CheckpointError, ConfigError, InputError
-from ..evaluation.results import provenance
+from ..errors_recursivemas import ConfigError, InputError
+from ..evaluation.interrupts import Interrupted, interruptible, signals_to
+from ..evaluation.results import PROVENANCE, provenance
+from ..folders_recursivemas import write_text
 from ..links_recursivemas import ABLATION_KINDS, OUTER_KINDS, AnyOuterLink, SoftPromptLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
-from .arguments import SETTINGS, LinkTrainingArguments, canonical, default_of
+from .arguments import LinkTrainingArguments
+from .checkpoints import (
+    SETTINGS_FILE,
+    STAMP_FILE,
+    finished,
+    last_checkpoint,
+    sealed_losses,
+    stamp_of,
+    step_of,
+    validate_continuation,
+    validate_settings,
+)
 from .data import Encoder, Example, Report, read_rows, refuse_bad_rows
 from .objectives import InnerObjective, InnerSettings, LinkObjective, OuterObjective, OuterSettings
 from .start import extended, fit_outer_link, random_outer_link, reference_link, start_inner_link
 from .trainer import LinkTrainer
 
-SETTINGS_FILE = "training_config.json"
 Kind = Literal["inner", "outer"]
 LEAST_TO_HOLD_OUT = 100  # rows
 DEFAULT_INNER_KIND = "rescaled_adapter"  # of a new inner link where the present one has nothing to train
-# Settings that may change between a run and its continuation: they do not change the weights.
-FREE_SETTINGS = {
-    "output", "output_dir", "eval_data", "eval_rows", "metric", "tools", "per_device_eval_batch_size", "eval_strategy",
-    "eval_steps", "save_strategy", "save_steps", "save_total_limit", "logging_steps", "report_to", "disable_tqdm",
-}  # fmt: skip
 
 
 def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: RecursiveMASModel) -> LinkObjective:
@@ -131,48 +137,6 @@ def read_examples(
     return examples, report
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run; one that a kill interrupted lacks its last file."""
-    complete = {}
-    for path in folder.glob("checkpoint-*"):
-        try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        complete[state["global_step"]] = path
-    return complete[max(complete)] if complete else None
-
-
-def validate_continuation(arguments: LinkTrainingArguments, checkpoint: Path, objective: LinkObjective) -> None:
-    """Checks that a checkpoint is one of this run.
-
-    Raises:
-        ConfigError: settings that change the weights differ from the run's.
-        CheckpointError: the checkpoint holds other links.
-    """
-    path = checkpoint.parent / SETTINGS_FILE
-    before, now = canonical(json.loads(path.read_text(encoding="utf-8"))), arguments.settings()
-    pairs = {name: [given.get(name, default_of(name)) for given in (before, now)] for name in SETTINGS}
-    changed = {name: (a, b) for name, (a, b) in pairs.items() if a != b and name not in FREE_SETTINGS}
-    if changed:
-        raise ConfigError(
-            "The settings differ from those of the run that is to go on.",
-            where=path,
-            found="; ".join(f"{key}: {old!r} -> {new!r}" for key, (old, new) in sorted(changed.items())),
-            hint="go on with the same settings, or start a new run from the trained system",
-        )
-    with safe_open(checkpoint / "model.safetensors", "pt") as file:
-        found = set(file.keys())
-    expected = set(objective.state_dict())
-    if found != expected:
-        raise CheckpointError(
-            "A checkpoint holds other links than this run trains.",
-            where=checkpoint,
-            found=", ".join(sorted(found - expected)) or "too few",
-            expected=", ".join(sorted(expected)),
-        )
-
-
 def read_curve(output: Path) -> dict[str, Any]:
     """Losses, gradient norms and accuracies over the steps of a finished run."""
     history = json.loads((output / "training" / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
@@ -226,8 +190,8 @@ def train(kind: Kind, arguments: LinkTrainingArguments, resume: bool = False) ->
     Args:
         kind: whose links are trained.
         arguments: the settings of the run.
-        resume: go on from the last complete checkpoint under `<output>/training/`, to the same weights as if the run
-            had never stopped.
+        resume: go on from the last whole checkpoint under `<output>/training/`, to the same weights as if the run had
+            never stopped. A finished run stays as it is, unless `max_steps` grew.
 
     Returns:
         Step, mean loss, and the evaluation at the end.
@@ -235,19 +199,35 @@ def train(kind: Kind, arguments: LinkTrainingArguments, resume: bool = False) ->
     Raises:
         ConfigError, InputError, CheckpointError: before any compute.
         NonFiniteError: a loss or gradient is not finite.
+        Interrupted: by Ctrl-C or SIGTERM; a run under way is saved first.
     """
     for name in ("system", "output", "data"):
         if not getattr(arguments, name):
             raise ConfigError("A setting is missing.", where=name, hint=f"give it with --{name}")
+    folder = Path(str(arguments.output_dir))
+
+    def say() -> str:
+        saved = last_checkpoint(folder, arguments.world_size)
+        if saved is None:
+            return "interrupted before anything of the run was saved"
+        return f"interrupted; the same command with --resume goes on from {saved}"
+
+    with interruptible(say):
+        return _train(kind, arguments, resume, folder)
+
+
+def _train(kind: Kind, arguments: LinkTrainingArguments, resume: bool, folder: Path) -> dict[str, Any]:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    folder = Path(str(arguments.output_dir))
-    checkpoint = last_checkpoint(folder)
+    checkpoint = last_checkpoint(folder, arguments.world_size, quiet=not resume or arguments.process_index > 0)
+    done = finished(folder, checkpoint, arguments.max_steps) if resume else None
     if checkpoint and not resume:
         hint = "go on with --resume, remove the folder, or choose another `output`"
         raise InputError("There are checkpoints of an earlier run.", where=checkpoint, hint=hint)
-    if resume and not checkpoint:
+    if resume and not checkpoint and not done:
         raise InputError("There is no complete checkpoint to go on from.", where=folder, hint="start without --resume")
+    if resume:
+        validate_settings(arguments, folder)
     torch.manual_seed(arguments.seed)  # for new links
     mas = load_mas_system(arguments.system, dtype=arguments.dtype, task=arguments.task)
     examples, report = read_examples(kind, arguments, mas, arguments.data, arguments.max_rows)
@@ -266,26 +246,45 @@ def train(kind: Kind, arguments: LinkTrainingArguments, resume: bool = False) ->
             expected=f"at least {global_batch} (per_device_train_batch_size times processes)",
         )
     objective = build_objective(kind, arguments, mas)
-    if checkpoint:
-        validate_continuation(arguments, checkpoint, objective)
+    stamp = stamp_of(objective, examples, arguments.world_size)
+    if resume:
+        validate_continuation(folder, checkpoint, stamp, set(objective.state_dict()))
+    if done:
+        if arguments.process_index == 0:
+            more = "; a larger `max_steps` goes on" if checkpoint else ""
+            print(f"already finished at step {done['step']}: nothing was changed{more}", flush=True)
+        return {name: value for name, value in done.items() if name not in PROVENANCE}
     if arguments.process_index == 0:
         trainable = sum(parameter.numel() for parameter in objective.parameters())
         print(report, *([eval_report] if eval_report else []), sep="\n")
         print(f"{kind} loop: {trainable:,} trainable parameters, {len(examples)} examples", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SETTINGS_FILE).write_text(json.dumps(arguments.settings(), indent=2) + "\n", encoding="utf-8")
+        write_text(folder / STAMP_FILE, json.dumps(stamp, indent=2) + "\n")
+        write_text(folder / SETTINGS_FILE, json.dumps(arguments.settings(), indent=2) + "\n")
     if isinstance(objective, InnerObjective) and not checkpoint:
         objective.fit_start(examples, arguments.per_device_eval_batch_size)
     trainer = LinkTrainer(objective, arguments, train_dataset=examples, eval_dataset=evaluation)
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    summary = {"step": trainer.state.global_step, "loss": result.training_loss}
+    if checkpoint:
+        trainer.losses = sealed_losses(checkpoint)
+    if checkpoint and step_of(checkpoint) >= arguments.max_steps:  # stopped between the last step and the end
+        trainer.go_on(checkpoint)
+    else:
+        with signals_to(trainer.interrupt):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.interrupted is not None:
+        step, saved = trainer.state.global_step, folder / f"checkpoint-{trainer.state.global_step}"
+        raise Interrupted(
+            f"interrupted at step {step} of {arguments.max_steps}; it is saved in {saved}, and the same command with"
+            " --resume goes on",
+            trainer.interrupted,
+        )
+    summary = {"step": trainer.state.global_step, "loss": trainer.mean_loss()}
     if evaluation:
         summary |= trainer.evaluate() | start_of(trainer.state.log_history) | trainer.keep_best()
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         mas.requires_grad_(False)
         mas.save_pretrained(arguments.output)
-        (folder / "result.json").write_text(json.dumps(summary | provenance(), indent=2) + "\n", encoding="utf-8")
+        write_text(folder / "result.json", json.dumps(summary | provenance(), indent=2) + "\n")
         if (text := verdict(summary)) is not None:
             print(text, flush=True)
     trainer.accelerator.wait_for_everyone()

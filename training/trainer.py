@@ -2,19 +2,24 @@
 
 import json
 import math
+import signal
+import sys
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from ..errors_recursivemas import NonFiniteError
 from ..evaluation.commands import TOOLS
+from ..evaluation.interrupts import Interrupted
 from ..evaluation.metrics import METRICS
 from .arguments import LinkTrainingArguments
+from .checkpoints import SEAL_FILE, remove_old, seal
 from .data import Example
 from .objectives import LinkObjective
 
@@ -34,7 +39,7 @@ def gradient_norms(objective: LinkObjective) -> dict[str, float]:
 
 
 class WatchGradients(TrainerCallback):
-    """Keeps the gradient norm of every link for the log, and stops at one that is not finite."""
+    """Keeps the gradient norm of every link for the log; stops at one that is not finite, and when interrupted."""
 
     def __init__(self, trainer: "LinkTrainer") -> None:
         self.trainer = trainer
@@ -48,6 +53,12 @@ class WatchGradients(TrainerCallback):
         broken = {name: norm for name, norm in self.norms.items() if not math.isfinite(norm)}
         if broken:
             self.trainer.stop("A gradient is not finite.", broken)
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        total, steps = self.trainer.losses
+        self.trainer.losses = (total, steps + 1)
+        if self.trainer.is_interrupted():
+            control.should_save = control.should_training_stop = True
 
 
 class LinkTrainer(Trainer):
@@ -67,6 +78,8 @@ class LinkTrainer(Trainer):
         self.objective = objective
         self._lines: list[int] = []
         self._best: tuple[tuple[float, float], int] | None = None  # score and step of `best.safetensors`
+        self.losses = (0.0, 0)  # sum of the steps' losses and their number, of the run that goes on too
+        self.interrupted: int | None = None  # the signal that asks for the end
         self._watch = WatchGradients(self)
         self.add_callback(self._watch)
 
@@ -78,6 +91,63 @@ class LinkTrainer(Trainer):
             found=found,
             hint="lower the learning rate, look at these rows, or go on from the last checkpoint",
         )
+
+    def interrupt(self, signum: int) -> None:
+        """What a signal does: the step under way is finished and saved; a second one ends everything."""
+        if self.interrupted is not None:
+            raise Interrupted(signum=signum)
+        self.interrupted = signum
+        print("interrupted: finishing this step and saving; once more stops at once", file=sys.stderr, flush=True)
+
+    def is_interrupted(self) -> bool:
+        """Whether a signal came to any of the processes, which all stop after the same step."""
+        if self.args.world_size > 1:
+            heard = torch.tensor(float(self.interrupted is not None), device=self.args.device)
+            if self.interrupted is None and bool(self.accelerator.reduce(heard, "sum") > 0):
+                self.interrupted = signal.SIGTERM
+        return self.interrupted is not None
+
+    def mean_loss(self) -> float:
+        """The mean loss of all steps, over all processes; of a run that an earlier version began, of those since."""
+        total, steps = self.losses
+        return self._mean({"loss": total / max(1, steps)}, 1)["loss"]
+
+    def go_on(self, checkpoint: Path) -> None:
+        """Puts links and state of a checkpoint in place, for a run that has no step left to take."""
+        self.objective.load_state_dict(load_file(checkpoint / "model.safetensors"))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.losses = (self.losses[0] + float(loss), self.losses[1])
+        return loss
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Of a run whose `max_steps` grew, the learning rate is the longer schedule's from the first step on."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        scheduler = self.lr_scheduler
+        if checkpoint and isinstance(scheduler, LambdaLR):
+            bases, factors = scheduler.base_lrs, [rate(scheduler.last_epoch) for rate in scheduler.lr_lambdas]
+            scheduler._last_lr = [base * factor for base, factor in zip(bases, factors, strict=True)]
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+                group["lr"] = rate
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A checkpoint that counts once it is whole; only then older ones go."""
+        folder = Path(str(self.args.output_dir))
+        checkpoint = folder / f"checkpoint-{self.state.global_step}"
+        (checkpoint / SEAL_FILE).unlink(missing_ok=True)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()  # each has written its random states
+        total, steps = self.losses
+        losses = (self._mean({"loss": total}, 1)["loss"], steps)
+        if self.is_world_process_zero():
+            seal(checkpoint, losses)
+            remove_old(folder, limit)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self._lines = [example.row.line for example in inputs["examples"]]
@@ -163,7 +233,9 @@ class LinkTrainer(Trainer):
                 self._best_file.parent.mkdir(parents=True, exist_ok=True)
                 weights = {name: value.contiguous().cpu() for name, value in self.objective.state_dict().items()}
                 what = json.dumps({"score": score, "step": self.state.global_step})
-                save_file(weights, self._best_file, {"best": what})
+                beside = self._best_file.with_name(".best.safetensors")
+                save_file(weights, beside, {"best": what})
+                beside.replace(self._best_file)
 
     def keep_best(self) -> dict[str, float]:
         """After the last evaluation: puts back the links of an earlier one that was better; says which."""

@@ -798,6 +798,24 @@ TOOLS = [
 
 ENGINE = [
     remote(
+        "other-questions-are-parted",
+        "if swaps or len(questions) == 1:",
+        "if len(questions) == 1:",
+        "memory::test_questions_that_stand_in_for_each_other_are_not_parted",
+    ),
+    remote(
+        "every-error-is-memory",
+        "        if not is_out_of_memory(error):\n            raise\n",
+        "",
+        "memory::test_other_errors_are_not_taken_for_it",
+    ),
+    remote(
+        "each-batch-tries-anew",
+        "solved: list[Solution] = []\n",
+        "solved: list[Solution] = []\n            most = len(questions)\n",
+        "memory::test_a_batch_without_memory_is_halved_and_gives_the_same_answers",
+    ),
+    remote(
         "hidden-states-travel",
         "else rollout.latents",
         "else rollout.hidden_states",
@@ -898,7 +916,7 @@ CONTROLS = [
     ),
     remote(
         "batches-by-length-for-other-questions",
-        "list(range(len(questions))) if swaps else sorted",
+        "list(range(len(questions))) if in_order else sorted",
         "sorted",
         "controls::test_batches_for_other_questions_keep_the_order_and_never_have_a_single_row",
     ),
@@ -1067,8 +1085,8 @@ TRAINING = [
     ),
     workshop(
         "first-checkpoint",
-        "complete[max(complete)] if complete else None",
-        "complete[min(complete)] if complete else None",
+        "key=lambda path: -int(steps[path]))",
+        "key=lambda path: int(steps[path]))",
         "training::test_a_run_lowers_the_loss_saves_links_only_and_a_system_that_loads[inner]",
     ),
     workshop(
@@ -1079,9 +1097,88 @@ TRAINING = [
     ),
     workshop(
         "other-settings-on-resuming",
-        "    if changed:\n",
-        "    if False:\n",
+        "    if changed:\n        raise ConfigError(",
+        "    if False:\n        raise ConfigError(",
         "training::test_a_run_with_other_settings_is_not_gone_on_with",
+    ),
+    workshop(
+        "finished-run-goes-on",
+        "    if done:\n        if arguments.process_index",
+        "    if False:\n        if arguments.process_index",
+        "long_training::test_a_finished_run_is_left_alone[True]",
+    ),
+    workshop(
+        "half-a-checkpoint-counts",
+        "if _sha256(checkpoint / name) != digest:",
+        "if False:",
+        "long_training::test_only_a_whole_checkpoint_counts[optimizer.pt-cut-sealed]",
+    ),
+    workshop(
+        "changed-rows-go-unseen",
+        "texts.update(json.dumps([row.inputs, row.targets, row.answer], sort_keys=True).encode())",
+        "pass",
+        "long_training::test_changed_rows_are_refused",
+    ),
+    workshop(
+        "changed-agents-go-unseen",
+        "values = values[:: max(1, len(values) // 64)][:64]",
+        "values = values[:0]",
+        "long_training::test_a_system_that_changed_is_refused[agent]",
+    ),
+    workshop(
+        "shorter-schedule-goes-on",
+        'group["lr"] = rate',
+        "pass",
+        "long_training::test_the_first_step_of_a_longer_run_is_not_lost",
+    ),
+    workshop(
+        "interruption-saves-nothing",
+        "control.should_save = control.should_training_stop = True",
+        "control.should_training_stop = True",
+        "long_training::test_an_interrupted_run_saves_and_goes_on_to_the_same_bits",
+    ),
+    workshop(
+        "old-checkpoints-go-first",
+        "limit, self.args.save_total_limit = self.args.save_total_limit, None",
+        "limit = self.args.save_total_limit",
+        "long_training::test_older_checkpoints_go_only_when_a_new_one_is_whole",
+    ),
+    workshop(
+        "answers-of-another-run",
+        "before.get(name) != value}\n    if changed:",
+        "before.get(name) != value}\n    if False:",
+        "long_work::test_other_questions_and_settings_are_refused",
+        "long_work::test_other_weights_at_the_same_place_are_refused",
+    ),
+    workshop(
+        "answers-are-written-over",
+        "if content and not resume:",
+        "if False:",
+        "long_work::test_answers_are_not_written_over",
+    ),
+    workshop(
+        "half-a-row-stays",
+        "self._file.truncate(len(content) - len(rest))",
+        "pass",
+        "long_work::test_a_line_that_a_kill_has_cut_is_answered_again",
+    ),
+    workshop(
+        "all-is-answered-again",
+        "answered = row_file.kept(setting) if row_file else {}",
+        "answered: dict = {}",
+        "long_work::test_only_the_rest_is_answered",
+    ),
+    workshop(
+        "answers-by-length",
+        "                keep_order=True,\n",
+        "",
+        "long_work::test_answers_are_printed_as_they_come_in_the_order_of_the_questions",
+    ),
+    workshop(
+        "sigterm-kills",
+        "for number in (signal.SIGINT, signal.SIGTERM):",
+        "for number in (signal.SIGINT,):",
+        "long_training::test_an_interruption_before_the_first_step_says_that_nothing_was_saved",
     ),
     workshop(
         "everything-is-right",
@@ -1219,7 +1316,7 @@ EVALUATION = [
     ),
     workshop(
         "all-right-in-a-group",
-        "groups[str(row[group_by])][0] += is_right",
+        'groups[str(row[group_by])][0] += each["right"]',
         "groups[str(row[group_by])][0] += 1",
         "cli::test_evaluation_counts_exact_answers_and_stores_every_one",
     ),
@@ -1267,8 +1364,8 @@ EVALUATION = [
     ),
     workshop(
         "rows-asked-without-their-fields",
-        "questions = [inputs_of(row, mas.input_fields) for row in rows]",
-        'questions = [row["question"] for row in rows]',
+        "questions = [inputs_of(rows[index], mas.input_fields) for index in remaining]",
+        'questions = [rows[index]["question"] for index in remaining]',
         "inputs::test_an_evaluation_asks_with_the_fields_of_its_rows",
     ),
     workshop(
@@ -1420,8 +1517,8 @@ COMMANDS = [
     ),
     workshop(
         "rounds-of-the-command-ignored",
-        "questions,\n            num_rounds=arguments.rounds,",
-        "questions,\n            num_rounds=None,",
+        "asked,\n                num_rounds=arguments.rounds,",
+        "asked,\n                num_rounds=None,",
         "cli::test_settings_of_the_command_reach_the_system",
     ),
     workshop(

@@ -1,0 +1,219 @@
+"""Answers on disk, one JSON object a line, written as they come; a run that was stopped goes on behind them."""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors_recursivemas import InputError
+from ..folders_recursivemas import write_text
+from ..modeling_recursivemas import RecursiveMASModel
+from .interrupts import interruptible
+from .results import fingerprint, read_results, write_results
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+# Arguments of commands that change no answer.
+FREE = {"questions", "file", "json", "output", "resume", "stored", "batch_size", "device"}
+
+
+class RowFile:
+    """A file of rows, opened before anything is computed; what was asked lies beside it, in `<name>.run`.
+
+    Args:
+        path: the file.
+        asked: what the rows depend on, name -> something that is JSON.
+        resume: go on behind the rows that are there; without it there must be none.
+        hint: what to do about rows that are there.
+
+    Attributes:
+        rows: those that are there.
+
+    Raises:
+        InputError: the file cannot be written, holds rows (or with `resume` rows of another run), or is being written
+            by another process.
+    """
+
+    def __init__(self, path: Path, asked: Mapping[str, Any], resume: bool, hint: str = "") -> None:
+        self.path, self.beside = path, path.with_name(f"{path.name}.run")
+        self.asked = json.loads(json.dumps(asked))
+        self.rows: list[dict[str, Any]] = []
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+            if fcntl is not None:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError("Another process is writing this file.", where=path, found=error) from error
+        except OSError as error:
+            raise InputError("The output cannot be written.", where=path, found=error) from error
+        try:
+            self._file.seek(0)
+            content = self._file.read()
+            if content and not resume:
+                raise InputError(
+                    "There are answers already.",
+                    where=path,
+                    found=f"{content.count(10)} rows",
+                    hint=f"go on with --resume, remove the file, or name another one{hint}",
+                )
+            if content:
+                self._validate_asked(self.asked)
+                self._read(content)
+            else:
+                self._store()
+        except BaseException:
+            self.close()
+            raise
+
+    def of_system(self, mas: RecursiveMASModel) -> None:
+        """Adds the system to what was asked, as soon as it is loaded.
+
+        Raises:
+            InputError: the rows that are there are those of another one.
+        """
+        prompts = hashlib.sha256(json.dumps(mas.config.prompts, sort_keys=True).encode()).hexdigest()
+        asked = {"weights": fingerprint(mas.state_dict().items()), "system's prompts": prompts}
+        if self.rows:
+            self._validate_asked(asked)
+        self.asked |= json.loads(json.dumps(asked))
+        self._store()
+
+    def kept(self, setting: Mapping[str, Any]) -> dict[int, dict[str, Any]]:
+        """ "row" -> the row, of those that are there and are of a setting."""
+        mine = [row for row in self.rows if all(row.get(name) == value for name, value in setting.items())]
+        return {row["row"]: row for row in mine if isinstance(row.get("row"), int)}
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Adds rows; they are in the file when this returns."""
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        try:
+            self._file.write(lines.encode("utf-8"))
+            self._file.flush()
+        except OSError as error:
+            hint = "what was written before is kept; make room, then the same command with --resume"
+            raise InputError("A row cannot be written.", where=self.path, found=error, hint=hint) from error
+
+    def end(self, output: Path, results: Mapping[str, Any]) -> None:
+        """Stores the results that came of the rows, with what was asked, and removes the rows."""
+        write_results({**results, "asked": self.asked}, output)
+        self.remove()
+
+    def close(self) -> None:
+        """Ends the writing; a file without rows is removed, for nothing was done."""
+        self._file.close()
+        if self.path.is_file() and self.path.stat().st_size == 0:
+            self.remove()
+
+    def remove(self) -> None:
+        """Removes the file and what lies beside it."""
+        self._file.close()
+        for path in (self.path, self.beside):
+            path.unlink(missing_ok=True)
+
+    def __enter__(self) -> "RowFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _store(self) -> None:
+        write_text(self.beside, json.dumps(self.asked, ensure_ascii=False, indent=1) + "\n")
+
+    def _validate_asked(self, asked: Mapping[str, Any]) -> None:
+        try:
+            before = json.loads(self.beside.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError("What was asked before is not known.", where=self.beside, found=error) from error
+        validate_asked(before, asked, self.path)
+
+    def _read(self, content: bytes) -> None:
+        """Takes the whole lines; what a kill left of one more is cut off."""
+        whole, _, rest = content.rpartition(b"\n")
+        if rest:
+            print(f"{self.path}: the last line is not whole and is written anew", file=sys.stderr)
+            self._file.truncate(len(content) - len(rest))
+        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("not an object")
+            except ValueError as error:
+                raise InputError(
+                    "A line is no row of answers.",
+                    where=f"{self.path}, line {number}",
+                    found=f"{line[:80].decode('utf-8', 'replace')} ({error})",
+                ) from error
+            self.rows.append(row)
+
+
+def asked_of(arguments: argparse.Namespace, questions: Sequence[Any], free: Iterable[str] = ()) -> dict[str, Any]:
+    """What a command was asked: a hash of the questions, and its arguments but those that change no answer."""
+    digest = hashlib.sha256(json.dumps(list(questions), sort_keys=True).encode()).hexdigest()
+    named = {name: value for name, value in vars(arguments).items() if name not in {*FREE, *free}}
+    return {"questions": {"number": len(questions), "sha256": digest}, **named}
+
+
+def validate_asked(before: Any, asked: Mapping[str, Any], where: Path) -> None:
+    """Raises InputError, which names them, if questions, system or settings are not what they were."""
+    before = before if isinstance(before, dict) else {}
+    changed = {name: (before.get(name), value) for name, value in asked.items() if before.get(name) != value}
+    if changed:
+        raise InputError(
+            "The answers that are there are those of another run.",
+            where=where,
+            found="; ".join(f"{name}: {_short(old)} -> {_short(new)}" for name, (old, new) in changed.items()),
+            hint="go on with the same questions, system and settings, or name another file",
+        )
+
+
+@contextmanager
+def keeping_rows(output: Path | None, asked: Mapping[str, Any], resume: bool) -> Iterator[RowFile | None]:
+    """The rows behind a file of results, `<name>.rows.jsonl` beside it, until `RowFile.end`; without output none.
+
+    Raises:
+        InputError: see `RowFile`; or the results could not be written; or `resume` without an output.
+        Interrupted: by Ctrl-C or SIGTERM; says how to go on.
+    """
+    if output is None and resume:
+        raise InputError("There is nothing to go on with.", where="--resume", hint="name the --output of the run")
+    if output and (output.is_dir() or (output.exists() and not os.access(output, os.W_OK))):
+        raise InputError("The output cannot be written.", where=output, expected="a file that may be written")
+    kept = "nothing is kept; with --output every answer is, and --resume goes on"
+    with interruptible(lambda: f"interrupted: {kept}"):
+        if output is None:
+            yield None
+            return
+        with RowFile(output.with_suffix(".rows.jsonl"), asked, resume) as row_file:
+            kept = f"the answers so far are kept in {row_file.path}; the same command with --resume goes on"
+            yield row_file
+
+
+def finished_results(
+    output: Path | None, asked: Mapping[str, Any], resume: bool, figures: str = "figures"
+) -> dict[str, Any] | None:
+    """The results of a run that is to go on and has ended, else `None`; `figures`: see `read_results`.
+
+    Raises:
+        InputError: they are those of another run.
+    """
+    if not (resume and output and output.is_file()) or output.with_suffix(".rows.jsonl").exists():
+        return None
+    results = read_results(output, figures)
+    validate_asked(results.get("asked"), asked, output)
+    print(f"already finished: nothing was changed in {output}", file=sys.stderr)
+    return results
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}…"
