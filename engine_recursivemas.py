@@ -32,7 +32,7 @@ from .generation_recursivemas import (
 from .handover_recursivemas import hand_over
 from .links_recursivemas import AnyOuterLink
 from .modules_recursivemas import Modules
-from .prompts_recursivemas import PromptRenderer, Question, as_text, template_for
+from .prompts_recursivemas import PromptRenderer, Question, as_inputs, as_text, template_for
 from .topology_recursivemas import Topology
 
 
@@ -215,7 +215,8 @@ class Run:
             renderer, rows = self.system.renderers[role], {}
             for phase in dict.fromkeys(map(self.settings.phase, rounds)):
                 system, template = template_for(self.settings.prompts, role, self.settings.task, phase)
-                rows[phase] = [renderer.pieces(system, template, question) for question in self.questions]
+                chat = renderer.render(system, template)
+                rows[phase] = [renderer.cut(chat, as_inputs(question)) for question in self.questions]
             self._builders[role] = PromptBuilder(self.agents[role], rows, len(rounds))
         messages = self._messages(round_index, role)
         for sent in messages.values():

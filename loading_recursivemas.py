@@ -350,7 +350,7 @@ def validate_tokenizer(
             expected=f"at most {agent_config.get_text_config().vocab_size} (vocab_size in config.json)",
             hint="check that tokenizer and model belong together",
         )
-    PromptRenderer(tokenizer, role, chat_template_kwargs).render(None, "")
+    PromptRenderer(tokenizer, role, chat_template_kwargs).validate()
 
 
 def quiet_progress(items: Iterable[T], description: str, unit: str) -> Iterator[T]:

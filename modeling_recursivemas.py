@@ -101,6 +101,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             role: PromptRenderer(agent.tokenizer, role, config.chat_template_kwargs)
             for role, agent in self.agents.items()
         }
+        for role, renderer in self.renderers.items():
+            renderer.validate(config.prompts[role])
         # Solves batches in place of `solve_batches`, see there; elsewhere, for agents that have no weights here.
         self.executor: Callable[..., Iterator[tuple[int, list[Solution]]]] | None = None
         self.residency: Residency | None = None
