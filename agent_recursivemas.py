@@ -153,6 +153,7 @@ class RecursiveMASAgent(PreTrainedModel):
         Raises:
             CheckpointError: a file is missing, broken or does not fit; or there is no inner link for the task.
         """
+        trusted = kwargs.get("trust_remote_code") is True
         hub, options = split_arguments(kwargs)
         source = Source(str(pretrained_model_name_or_path), subfolder, revision, hub)
         entry = source.json("config.json").get("inner_link")
@@ -165,7 +166,7 @@ class RecursiveMASAgent(PreTrainedModel):
                 hint="a base model alone is loaded with AutoModelForCausalLM",
             )
         source = source.fetch((*SMALL_FILES, *WEIGHT_FILES))
-        tokenizer = load_tokenizer(source, role)
+        tokenizer, options["trust_remote_code"] = load_tokenizer(source, role, trusted), trusted
         model = load_base_model(source, role, **options, **({} if config is None else {"config": config}))
         embeddings = cast(torch.nn.Embedding, model.get_input_embeddings())
         tensors: dict[str, torch.Tensor] = {}

@@ -40,19 +40,20 @@ MODEL_FILES = (
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
 
-def load_model_config(source: Source, role: str) -> PreTrainedConfig:
-    """Loads the configuration of an agent's base model from a local source."""
+def load_model_config(source: Source, role: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """Loads the configuration of an agent's base model from a local source, with code of its own only where told."""
     refuse_adapter(source, role)
-    source.json("config.json")
+    settings = source.json("config.json")
     try:
-        return AutoConfig.from_pretrained(source.path)
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise CheckpointError(
             "An agent's config.json cannot be used.",
             where=f"agent {role}, {source}, config.json",
             found=f"{type(error).__name__}: {error}"[:500],
             expected="the configuration of a causal language model",
-            hint="fetch the file again, or check that this version of transformers knows the architecture",
+            hint=_untrusted(settings, role, trust_remote_code)
+            or "fetch the file again, or check that this version of transformers knows the architecture",
         ) from error
 
 
@@ -96,10 +97,13 @@ def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel
     Args:
         source: the agent's local folder.
         role: for error messages.
-        kwargs: passed to `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, …).
+        kwargs: passed to `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, …);
+            `trust_remote_code=True` runs code of the agent's own.
     """
+    kwargs = {"trust_remote_code": False, **kwargs}
     refuse_adapter(source, role)
     _read_settings(source, role)  # transformers passes over a broken one
+    _validate_index(source)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -115,7 +119,8 @@ def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel
             where=f"agent {role}, {source}",
             found=f"{type(error).__name__}: {error}"[:1000],
             expected="a complete causal language model (config.json and safetensors)",
-            hint="fetch the repository again, or check that this version of transformers knows the architecture",
+            hint=_untrusted(source.find_json("config.json"), role, kwargs["trust_remote_code"])
+            or "fetch the repository again, or check that this version of transformers knows the architecture",
         ) from error
     model, info = loaded
     problems = {
@@ -169,6 +174,24 @@ def _is_finite(parameter: torch.Tensor) -> bool:
             return True
 
 
+def _validate_index(source: Source) -> None:
+    """Raises ConfigError where the index of an agent's weights names a file outside of its repository."""
+    index = source.find_json("model.safetensors.index.json") or {}
+    weights = index.get("weight_map")
+    for name in {str(name) for name in weights.values()} if isinstance(weights, dict) else ():
+        source.find(name)
+
+
+def _untrusted(settings: dict | None, role: str, trust_remote_code: bool) -> str | None:
+    """What to do about code of an agent's own that was not run; `None` where it has none, or it was."""
+    if trust_remote_code or not (settings or {}).get("auto_map"):
+        return None
+    return (
+        "the agent brings code of its own; if you have read it and trust it, load with "
+        f"agent_kwargs={{{role!r}: {{'trust_remote_code': True}}}} (--trust-remote-code {role})"
+    )
+
+
 def widen_where_slow(model: PreTrainedModel) -> PreTrainedModel:
     """What `dtype="auto"` means on the processor: 16 bits become float32 where the processor emulates them.
 
@@ -200,10 +223,10 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     return itertools.chain(model.named_parameters(), model.named_buffers())
 
 
-def build_empty_model(source: Source, config: PreTrainedConfig) -> PreTrainedModel:
+def build_empty_model(source: Source, config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """An agent's model without weights, which takes no memory and cannot run."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     if (settings := _read_settings(source)) is not None:
         model.generation_config = settings
     return model
@@ -215,8 +238,8 @@ def _read_settings(source: Source, role: str = "") -> GenerationConfig | None:
     return None if settings is None else read_settings(settings, where)
 
 
-def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:
-    """Loads an agent's tokenizer from a local source, padding on the left."""
+def load_tokenizer(source: Source, role: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Loads an agent's tokenizer from a local source, padding on the left; its own code runs only where told."""
     if not any(os.path.isfile(os.path.join(source.path, name)) for name in VOCABULARY_FILES):
         raise CheckpointError(  # transformers would build an empty one
             "An agent has no tokenizer.",
@@ -225,13 +248,14 @@ def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:
             expected=" or ".join(VOCABULARY_FILES),
             hint="fetch the repository again",
         )
-    source.find_json("tokenizer_config.json")
+    settings = source.find_json("tokenizer_config.json")
     try:
-        return AutoTokenizer.from_pretrained(source.path, padding_side="left")
+        return AutoTokenizer.from_pretrained(source.path, padding_side="left", trust_remote_code=trust_remote_code)
     except Exception as error:  # the tokenizers library raises plain exceptions
         raise CheckpointError(
             "An agent's tokenizer cannot be loaded.",
             where=f"agent {role}, {source}",
             found=f"{type(error).__name__}: {error}"[:500],
             expected="tokenizer.json and tokenizer_config.json",
+            hint=_untrusted(settings, role, trust_remote_code),
         ) from error

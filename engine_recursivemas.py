@@ -312,7 +312,8 @@ class Run:
             renderer, rows = self.system.renderers[role], {}
             for phase in dict.fromkeys(map(self.settings.phase, rounds)):
                 system, template = template_for(self.settings.prompts, role, self.settings.task, phase)
-                rows[phase] = [renderer.pieces(system, template, question) for question in self.questions]
+                chat = renderer.render(system, template)
+                rows[phase] = [renderer.cut(chat, as_inputs(question)) for question in self.questions]
             self._builders[role] = PromptBuilder(self.agents[role], rows, len(rounds))
         messages, where = self._messages(round_index, role), f"agent {role}, round {round_index}"
         slots = [sum(map(len, sent)) for sent in zip(*messages.values(), strict=True)] or [0] * len(self.questions)

@@ -85,7 +85,7 @@ def convert_gguf(file: str | os.PathLike, folder: Path, label: str) -> None:
 def _read_tokenizer(place: Source, path: str) -> tuple[PreTrainedTokenizerBase, list[int]]:
     """The tokenizer of a GGUF file, and the ids that end a text or a turn in it."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place.path, gguf_file=path)
+        tokenizer = AutoTokenizer.from_pretrained(place.path, gguf_file=path, trust_remote_code=False)
         metadata, _ = read_gguf_metadata(path)
     except Exception as error:  # a broken file fails in as many ways as there are parsers
         raise CheckpointError(

@@ -4,6 +4,7 @@ Everything small is read and judged before the first weight of an agent.
 """
 
 import copy
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from .topology_recursivemas import Link
 
 T = TypeVar("T")
 Device = str | torch.device
-ROLE_OPTIONS = ("dtype", "device_map", "attn_implementation", "quantization_config")
+ROLE_OPTIONS = ("dtype", "device_map", "attn_implementation", "quantization_config", "trust_remote_code")
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,16 @@ class AgentOptions:
     offload: str | None
 
     def __post_init__(self) -> None:
-        if isinstance(self.device, dict) and not self.device.keys() <= set(self.roles):
-            found, expected = ", ".join(self.device), ", ".join(self.roles)
-            raise InputError("Unknown role.", where="device", found=found, expected=expected)
+        trusted = self.shared.get("trust_remote_code")
+        for where, value in (("device", self.device), ("trust_remote_code", trusted)):
+            if isinstance(value, dict) and not value.keys() <= set(self.roles):
+                found, expected = ", ".join(value), ", ".join(self.roles)
+                raise InputError("Unknown role.", where=where, found=found, expected=expected)
+        for role in self.roles:
+            if not isinstance(said := self.kwargs_of(role).get("trust_remote_code", False), bool):
+                raise InputError(
+                    "Trust is said or not.", where=f"trust_remote_code, {role}", found=said, expected="True or False"
+                )
         mapped = "device_map" in self.shared
         if self.offload is not None and (self.offload != "cpu" or self.device is None or mapped):
             device_map = self.shared.get("device_map")
@@ -88,6 +96,10 @@ class AgentOptions:
     def device_of(self, role: str) -> Device | None:
         """Where an agent works."""
         return self._of_role(self.device, role)
+
+    def trusts(self, role: str) -> bool:
+        """Whether code of an agent's own may run: only where the caller named the role, or `agent_kwargs` for all."""
+        return self.kwargs_of(role).get("trust_remote_code", False)
 
     def kwargs_of(self, role: str) -> dict[str, Any]:
         """Arguments of an agent's `from_pretrained`."""
@@ -118,6 +130,9 @@ def read_configuration(
     """
     if config is None:
         config = RecursiveMASConfig.from_dict(source.json("config.json"), name_or_path=source.repository)
+    # Auto classes have read that file themselves, and pass what they read.
+    if source.is_download and config.name_or_path == source.repository:
+        validate_places(config, source)
     config = copy.deepcopy(config)
     known = RecursiveMASConfig().to_dict()
     for key, value in overrides.items():
@@ -134,6 +149,24 @@ def read_configuration(
         config.link_task = task if task in config.link_tasks else config.link_task
     config.validate_system()
     return config
+
+
+def validate_places(config: RecursiveMASConfig, source: Source) -> None:
+    """Raises ConfigError where a configuration that came from the Hub names folders of this machine."""
+    entries: list[Any] = [*config.agents.values(), *config.links]
+    while entries:
+        entry = entries.pop()
+        if isinstance(entry, dict):
+            place = entry.get("source")
+            if isinstance(place, str) and os.path.isabs(place):
+                raise ConfigError(
+                    "A system from the Hub names a folder of this machine.",
+                    where=f"{source}, config.json, source",
+                    found=place[:200],
+                    expected="agents/… of the repository, or org/name on the Hub",
+                    hint="if you trust it, copy the system to a folder of your own",
+                )
+            entries += entry.values()
 
 
 def load_system(
@@ -166,11 +199,12 @@ def load_system(
     try:
         small, configs, widths, tokenizers, agents = {}, {}, {}, {}, {}
         for role, place in zip(roles, pool.map(lambda role: places[role].fetch(SMALL_FILES), roles), strict=True):
-            small[role], configs[role] = place, load_model_config(place, role)
+            trusted = options.trusts(role)
+            small[role], configs[role] = place, load_model_config(place, role, trusted)
             widths[role] = configs[role].get_text_config().hidden_size
             validate_architecture(config.agents[role], configs[role], widths[role], role)
             fill_architecture(config.agents[role], configs[role], widths[role])
-            tokenizers[role] = load_tokenizer(place, role)
+            tokenizers[role] = load_tokenizer(place, role, trusted)
             validate_tokenizer(tokenizers[role], configs[role], role, config.chat_template_kwargs)
         inner_links, outer_links = load_links(source, config, widths, link_dtype)
         complete = pool.map(lambda role: places[role].fetch(WEIGHT_FILES), wanted)
@@ -178,7 +212,7 @@ def load_system(
             if role in wanted:
                 model = _load_model(next(complete), role, options)
             else:
-                model = build_empty_model(small[role], configs[role])
+                model = build_empty_model(small[role], configs[role], options.trusts(role))
             agents[role] = agent = RecursiveMASAgent(model, inner_links[role], tokenizers[role], role)
             agent.inner_link.to(agent.device)
     finally:
@@ -361,7 +395,7 @@ def validate_tokenizer(
             expected=f"at most {agent_config.get_text_config().vocab_size} (vocab_size in config.json)",
             hint="check that tokenizer and model belong together",
         )
-    PromptRenderer(tokenizer, role, chat_template_kwargs).render(None, "")
+    PromptRenderer(tokenizer, role, chat_template_kwargs).validate()
 
 
 def quiet_progress(items: Iterable[T], description: str, unit: str) -> Iterator[T]:

@@ -105,6 +105,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             role: PromptRenderer(agent.tokenizer, role, config.chat_template_kwargs)
             for role, agent in self.agents.items()
         }
+        for role, renderer in self.renderers.items():
+            renderer.validate(config.prompts[role])
         # Solves batches in place of `solve_batches`, see there; elsewhere, for agents that have no weights here.
         self.executor: Callable[..., Iterator[tuple[int, list[Solution]]]] | None = None
         self.residency: Residency | None = None
@@ -132,6 +134,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         only: Collection[str] | None = None,
         generation_config: GenerationConfig | None = None,
         offload: str | None = None,
+        trust_remote_code: bool | dict[str, bool] | None = None,
         **kwargs: Any,
     ) -> "RecursiveMASModel":
         """Loads a system: its configuration, its agents and its links, wherever each of them lives.
@@ -150,6 +153,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             agent_kwargs: further arguments for every agent's `from_pretrained`; role -> dict sets them per role.
             offload: "cpu" keeps only the working agent on its device, and the others in CPU memory.
             generation_config: settings laid over the decoding agent's, in place of the system's own file.
+            trust_remote_code: role -> whether code that the agent's repository brings may run (in `agent_kwargs`, for
+                one role or all). A plain value speaks of the system's own code, which Auto classes run, not of agents.
             kwargs: Hub arguments (cache_dir, token, local_files_only, …); `device_map`, `attn_implementation`,
                 `quantization_config` for every agent or as role -> value; or fields of the configuration, which they
                 override.
@@ -160,6 +165,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             ArgumentError: an unknown keyword argument.
         """
         hub, kwargs = split_arguments(kwargs)
+        if trust_remote_code and isinstance(trust_remote_code, dict):
+            kwargs["trust_remote_code"] = trust_remote_code
         kwargs["dtype"] = kwargs.pop("torch_dtype", dtype) or "auto"
         shared = {key: kwargs.pop(key) for key in ROLE_OPTIONS if kwargs.get(key) is not None}
         if isinstance(kwargs.get("prompts"), str | os.PathLike):

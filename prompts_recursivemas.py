@@ -18,12 +18,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from .errors_recursivemas import CheckpointError, ConfigError, InputError
+from .plain_recursivemas import PlainTextReader
 from .topology_recursivemas import Topology
 
 Question: TypeAlias = str | Mapping[str, str]  # a text, or field -> text
@@ -33,6 +34,8 @@ MARKER = re.compile(r"<\|(?:(?P<question>question)|input:(?P<field>[^|<>]*)|late
 FIELD = re.compile(r"[\w-]+")
 TASKS = ("default", "math", "choice", "code", "reasoning")
 PHASES = ("first", "feedback", "alone")
+# What a chat template may not change: letters of both cases, signs that HTML escapes, spaces and lines.
+PROBE = "Ab c  <d> & \"e\" 'f' \\g {{ h }} {% i %}\n\n1,000.50 ß."
 
 
 def slot_marker(role: str) -> str:
@@ -261,9 +264,10 @@ def _validate_templates(templates: dict, where: str, role: str, system: str, top
 class PromptRenderer:
     """Turns templates into token ids and slots, for one tokenizer.
 
-    The chat is rendered once and cut at the latent markers; each piece of text is tokenized by itself without
-    special tokens (this is how the release's links were trained). The inputs enter after the cut, so a marker in
-    them is plain text; a chat special token in them is tokenized as plain text too.
+    The chat is rendered once for a batch and cut at the latent markers; each piece of text is tokenized by itself
+    without special tokens (this is how the release's links were trained). The inputs enter after the cut, so a marker
+    in them is plain text; a control token in them is read as plain text too. No rendered chat is kept: a template may
+    say the date.
 
     Args:
         tokenizer: the agent's tokenizer, with a chat template.
@@ -283,47 +287,64 @@ class PromptRenderer:
             )
         self.tokenizer, self.role = tokenizer, role
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        template = str(tokenizer.chat_template)
-        special = [
-            token.content
-            for token in tokenizer.added_tokens_decoder.values()
-            # `<think>` and its like are not marked special, yet they steer the chat.
-            if token.special or ("<" in token.content and token.content in template)
-        ]
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
-        # Bound caches: templates are few, and pieces without an input are the same for every row.
-        self.render = lru_cache(maxsize=256)(self._render)
-        self._text_ids = lru_cache(maxsize=1024)(self._encode)
+        self._reader = PlainTextReader(tokenizer)
+        # A bound cache: pieces without an input are the same for every row.
+        self._text_ids = lru_cache(maxsize=1024)(lambda text: self._reader.read(text, []))
 
-    def _render(self, system: str | None, template: str) -> str:
-        """The whole chat as text, generation prompt included, with the markers still in it."""
+    def validate(self, prompts: Mapping[str, Any] | None = None) -> None:
+        """Checks that the chat template shows what it is given, unaltered.
+
+        Args:
+            prompts: the role's entry of a prompt set: its templates are rendered too.
+
+        Raises:
+            CheckpointError: see `render`.
+        """
+        self.render(None, f"{PROBE}\n{QUESTION} {slot_marker(self.role)}")
+        system = (prompts or {}).get("system")
+        for task in (prompts or {}).keys() - {"system"}:
+            for template in (prompts or {})[task].values():
+                if template:
+                    self.render(system, template)
+
+    def render(self, system: str | None, template: str) -> str:
+        """The whole chat as text, generation prompt included, with the markers still in it.
+
+        The system text is a turn of its own, or stands in front of the user's where the chat template passes over such
+        turns or refuses them. Content is a text, or a list of parts where the chat template loses a text (as templates
+        of multimodal models do).
+
+        Raises:
+            CheckpointError: the chat template cannot be rendered; or it loses, doubles or alters what it is given.
+        """
         user = {"role": "user", "content": template}
-        try:
-            if system:
-                try:
-                    text = self._apply([{"role": "system", "content": system}, user])
-                except Exception as error:
-                    if not _is_template_error(error):
-                        raise
-                    text = ""  # a template that rejects a system role; the check below merges
-                if system.strip() in text:
-                    return text
-                user = {"role": "user", "content": f"{system}\n\n{template}"}
-            return self._apply([user])
-        except Exception as error:
-            if not _is_template_error(error):
-                raise
-            raise CheckpointError(
-                "A chat template cannot be rendered.",
-                where=f"agent {self.role}, {self.tokenizer.name_or_path}",
-                found=f"{type(error).__name__}: {error}"[:300],
-                expected="a template that takes a user's message",
-                hint="fetch the tokenizer again, or check `chat_template_kwargs`",
-            ) from error
+        ways = [[{"role": "system", "content": system}, user]] if system else []
+        ways.append([{"role": "user", "content": f"{system}\n\n{template}" if system else template}])
+        problem, shown = None, ""
+        for messages, in_parts in itertools.product(ways, (False, True)):
+            try:
+                chat = self._apply(messages, in_parts)
+            except Exception as error:  # a template can raise whatever Python can
+                problem = problem or error
+                continue
+            if _shows(chat, system or "", template):
+                return chat
+            shown = shown or chat
+        raise CheckpointError(
+            "A chat template cannot be rendered." if problem else "A chat template does not show what it is given.",
+            where=f"agent {self.role}, {self.tokenizer.name_or_path}",
+            found=f"{type(problem).__name__}: {problem}"[:300] if problem else repr(shown[:200]),
+            expected="a template that takes a user's message, and shows it once and unaltered",
+            hint="fetch the tokenizer again, or check `chat_template_kwargs`",
+        ) from problem
 
-    def _apply(self, messages: list[dict[str, str]]) -> str:
+    def _apply(self, messages: list[dict[str, str]], in_parts: bool) -> str:
+        given: list[dict[str, Any]] = [
+            {**message, "content": [{"type": "text", "text": message["content"]}] if in_parts else message["content"]}
+            for message in messages
+        ]
         text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+            given, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
         )
         return cast(str, text)
 
@@ -346,32 +367,25 @@ class PromptRenderer:
                 text += given
             else:
                 if text:
-                    pieces.append(self._piece_ids(text, spans))
+                    pieces.append(self._reader.read(text, spans) if spans else self._text_ids(text))
                 if match:
                     pieces.append(Slot(match["role"]))
                 text, spans = "", []
             position = match.end() if match else len(chat)
         return pieces
 
-    def _piece_ids(self, text: str, spans: list[tuple[int, int]]) -> list[int]:
-        """Tokenizes one piece; special tokens that the inputs bring in are split, so that they stay plain text."""
-        if not spans:
-            return self._text_ids(text)
-        cuts = []
-        for match in self._special.finditer(text):
-            if any(match.start() < end and start < match.end() for start, end in spans):
-                cuts += [match.start(), match.start() + 1, match.end()]
-        bounds = [0, *cuts, len(text)]
-        return [i for a, b in itertools.pairwise(bounds) if a < b for i in self._encode(text[a:b])]
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
     def message_ids(self, text: str) -> list[int]:
         """Token ids of a text that another agent sent (`mode="text"`), tokenized by itself as plain text."""
-        return self._piece_ids(text, [(0, len(text))]) if text else []
+        return self._reader.read(text, [(0, len(text))]) if text else []
 
 
-def _is_template_error(error: Exception) -> bool:
-    """Whether jinja raised it (remote code may not import jinja2)."""
-    return type(error).__module__.startswith("jinja2")
+def _shows(chat: str, system: str, template: str) -> bool:
+    """Whether a rendered chat holds a system text and a template, and every marker of theirs once and in order."""
+    if "{'type': 'text'" in chat:  # a list of parts as Python prints it
+        return False
+    markers = [match[0] for match in MARKER.finditer(system + template)]
+    return (
+        [match[0] for match in MARKER.finditer(chat)] == markers
+        and system.strip() in chat
+        and template.strip() in chat
+    )

@@ -14,8 +14,11 @@ import sys
 from pathlib import Path
 
 import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from .configuration_recursivemas import RecursiveMASConfig
 from .errors_recursivemas import InputError
+from .modeling_recursivemas import RecursiveMASModel
 from .system_loader import ROOT
 
 
@@ -32,9 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         hint = "pip install recursivemas[serve]"
         raise InputError("Serving needs more packages.", where="recursivemas serve", found=error, hint=hint) from error
-    # The server looks a model's class up in transformers by its name in config.json.
-    setattr(transformers, "RecursiveMASModel", transformers.AutoModelForCausalLM)  # noqa: B010 (types)
-    options = ["--trust-remote-code", "--host", arguments.host, "--port", arguments.port, "--device", arguments.device]
+    # The code that runs is this clone's, never the folder's: Auto classes take what is registered, and the server
+    # looks a model's class up in transformers by its name in config.json.
+    AutoConfig.register(RecursiveMASConfig.model_type, RecursiveMASConfig, exist_ok=True)
+    AutoModelForCausalLM.register(RecursiveMASConfig, RecursiveMASModel, exist_ok=True)
+    setattr(transformers, RecursiveMASModel.__name__, AutoModelForCausalLM)
+    options = ["--host", arguments.host, "--port", arguments.port, "--device", arguments.device]
     name = str(Path(arguments.system).resolve()) if Path(arguments.system).is_dir() else arguments.system
     print(f'Requests name the model "{name}".', flush=True)
     sys.argv = ["transformers", "serve", name, *options]

@@ -2,6 +2,10 @@
 
 Everything is read through transformers' `cached_file`, so that the Hub cache, offline mode, tokens and revisions
 work as everywhere else. `.pt` files are read with `weights_only=True`; nothing is ever unpickled.
+
+Nothing is read outside a repository, be it by `..`, by an absolute name or by a symbolic link. What else a system may
+read are the repositories that its `source` entries name: those on the Hub, and folders elsewhere by their absolute
+paths, which only a folder of the user's own may name and no repository from the Hub.
 """
 
 import hashlib
@@ -19,10 +23,13 @@ from safetensors.torch import load_file, save_file
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file
 
-from .errors_recursivemas import CheckpointError
+from .errors_recursivemas import CheckpointError, ConfigError
 from .folders_recursivemas import settle
 
 DIGEST = "digest"  # in the metadata of a file of tensors: of what it holds
+# In the Hub cache, the files of a commit are links to what lies beside it.
+SNAPSHOT = re.compile(r"(?P<repository>.*)[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40})(?:[/\\]|$)")
+HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
 HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "token", "proxies")
 # What Auto classes and pipelines pass along, and nothing here has a use for.
 IGNORED_KEYS = (
@@ -76,10 +83,20 @@ class Source:
 
         `agents/…` and `./…` are folders of this repository, an absolute path is a local folder, anything else is
         another repository on the Hub (or its clone, or what `recursivemas fetch` put in its place).
+
+        Raises:
+            ConfigError: it is none of these, or leads out of this repository.
         """
         if source.startswith(("agents/", "./")):
-            return replace(self, subfolder=os.path.normpath(os.path.join(self.subfolder, source)))
+            return replace(self, subfolder=self._inside(source))
         if not os.path.isabs(source):
+            if not HUB_NAME.fullmatch(source) or ".." in source.split("/"):
+                raise ConfigError(
+                    "A `source` is no place.",
+                    where=str(self),
+                    found=source[:200],
+                    expected="agents/… of this repository, org/name on the Hub, or the absolute path of a folder",
+                )
             clones = [Path(self.clones, name) for name in (source, source.rpartition("/")[2])] if self.clones else []
             for candidate in (*clones, cache_folder(source)):
                 if candidate.is_dir():
@@ -91,8 +108,10 @@ class Source:
         """Local path of a file, fetched if need be; `None` where it does not exist.
 
         Raises:
-            CheckpointError: the repository is not there or cannot be reached.
+            ConfigError: the name leads out of the repository.
+            CheckpointError: the repository is not there or cannot be reached, or the file is a link that leads out.
         """
+        self._inside(name)
         if self.is_local:
             settle(self.path)
         problem = None
@@ -110,7 +129,36 @@ class Source:
         # Offline, a file that the cached commit does not hold looks like an unreachable repository.
         if path is None and self.folder is None:
             raise self._unreadable(problem) from problem
+        if path is not None:
+            self._hold(path)
         return path
+
+    def _inside(self, name: str) -> str:
+        """A file or folder of this place, as a path in its repository."""
+        path = os.path.normpath(os.path.join(self.subfolder, name))
+        if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+            raise ConfigError(
+                "A path leads out of its repository.",
+                where=str(self),
+                found=name[:200],
+                expected="a file or folder in the repository itself",
+                hint="name another repository, or the absolute path of a folder, as `source`",
+            )
+        return path
+
+    def _hold(self, path: str) -> None:
+        """Raises CheckpointError where a file of this place is a link that leads out of its repository."""
+        cached = SNAPSHOT.match(path) or SNAPSHOT.match(os.path.realpath(self.repository) + os.sep)
+        root = os.path.realpath(cached["repository"] if cached else self.repository)
+        real = os.path.realpath(path)
+        if real != root and not real.startswith(os.path.join(root, "")):
+            raise CheckpointError(
+                "A symbolic link leads out of its repository.",
+                where=path,
+                found=real,
+                expected=f"files in {root}",
+                hint="put the file in its place, or name the absolute path of its folder as `source`",
+            )
 
     def file(self, name: str) -> str:
         """Local path of a file that must be there.
@@ -149,8 +197,13 @@ class Source:
     @property
     def commit(self) -> str | None:
         """The commit that `folder` holds, where it is one of the Hub cache."""
-        match = re.search(r"[/\\]snapshots[/\\]([0-9a-f]{40})(?:[/\\]|$)", self.folder or "")
-        return match and match[1]
+        match = SNAPSHOT.match(self.folder or "")
+        return match and match["commit"]
+
+    @property
+    def is_download(self) -> bool:
+        """Whether it came from the Hub, and is no folder of the user's own."""
+        return not self.is_local or SNAPSHOT.match(os.path.realpath(self.repository) + os.sep) is not None
 
     def _unreadable(self, error: Exception | None) -> CheckpointError:
         places = "a local folder, or a repository on the Hub or in its cache"
@@ -171,9 +224,16 @@ class Source:
         """The same place as a local folder, with its files that fit the patterns brought into the Hub cache.
 
         Raises:
-            CheckpointError: the repository cannot be reached, and the cache does not hold it.
+            CheckpointError: the repository cannot be reached, and the cache does not hold it; or it holds links that
+                lead out.
         """
         if self.is_local:
+            self._hold(self.path)
+            for folder, names, files in os.walk(self.path):
+                names[:] = [name for name in names if not name.startswith(".")]
+                for name in (*names, *files):
+                    if os.path.islink(path := os.path.join(folder, name)):
+                        self._hold(path)
             return self
         prefix = f"{self.subfolder}/" if self.subfolder else ""
         hub = {key: value for key, value in self.hub.items() if key != "proxies"}

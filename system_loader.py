@@ -171,7 +171,7 @@ def load_mas_system(
     device: str | torch.device | dict[str, str | torch.device] | None = None,
     dtype: str | torch.dtype | dict[str, str | torch.dtype] = "auto",
     outer_dtype: str | torch.dtype = "auto",
-    trust_remote_code: bool | None = None,
+    trust_remote_code: bool | dict[str, bool] | None = None,
     task: str | None = None,
     revision: str | dict[str, str] | None = None,
     executor: str | None = None,
@@ -189,7 +189,8 @@ def load_mas_system(
         dtype: of the agents, one for all or role -> dtype; "auto" keeps the checkpoints', but computes in
             float32 on a processor without bfloat16 instructions (twice the memory, up to six times the speed).
         outer_dtype: of the links; "auto" keeps the checkpoints'.
-        trust_remote_code: accepted for symmetry with `from_pretrained`; the code that runs is this clone's.
+        trust_remote_code: role -> whether code that the agent's repository brings may run. A plain value changes
+            nothing: the code of the system is this clone's.
         task: chooses the prompts, and of a released system the links, in place of `dataset`.
         revision: of the repository; for a released system also role -> revision.
         executor: "ray" lets every agent run as a Ray actor of its own; `solve` is used as ever (docs/performance.md).
@@ -201,7 +202,7 @@ def load_mas_system(
         InputError: there is no such style.
         ConfigError, CheckpointError, ArgumentError: see `RecursiveMASModel.from_pretrained`.
     """
-    kwargs |= {"device": device, "dtype": dtype, "outer_dtype": outer_dtype}
+    kwargs |= {"device": device, "dtype": dtype, "outer_dtype": outer_dtype, "trust_remote_code": trust_remote_code}
     if executor is not None:
         if executor != "ray":
             raise InputError("Unknown executor.", where="executor", found=repr(executor), expected='"ray", or none')

@@ -39,6 +39,18 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
         "--tools", choices=TOOLS, help="answer the calls in what the system writes (default: calls stay text)"
     )
     parser.add_argument("--task", help="default, math, choice, code or reasoning (default: the system's)")
+    add_trust_argument(parser)
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument that says whose agent's own code may run; nobody is asked on the terminal."""
+    parser.add_argument(
+        "--trust-remote-code",
+        action="append",
+        default=[],
+        metavar="ROLE",
+        help="run the code that this role's agent brings (default: none; repeatable)",
+    )
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, num_questions: int) -> None:
@@ -64,7 +76,13 @@ def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
 
 def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
     """The system that `add_system_arguments` describes."""
-    mas = load_mas_system(arguments.system, arguments.dataset, device=arguments.device, dtype=arguments.dtype)
+    mas = load_mas_system(
+        arguments.system,
+        arguments.dataset,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        trust_remote_code=dict.fromkeys(arguments.trust_remote_code, True),
+    )
     limit_threads(mas)
     return mas
 

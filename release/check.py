@@ -1,10 +1,11 @@
-"""Say whether a system is ready to run here, before any weight is loaded.
+"""Say whether a system is ready to run here.
 
 Looks at the Hub cache, a folder of clones or the system's own folder, and never at the network: which repositories,
 revisions and files are there or missing, their sizes, what they need in memory per dtype (from the headers of the
 safetensors files; the links' .pt files count with their size), and whether that fits this machine. Where a system was
-saved with a stamp (weights.json), every byte of its weights is held against that. The exit status is 0 only when
-everything is there, nothing is broken, and the agents fit in memory as stored.
+saved with a stamp (weights.json), every byte of its weights is held against that. If all is well, the system is loaded
+and answers a question, in a process of its own with a limit of time and memory. The exit status is 0 only when it did:
+then `recursivemas solve` runs too.
 
 Examples:
   recursivemas check sequential_light
@@ -17,7 +18,7 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,16 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 from ..bases_recursivemas import VOCABULARY_FILES, load_model_config
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import CheckpointError, RecursiveMASError
+from ..evaluation.commands import add_trust_argument
 from ..gguf_recursivemas import agent_place
 from ..link_files_recursivemas import find_link
 from ..links_recursivemas import EXPECTED_EMBEDDING
-from ..loading_recursivemas import validate_architecture
+from ..loading_recursivemas import validate_architecture, validate_places
 from ..sources_recursivemas import Source
 from ..stamps_recursivemas import STAMP, changed_files
 from ..system_loader import released_config
+from . import trial
+from .limits import free_ram, run_limited
 
 OPTIONAL_FILES = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -67,12 +71,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="of the repositories (default: as configured)")
     parser.add_argument("--clones", help="folder with local clones of the repositories")
     parser.add_argument("--cache-dir", help="of the Hub client (default: its own)")
+    add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     names = ("system", "dataset", "revision", "clones", "cache_dir")
-    report = check_system(**{name: getattr(arguments, name) for name in names})
+    report = check_system(**{name: getattr(arguments, name) for name in names}, trusted=arguments.trust_remote_code)
     print(json.dumps(report, indent=2) if arguments.json else describe(report))
     return 0 if report["ready"] else 1
 
@@ -83,13 +88,19 @@ def check_system(
     revision: str | None = None,
     clones: str | None = None,
     cache_dir: str | None = None,
+    trusted: Collection[str] = (),
 ) -> dict:
-    """Looks at everything that a system needs; loads no weights, asks no network (but unpacks GGUF files, once).
+    """Looks at everything that a system needs (and unpacks GGUF files, once), and not at the network; then tries it.
+
+    Args:
+        system, dataset, revision, clones, cache_dir: as `load_mas_system` takes them.
+        trusted: roles whose agents may run code of their own.
 
     Returns:
-        `ready`, `system`, `task` (of the links), `repositories`, `memory` (dtype -> bytes of all agents and links
-        but the `uncounted` ones, whose weights are not there), `largest_agent` (dtype -> bytes), `machine`, `fits`
-        (`None` where nobody can say), and `fetch` (commands for what is missing).
+        `ready`, `answers` (whether it did; `None` where it was not tried), `problem` (why not), `system`, `task` (of
+        the links), `repositories`, `memory` (dtype -> bytes of all agents and links but the `uncounted` ones, whose
+        weights are not there), `largest_agent` (dtype -> bytes), `machine`, `fits` (`None` where nobody can say), and
+        `fetch` (commands for what is missing).
 
     Raises:
         InputError, ConfigError, CheckpointError: there is no such system, or its config.json is wrong.
@@ -98,6 +109,8 @@ def check_system(
     source = Source(system, revision=revision, hub=hub, clones=clones)
     if "/" in system or os.path.isdir(system):
         config = RecursiveMASConfig.from_dict(source.json("config.json"), name_or_path=system)
+        if source.is_download:
+            validate_places(config, source)
     else:
         config, _ = released_config(system, dataset, revision=revision)
     topology = config.validate_system()
@@ -116,7 +129,7 @@ def check_system(
             found = repository(source.other(entry["source"], entry.get("revision")), role)
             found.problems.append(" ".join(str(error).split()))
         else:
-            _check_agent(repository(place, role), place, entry, role)
+            _check_agent(repository(place, role), place, entry, role, role in trusted)
     links = [(role, entry.get("inner_link") or {}) for role, entry in config.agents.items()]
     links += [(link.name, entry) for link, entry in zip(topology.links, config.links, strict=True)]
     for name, entry in links:
@@ -124,10 +137,21 @@ def check_system(
             _check_link(repository, source, entry, name, config.link_task)
     if "/" in system or os.path.isdir(system):
         _check_stamp(source, list(repositories.values()))
-    return _report(config, list(repositories.values()), cache_dir)
+    report = _report(config, list(repositories.values()), cache_dir)
+    if report["ready"]:
+        arguments = {"style": system, "dataset": dataset, "revision": revision, "clones": clones}
+        arguments |= {"cache_dir": cache_dir}
+        for name in ("style", "clones", "cache_dir"):
+            if (place_here := arguments[name]) is not None and os.path.exists(place_here):
+                arguments[name] = os.path.abspath(place_here)
+        trust = {"trust_remote_code": dict.fromkeys(trusted, True)}
+        size = sum(repository["bytes"] for repository in report["repositories"])
+        _, report["problem"] = run_limited(trial.__file__, [json.dumps(arguments | trust)], size)
+        report["answers"] = report["ready"] = report["problem"] is None
+    return report
 
 
-def _check_agent(found: Repository, place: Source, entry: dict, role: str) -> None:
+def _check_agent(found: Repository, place: Source, entry: dict, role: str, trusted: bool) -> None:
     """Files, config and weight headers of an agent."""
     if found.folder is None or not os.path.isdir(found.folder):
         found.problems.append("nothing of it is there")
@@ -136,7 +160,7 @@ def _check_agent(found: Repository, place: Source, entry: dict, role: str) -> No
     files = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     agent_config = None
     try:
-        agent_config = load_model_config(place.fetch(()), role)
+        agent_config = load_model_config(place.fetch(()), role, trusted)
         hidden_size = agent_config.get_text_config().hidden_size
         validate_architecture(entry, agent_config, hidden_size, role)
     except RecursiveMASError as error:
@@ -209,7 +233,12 @@ def _check_link(
         return
     found = repository(place, name)
     path = Path(found.folder or "", filename)
-    if path.is_file():
+    try:
+        there = place.find(filename) is not None
+    except RecursiveMASError as error:  # it leads out of its repository
+        found.problems.append(" ".join(str(error).split()))
+        return
+    if there and path.is_file():
         found.files[filename] = path.stat().st_size
         found.link_bytes += found.files[filename]
     else:
@@ -263,6 +292,8 @@ def _report(config: RecursiveMASConfig, repositories: list[Repository], cache_di
         "task": config.link_task,
         "ready": complete and (ram is None or any(fits["as stored"].values())),
         "complete": complete,
+        "answers": None,
+        "problem": None,
         "repositories": [asdict(r) | {"bytes": sum(r.files.values())} for r in repositories],
         "uncounted": uncounted,
         "memory": needed,
@@ -271,18 +302,6 @@ def _report(config: RecursiveMASConfig, repositories: list[Repository], cache_di
         "fits": fits,
         "fetch": fetch,
     }
-
-
-def free_ram() -> int | None:
-    """Bytes of memory that a new process can have; `None` where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        try:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):
-            return None
 
 
 def describe(report: dict) -> str:
@@ -305,6 +324,8 @@ def describe(report: dict) -> str:
     lines += [f"  {gpu['name']}: {_size(gpu['free'])} of {_size(gpu['total'])}" for gpu in report["machine"]["gpus"]]
     if report["fetch"]:
         lines += ["fetch the rest with:", *(f"  {command}" for command in report["fetch"])]
+    if report["answers"] is not None:
+        lines.append("loads and answers" if report["answers"] else f"does not load and answer: {report['problem']}")
     lines.append("ready" if report["ready"] else "not ready")
     return "\n".join(lines)
 

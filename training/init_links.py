@@ -25,6 +25,7 @@ Examples:
 import argparse
 import copy
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from ..agent_recursivemas import RecursiveMASAgent
 from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer, widen_where_slow
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import InputError
-from ..evaluation.commands import add_replace_argument, limit_threads, validate_output
+from ..evaluation.commands import add_replace_argument, add_trust_argument, limit_threads, validate_output
 from ..evaluation.results import text_of
 from ..gguf_recursivemas import agent_place
 from ..links_recursivemas import CODEBOOK, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, ExpectedEmbeddingLink
@@ -54,11 +55,13 @@ from .start import (
 MIXTURES = (EXPECTED_EMBEDDING, CODEBOOK)  # the inner kinds that need no training
 
 
-def load_agent(config: RecursiveMASConfig, role: str, folder: Path, dtype: str = "auto") -> RecursiveMASAgent:
+def load_agent(
+    config: RecursiveMASConfig, role: str, folder: Path, dtype: str = "auto", trust_remote_code: bool = False
+) -> RecursiveMASAgent:
     """An agent of a configuration, with the expected embedding as its inner link; see `init_system`."""
     place = agent_place(Source(str(folder)), config.agents[role]).fetch((*SMALL_FILES, *WEIGHT_FILES))
-    tokenizer = load_tokenizer(place, role)
-    model = load_base_model(place, role, dtype=dtype)
+    tokenizer = load_tokenizer(place, role, trust_remote_code)
+    model = load_base_model(place, role, dtype=dtype, trust_remote_code=trust_remote_code)
     model = widen_where_slow(model) if dtype == "auto" else model
     width = model.config.get_text_config().hidden_size
     return RecursiveMASAgent(model, ExpectedEmbeddingLink(width), tokenizer, role)
@@ -86,6 +89,7 @@ def init_system(
     norm: float | str | None = "mean",
     codebook_size: int = CODEBOOK_SIZE,
     snap: bool = False,
+    trusted: Collection[str] = (),
 ) -> RecursiveMASModel:
     """A system whose links are in closed form, not probed.
 
@@ -100,11 +104,14 @@ def init_system(
         temperature, norm: of new inner links, see `start_mixture`.
         codebook_size: of new inner links, see `codebook`.
         snap: whether new outer links snap.
+        trusted: roles whose agents may run code of their own.
     """
     topology = config.validate_system()
     new = topology.roles if keep is None else swapped
     agents = {
-        role: load_agent(config, role, folder, dtype) if keep is None or role in new else keep.agents[role]
+        role: load_agent(config, role, folder, dtype, role in trusted)
+        if keep is None or role in new
+        else keep.agents[role]
         for role in topology.roles
     }
     outer_links = {
@@ -172,6 +179,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--probe-data", metavar="FILE", help=rows)
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the report")
     parser.add_argument("--dtype", default="auto", help="of the agents (default: as stored, or what computes faster)")
+    add_trust_argument(parser)
     parser.add_argument("--copy-agents", action="store_true", help="write the agents too, instead of naming them")
 
 
@@ -188,7 +196,8 @@ def run(arguments: argparse.Namespace) -> int:
         config = RecursiveMASConfig(style=Path(arguments.style).stem, **read_style(arguments.style))
         config.latent_halting, config.control_tokens = True, False
     else:
-        keep = load_mas_system(arguments.system, dtype=arguments.dtype)
+        trusted = {role: True for role in arguments.trust_remote_code if role not in sources}
+        keep = load_mas_system(arguments.system, dtype=arguments.dtype, trust_remote_code=trusted)
         folder = Path(keep.config.name_or_path or "")
         config = copy.deepcopy(keep.config)
         unknown = sorted(set(sources) - set(config.agents))
@@ -214,7 +223,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings: dict[str, Any] = {name: values[0] for name, values in free.items()} | said
     mas = init_system(
         config, folder, arguments.inner, arguments.outer, arguments.dtype, keep, tuple(sources),
-        codebook_size=arguments.codebook_size, **settings,
+        codebook_size=arguments.codebook_size, trusted=arguments.trust_remote_code, **settings,
     )  # fmt: skip
     result: dict[str, Any] | None = None
     if arguments.inner in MIXTURES and not arguments.no_probe:

@@ -1,10 +1,6 @@
-"""Checking: each staged repository by itself, in a clean process with an empty cache and no network."""
+"""Checking: each staged repository by itself, in a clean process with an empty cache, no network, and limits."""
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +8,11 @@ from transformers.utils import logging
 
 from ..link_files_recursivemas import link_filename
 from ..modeling_recursivemas import RecursiveMASModel
+from ..release.limits import run_limited
 from ..system_loader import load_mas_system
 from . import probe
-from .files import CHECKED, fingerprint, write_json
+from .code import foreign_code
+from .files import CHECKED, PLAN, files_of, fingerprint, write_json
 from .links import inner_links_of, outer_links_of
 from .plan import Plan, Repository, load_plan
 from .scan import scan
@@ -33,6 +31,7 @@ class Finding:
 def check(folder: Path) -> list[Finding]:
     """Scans every staged repository, loads it like a stranger, and compares it with the system that it came from.
 
+    What holds something that must not go out, or any code but this clone's, is not loaded at all.
     A pass of all of them is recorded in the staged folder; `push` asks for that record.
 
     Raises:
@@ -42,34 +41,36 @@ def check(folder: Path) -> list[Finding]:
     plan = load_plan(folder)
     (folder / CHECKED).unlink(missing_ok=True)
     mas = load_mas_system(plan.system)
-    findings = []
+    findings, prints = [], {PLAN: fingerprint(folder / PLAN)}
     for repository in logging.tqdm(plan.repositories, desc="Checking", unit="repository", leave=False):
-        problems = scan(folder / repository.name)
-        if not (folder / repository.name / "README.md").is_file():
+        place = folder / repository.name
+        prints[repository.name] = fingerprint(place)
+        problems = scan(place) or foreign_code(place, repository.kind)
+        if not problems:
+            found, error = load_alone(plan, repository, folder)
+            problems += [error] if error else differences(expected_of(mas, plan, repository), found)
+        if not (place / "README.md").is_file():
             problems.append("README.md: missing")
-        found, error = load_alone(plan, repository, folder)
-        problems += [error] if error else differences(expected_of(mas, plan, repository), found)
+        if fingerprint(place) != prints[repository.name]:
+            problems.append("changed while it was checked")
         findings.append(Finding(repository, problems))
     if not any(finding.problems for finding in findings):
-        prints = {repository.name: fingerprint(folder / repository.name) for repository in plan.repositories}
         write_json(folder / CHECKED, prints)
     return findings
 
 
 def load_alone(plan: Plan, repository: Repository, folder: Path) -> tuple[dict, str | None]:
     """Runs the probe on a staged repository; returns what it gave, and what went wrong."""
-    with tempfile.TemporaryDirectory() as home:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
-        environment = {**kept, "HOME": home, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
-        # A composite finds the repositories that it references beside it, as they are staged.
-        clones = "" if plan.self_contained else str(folder.resolve())
-        place = str((folder / repository.name).resolve())
-        question = json.dumps(plan.question)
-        command = [sys.executable, "-I", "-W", "ignore", probe.__file__, repository.kind, place, question, clones]
-        result = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        return {}, "does not load by itself: " + (result.stderr.strip() or "killed")[-2000:]
-    return json.loads(result.stdout.splitlines()[-1]), None
+    # A composite finds the repositories that it references beside it, as they are staged.
+    clones = "" if plan.self_contained else str(folder.resolve())
+    place = (folder / repository.name).resolve()
+    needed = [folder / each.name for each in plan.repositories] if repository == plan.composite else [place]
+    size = sum((each / path).stat().st_size for each in needed for path in files_of(each))
+    arguments = (repository.kind, str(place), json.dumps(plan.question), clones)
+    output, problem = run_limited(probe.__file__, arguments, size, isolated=True)
+    if problem is not None:
+        return {}, f"does not load by itself: {problem}"
+    return json.loads(output.splitlines()[-1]), None
 
 
 def expected_of(mas: RecursiveMASModel, plan: Plan, repository: Repository) -> dict:
@@ -87,14 +88,15 @@ def expected_of(mas: RecursiveMASModel, plan: Plan, repository: Repository) -> d
             for task, link in outer_links_of(mas, name).items()
         }
         return {"links": {name: probe.digest(link.state_dict()) for name, link in built.items()}}
-    return probe.probe_system(mas, plan.question)
+    return probe.probe_system(mas, mas.tokenizer, plan.question)
 
 
 def differences(expected: dict, found: dict) -> list[str]:
     """Where what a repository gives is not what its source gives."""
     problems = []
-    if found.get("tokens") != expected.get("tokens"):
-        problems.append(f"other tokens than the source: {found.get('tokens')} instead of {expected.get('tokens')}")
+    for key, what in (("tokens", "tokens"), ("prompt", "ids of a prompt"), ("settings", "generation settings")):
+        if found.get(key) != expected.get(key):
+            problems.append(f"other {what} than the source: {found.get(key)} instead of {expected.get(key)}")
     if found.get("links") != expected.get("links"):
         wrong = sorted(dict(set(expected.get("links", {}).items()) ^ set(found.get("links", {}).items())))
         problems.append(f"other link weights than the source: {', '.join(wrong)}")

@@ -32,9 +32,9 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 over names and contents of a repository's files."""
+    """SHA-256 over names and contents of a repository's files, or of one file."""
     digest = hashlib.sha256()
-    for path in files_of(folder):
+    for path in files_of(folder) if folder.is_dir() else [Path()]:
         digest.update(f"{path.as_posix()}\0".encode())
         content = hashlib.sha256()
         with open(folder / path, "rb") as file:

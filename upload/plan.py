@@ -148,7 +148,7 @@ def load_plan(folder: Path) -> Plan:
     """The plan of a staged folder.
 
     Raises:
-        InputError: the folder was not staged, or not completely.
+        InputError: the folder was not staged, or not completely; or its plan names a folder outside of it.
     """
     settle(folder)
     content = read_json(folder / PLAN)
@@ -159,4 +159,21 @@ def load_plan(folder: Path) -> Plan:
             found="no plan.json" if content is None else f"format version {content.get('format_version')}",
             expected=f"a folder that `recursivemas publish stage` wrote, format version {FORMAT_VERSION}",
         )
-    return Plan(**{**content, "repositories": tuple(Repository(**entry) for entry in content["repositories"])})
+    try:
+        plan = Plan(**{**content, "repositories": tuple(Repository(**entry) for entry in content["repositories"])})
+        kinds = [repository.kind for repository in plan.repositories]
+        if kinds != ["agent"] * (len(kinds) - 2) + ["outer_links", "composite"]:
+            raise ValueError(f"repositories of the kinds {', '.join(map(str, kinds))}")
+        for repository in plan.repositories:
+            place = folder / repository.name
+            if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository.id) or place.is_symlink():
+                raise ValueError(f"a repository {repository.id}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            "A plan cannot be used.",
+            where=folder / PLAN,
+            found=f"{type(error).__name__}: {error}"[:200],
+            expected="what `recursivemas publish stage` wrote",
+            hint="stage the system again",
+        ) from error
+    return plan

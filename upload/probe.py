@@ -26,19 +26,35 @@ def digest(state_dict: dict[str, torch.Tensor]) -> str:
     return total.hexdigest()
 
 
+def probe_texts(model, tokenizer, text: str) -> dict:
+    """The ids of a chat with one message, and the generation settings that are not transformers' own."""
+    chat = [{"role": "user", "content": text}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    settings = model.generation_config.to_diff_dict()
+    kept = {key: value for key, value in settings.items() if key != "transformers_version" and key[0] != "_"}
+    return {"prompt": tokenizer(prompt)["input_ids"], "settings": json.loads(json.dumps(kept, default=str))}
+
+
+def text_of(question: str | Mapping[str, str]) -> str:
+    """A question as one text."""
+    return question if isinstance(question, str) else "\n".join(question.values())
+
+
 @torch.no_grad()
 def probe_agent(agent, model, tokenizer, question: str | Mapping[str, str]) -> dict:
     """Greedy tokens of the base model and the hidden states of the agent's latent steps."""
-    text = question if isinstance(question, str) else "\n".join(question.values())
+    text = text_of(question)
     inputs = tokenizer(text, return_tensors="pt").to(model.device)
     tokens = model.generate(**inputs, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
     hidden_states = agent.think(agent.embed(inputs["input_ids"]), inputs["attention_mask"], LATENT_STEPS)
-    return {"tokens": tokens.tolist(), "hidden_states": hidden_states.flatten().tolist()}
+    given = probe_texts(model, tokenizer, text)
+    return {"tokens": tokens.tolist(), "hidden_states": hidden_states.flatten().tolist(), **given}
 
 
-def probe_system(mas, question: str | Mapping[str, str]) -> dict:
-    """Greedy tokens of the whole system."""
-    return {"tokens": mas.generate(question, max_new_tokens=MAX_NEW_TOKENS, do_sample=False).tolist()}
+def probe_system(mas, tokenizer, question: str | Mapping[str, str]) -> dict:
+    """Greedy tokens of the whole system, and what its own tokenizer, chat template and settings make of a question."""
+    tokens = mas.generate(question, max_new_tokens=MAX_NEW_TOKENS, do_sample=False).tolist()
+    return {"tokens": tokens, **probe_texts(mas, tokenizer, text_of(question))}
 
 
 def main(kind: str, folder: str, question: str | Mapping[str, str], clones: str) -> dict:
@@ -63,9 +79,14 @@ def main(kind: str, folder: str, question: str | Mapping[str, str], clones: str)
                 assert torch.isfinite(link(torch.ones(1, 1, entry["in_features"]))).all(), name
         return {"links": links}
     arguments = {"clones": clones} if clones else {}
-    return probe_system(AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **arguments), question)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    mas = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **arguments)
+    return probe_system(mas, tokenizer, question)
 
 
 if __name__ == "__main__":
     kind, folder, question, clones = sys.argv[1:]
-    print(json.dumps(main(kind, folder, json.loads(question), clones)))
+    try:
+        print(json.dumps(main(kind, folder, json.loads(question), clones)))
+    except Exception as error:  # one line in place of a traceback
+        sys.exit(f"{type(error).__name__}: {error}")

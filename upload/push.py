@@ -11,7 +11,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from transformers.utils import logging
 
 from ..errors_recursivemas import CheckpointError, InputError
-from .files import CHECKED, PUSHED, files_of, fingerprint, read_json, write_json
+from .files import CHECKED, PLAN, PUSHED, files_of, fingerprint, read_json, write_json
 from .plan import Plan, Repository, load_plan
 
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own file
@@ -77,6 +77,7 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
     commits: dict[str, str] = {}
     for repository in logging.tqdm(plan.repositories, desc="Pushing", unit="repository", leave=False):
         with _speaking_to_the_hub(repository.id):
+            _require_check(plan, folder)  # the push may take long
             action = "update" if heads[repository.id] else "create"
             if action == "create":
                 api.create_repo(repository.id, private=not public)
@@ -93,12 +94,12 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
 
 def _require_check(plan: Plan, folder: Path) -> None:
     checked = read_json(folder / CHECKED) or {}
-    for repository in plan.repositories:
-        if checked.get(repository.name) != fingerprint(folder / repository.name):
+    for name in (PLAN, *(repository.name for repository in plan.repositories)):
+        if checked.get(name) != fingerprint(folder / name):
             raise InputError(
                 "This has not passed the check.",
-                where=folder / repository.name,
-                found="changed since the check" if repository.name in checked else "not checked",
+                where=folder / name,
+                found="changed since the check" if name in checked else "not checked",
                 hint=f"run `recursivemas publish check {folder}`",
             )
 
