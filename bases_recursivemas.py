@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from .errors_recursivemas import CheckpointError
+from .fields_recursivemas import NOTHING, TEXT, TRUTH, Kind, did_you_mean, list_of, number, validate_fields, whole
 from .kernels_recursivemas import computes_half
 from .sources_recursivemas import Source
 
@@ -26,10 +27,65 @@ WEIGHT_FILES = ("*.safetensors",)
 HALF = (torch.bfloat16, torch.float16)
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
+COUNT, TOKEN, SHARE, AMOUNT = whole(0, 2**31 - 1), whole(-1, 2**31 - 1), number(0, 1), number(-1e9, 1e9)
+# Generation settings and what they may hold; further ones are transformers' to judge.
+GENERATION_FIELDS: dict[str, Kind] = {
+    name: kind | NOTHING
+    for names, kind in (
+        ("max_length max_new_tokens min_length min_new_tokens top_k num_beams num_beam_groups num_return_sequences"
+         " no_repeat_ngram_size encoder_no_repeat_ngram_size prompt_lookup_num_tokens max_matching_ngram_size"
+         " num_assistant_tokens assistant_early_exit prefill_chunk_size assistant_lookbehind target_lookbehind",
+         COUNT),
+        ("pad_token_id bos_token_id decoder_start_token_id forced_bos_token_id", TOKEN),
+        ("eos_token_id forced_eos_token_id", TOKEN | list_of(TOKEN)),
+        ("suppress_tokens begin_suppress_tokens", list_of(TOKEN)),
+        ("bad_words_ids", list_of(list_of(TOKEN))),
+        ("top_p min_p typical_p epsilon_cutoff eta_cutoff top_h assistant_confidence_threshold", SHARE),
+        ("temperature repetition_penalty encoder_repetition_penalty max_time diversity_penalty penalty_alpha",
+         number(0, 1e9)),
+        ("length_penalty guidance_scale", AMOUNT),
+        ("do_sample use_cache output_attentions output_hidden_states output_scores output_logits"
+         " return_dict_in_generate remove_invalid_values renormalize_logits token_healing low_memory is_assistant"
+         " disable_compile", TRUTH),
+        ("early_stopping", TRUTH | TEXT),
+        ("stop_strings", TEXT | list_of(TEXT)),
+        ("cache_implementation num_assistant_tokens_schedule transformers_version", TEXT),
+    )
+    for name in names.split()
+}  # fmt: skip
+
+
+def read_generation_config(source: Source, names: Collection[str] | None = None) -> GenerationConfig | None:
+    """The generation settings of a folder, or `None` where it has none.
+
+    Args:
+        source: the folder.
+        names: further settings that there are; `None` takes whatever name there is (as in an agent's own folder).
+
+    Raises:
+        CheckpointError: a setting that nobody knows, or a value that it cannot have.
+    """
+    settings = source.find_json("generation_config.json", lenient=names is None)
+    if settings is None:
+        return None
+    where = f"{source}, generation_config.json"
+    known = {*vars(GenerationConfig()), *GENERATION_FIELDS}
+    others = known | set(settings) if names is None else known | set(names)
+    for name in settings:
+        if name not in others and not name.startswith("_"):
+            what, hint = "Unknown generation setting.", did_you_mean(name, others)
+            raise CheckpointError(what, where=where, found=name, expected="a setting of transformers", hint=hint)
+    validate_fields(settings, GENERATION_FIELDS, where, CheckpointError, also=settings)
+    try:
+        return GenerationConfig.from_dict(settings)
+    except Exception as error:  # transformers trips over values in many ways
+        what, found = "Generation settings cannot be used.", f"{type(error).__name__}: {error}"
+        raise CheckpointError(what, where=where, found=found, hint="correct the file") from error
+
 
 def load_model_config(source: Source, role: str) -> PreTrainedConfig:
     """Loads the configuration of an agent's base model from a local source."""
-    source.json("config.json")
+    source.json("config.json", lenient=True)
     try:
         return AutoConfig.from_pretrained(source.path)
     except Exception as error:
@@ -53,7 +109,7 @@ def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel
         role: for error messages.
         kwargs: passed to `AutoModelForCausalLM.from_pretrained` (dtype, device_map, attn_implementation, …).
     """
-    source.find_json("generation_config.json")  # transformers passes over a broken one
+    read_generation_config(source)  # transformers passes over a broken one
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -136,8 +192,8 @@ def build_empty_model(source: Source, config: PreTrainedConfig) -> PreTrainedMod
     """An agent's model without weights, which takes no memory and cannot run."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    if (settings := source.find_json("generation_config.json")) is not None:
-        model.generation_config = GenerationConfig.from_dict(settings)
+    if (settings := read_generation_config(source)) is not None:
+        model.generation_config = settings
     return model
 
 
@@ -151,9 +207,11 @@ def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:
             expected=" or ".join(VOCABULARY_FILES),
             hint="fetch the repository again",
         )
-    source.find_json("tokenizer_config.json")
+    source.find_json("tokenizer_config.json", lenient=True)
     try:
-        return AutoTokenizer.from_pretrained(source.path, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(source.path, padding_side="left")
+        tokenizer.decode(tokenizer("Is it so?")["input_ids"])  # values that it believed come out here
+        return tokenizer
     except Exception as error:  # the tokenizers library raises plain exceptions
         raise CheckpointError(
             "An agent's tokenizer cannot be loaded.",

@@ -26,6 +26,7 @@ from .bases_recursivemas import (
 from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
 from .engine_recursivemas import Residency
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
+from .fields_recursivemas import did_you_mean
 from .gguf_recursivemas import agent_place
 from .link_files_recursivemas import read_link
 from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, AnyOuterLink, build_link, mixture_options
@@ -116,7 +117,11 @@ def read_configuration(
         ConfigError, CheckpointError: the configuration is wrong, or cannot be read.
     """
     if config is None:
-        config = RecursiveMASConfig.from_dict(source.json("config.json"), name_or_path=source.repository)
+        content = source.json("config.json")
+        if (written := content.get("model_type", "recursivemas")) != "recursivemas":
+            what = "A config.json is that of one model, and not of a system."
+            raise ConfigError(what, where=source, found=written, expected="recursivemas")
+        config = RecursiveMASConfig.from_dict({**content, "name_or_path": source.repository})
     config = copy.deepcopy(config)
     known = RecursiveMASConfig().to_dict()
     for key, value in overrides.items():
@@ -125,7 +130,7 @@ def read_configuration(
                 "Unknown argument.",
                 where="RecursiveMASModel.from_pretrained",
                 found=key,
-                hint="pass arguments for the agents' models as `agent_kwargs`",
+                hint=did_you_mean(key, known) or "pass arguments for the agents' models as `agent_kwargs`",
             )
         setattr(config, key, value)
     if task is not None:

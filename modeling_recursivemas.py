@@ -15,6 +15,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent, Rollout
+from .bases_recursivemas import read_generation_config
 from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
 from .engine_recursivemas import Residency, Run, Solution
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
@@ -170,8 +171,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         model.residency = loaded.residency
         if generation_config is not None:
             model.generation_config.update(**generation_config.to_diff_dict())
-        elif (saved := source.find_json("generation_config.json")) is not None:
-            model.generation_config = GenerationConfig.from_dict(saved)
+        elif (saved := read_generation_config(source, RUN_ARGUMENTS)) is not None:
+            model.generation_config = saved
         model.config.name_or_path = source.repository
         return model
 

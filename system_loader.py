@@ -35,7 +35,7 @@ if __package__ != "recursivemas":
 
 from recursivemas.agent_recursivemas import RecursiveMASAgent
 from recursivemas.answers_recursivemas import extract_answer
-from recursivemas.configuration_recursivemas import RecursiveMASConfig
+from recursivemas.configuration_recursivemas import FIELDS, RecursiveMASConfig
 from recursivemas.engine_recursivemas import Solution
 from recursivemas.errors_recursivemas import (
     ArgumentError,
@@ -44,6 +44,8 @@ from recursivemas.errors_recursivemas import (
     InputError,
     RecursiveMASError,
 )
+from recursivemas.fields_recursivemas import did_you_mean, validate_fields
+from recursivemas.files_recursivemas import read_object
 from recursivemas.links_recursivemas import InnerLink, OuterLink
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.prompts_recursivemas import read_prompts, validate_task
@@ -87,16 +89,11 @@ def read_style(style: str | os.PathLike) -> dict:
     path = Path(style) if str(style).endswith(".json") else STYLES / f"{style}.json"
     names = sorted(file.stem for file in STYLES.glob("*.json") if file.stem != "released")
     if not path.is_file() or path.stem == "released":
-        expected = f"{', '.join(names)}, or a JSON file of your own"
-        raise InputError("Unknown collaboration style.", where="style", found=str(style), expected=expected)
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError("A style is not valid JSON.", where=str(path), found=error) from error
-    keys = ("stages", "links", "decoding_role", "prompts")
-    if not isinstance(table, dict) or set(table) != set(keys):
-        found = ", ".join(table) if isinstance(table, dict) else type(table).__name__
-        raise ConfigError("A style has the wrong form.", where=str(path), found=found, expected=", ".join(keys))
+        expected, hint = f"{', '.join(names)}, or a JSON file of your own", did_you_mean(style, names)
+        raise InputError("Unknown collaboration style.", where="style", found=style, expected=expected, hint=hint)
+    table = read_object(path, ConfigError)
+    fields = {name: FIELDS[name] for name in ("stages", "links", "decoding_role", "prompts")}
+    validate_fields(table, fields, str(path), ConfigError, required=fields)
     return table
 
 
