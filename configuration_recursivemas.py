@@ -121,8 +121,9 @@ WEIGHTS_FIELDS = {"source": TEXT, "revision": TEXT | NOTHING, "filename": TEXT}
 def foreign_fields() -> set[str]:
     """What transformers writes into a configuration beside a model's own fields."""
     more = ("auto_map", "custom_pipelines", "model_type", "name_or_path", "num_labels", "torch_dtype")
-    private = ("_commit_hash", "_attn_implementation", "_attn_implementation_autoset")
-    return {*vars(PreTrainedConfig()), *more, *private}
+    private = ("_commit_hash", "_attn_implementation_autoset")
+    properties = (name for name in dir(PreTrainedConfig) if isinstance(getattr(PreTrainedConfig, name), property))
+    return {*vars(PreTrainedConfig()), *properties, *more, *private}
 
 
 @dataclass(frozen=True)

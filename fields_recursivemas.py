@@ -86,9 +86,9 @@ def refuse_unknown(
     names: Iterable[object], known: Collection[str], what: str, where: str, error: type[RecursiveMASError]
 ) -> None:
     """Raises an error for the first name that nobody knows; `what` is the sentence that it begins with."""
-    if unknown := next((name for name in names if name not in known), None):
-        expected, hint = ", ".join(sorted(known)), did_you_mean(unknown, known)
-        raise error(what, where=where, found=str(unknown), expected=expected, hint=hint)
+    if unknown := [name for name in names if name not in known]:
+        expected, hint = ", ".join(sorted(known)), did_you_mean(unknown[0], known)
+        raise error(what, where=where, found=str(unknown[0]), expected=expected, hint=hint)
 
 
 def validate_field(value: object, kind: Kind, where: str, error: type[RecursiveMASError]) -> None:

@@ -62,7 +62,7 @@ class AgentOptions:
         offload: "cpu" keeps only the working agent on its device.
 
     Raises:
-        InputError: an unknown role; or `offload` without a device, or beside a device map.
+        InputError: an unknown role; no such device or dtype; or `offload` without a device, or beside a device map.
     """
 
     roles: tuple[str, ...]
@@ -72,6 +72,10 @@ class AgentOptions:
     offload: str | None
 
     def __post_init__(self) -> None:
+        for where in ("device", "dtype"):
+            given = self.device if where == "device" else self.shared.get("dtype")
+            for value in given.values() if isinstance(given, dict) else [given]:
+                validate_place(value, where)
         if isinstance(self.device, dict) and not self.device.keys() <= set(self.roles):
             found, expected = ", ".join(self.device), ", ".join(self.roles)
             raise InputError("Unknown role.", where="device", found=found, expected=expected)
@@ -99,6 +103,25 @@ class AgentOptions:
     def _of_role(self, value: Any, role: str) -> Any:
         by_role = isinstance(value, dict) and value and value.keys() <= set(self.roles)
         return value.get(role) if by_role else value
+
+
+def validate_place(value: Any, where: str) -> None:
+    """Raises InputError unless a device (`where="device"`) is there, or a dtype is one of floats; "auto" is none."""
+    if value is None or (where == "dtype" and value == "auto"):
+        return
+    try:
+        if where == "device":
+            torch.empty(0, device=value)
+            return
+        dtype = value if isinstance(value, torch.dtype) else getattr(torch, str(value).removeprefix("torch."), None)
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            return
+        found = repr(value)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # as each kind of device has it
+        found = f"{value!r}: {str(error).partition(chr(10))[0]}"
+    expected = "cpu, or a device that this machine has (cuda, cuda:1, mps, …)"
+    expected = expected if where == "device" else "auto, float32, bfloat16 or float16"
+    raise InputError(f"`{where}` cannot be used.", where=where, found=found, expected=expected)
 
 
 def read_configuration(

@@ -35,6 +35,7 @@ from .loading_recursivemas import (
     read_configuration,
     validate_outer_link,
     validate_parts,
+    validate_place,
 )
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
@@ -165,6 +166,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         source = Source(str(pretrained_model_name_or_path), subfolder, revision, hub, place)
         config = read_configuration(source, config, task, kwargs)
         options = AgentOptions(config.topology.roles, device, shared, agent_kwargs or {}, offload)
+        validate_place(outer_dtype, "dtype")
         link_dtype = None if outer_dtype in (None, "auto") else getattr(torch, str(outer_dtype).removeprefix("torch."))
         loaded = load_system(source, config, options, link_dtype, only)
         model = cls(loaded.config, loaded.agents, loaded.outer_links)

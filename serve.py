@@ -10,13 +10,16 @@ Examples:
 """
 
 import argparse
+import socket
 import sys
 from pathlib import Path
 
 import transformers
 
 from .errors_recursivemas import InputError
-from .system_loader import ROOT
+from .fields_recursivemas import validate_field, whole
+from .loading_recursivemas import validate_place
+from .system_loader import ROOT, find_system
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +30,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    port = int(arguments.port) if str(arguments.port).isdecimal() else None
+    validate_field(port, whole(1, 65535), "--port", InputError)
+    validate_place(arguments.device, "device")
+    try:
+        with socket.create_server((arguments.host, port)):  # free, now at least
+            pass
+    except OSError as error:
+        found = f"{arguments.host}:{port}: {error.strerror or error}"
+        what, hint = "The address cannot be listened on.", "choose another --port or --host"
+        raise InputError(what, where="--host, --port", found=found, hint=hint) from error
+    arguments.system = find_system(arguments.system)
     try:
         from transformers.cli.transformers import main
     except ImportError as error:

@@ -16,7 +16,7 @@ from ..files_recursivemas import parse_json, read_lines
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import slot_marker
 from ..tasks import TASKS
-from .commands import inputs_of, progress, solve_arguments
+from .commands import inputs_of, progress, solve_arguments, validate_arguments
 from .metrics import METRICS
 
 
@@ -68,8 +68,7 @@ def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None
 
 def load_data(arguments: argparse.Namespace) -> tuple[list[dict], str]:
     """The rows that `add_data_arguments` describes, and the name of the metric that judges their answers."""
-    if arguments.num_questions < 1:
-        raise InputError("There is nothing to measure.", where="--num-questions", found=arguments.num_questions)
+    validate_arguments(arguments)
     rows = load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels)
     return rows, arguments.metric or getattr(TASKS.get(arguments.data), "METRIC", "exact")
 

@@ -33,16 +33,16 @@ from .commands import (
 )
 
 
-def read_questions(lines: Iterable[tuple[int, bytes]], source: object) -> list[str | dict[str, Any]]:
-    """Questions from (number, line): JSON objects with "question", or plain text; blank lines are none.
+def read_questions(lines: Iterable[str | bytes], source: object) -> list[str | dict[str, Any]]:
+    """Questions from lines: JSON objects with "question", or plain text; blank lines are none.
 
     Raises:
         InputError: a line is not UTF-8, or begins like a JSON object and is none with a question.
     """
     questions: list[str | dict[str, Any]] = []
-    for number, line in lines:
+    for number, line in enumerate(lines, start=1):
         where = f"{source}, line {number}"
-        text = text_of(line, InputError, where)
+        text = text_of(line, InputError, where) if isinstance(line, bytes) else line
         if text.lstrip().startswith("{"):
             row = parse_json(text, InputError, where)
             if not isinstance(row.get("question"), str):
@@ -71,9 +71,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     questions = arguments.questions
     if not questions and arguments.file:
-        questions = read_questions(read_lines(arguments.file, InputError), arguments.file)
+        questions = read_questions((line for _, line in read_lines(arguments.file, InputError)), arguments.file)
     elif not questions:
-        questions = read_questions(lines_of(sys.stdin.buffer, InputError, "standard input"), "standard input")
+        lines = lines_of(sys.stdin.buffer, InputError, "standard input")
+        questions = read_questions((line for _, line in lines), "standard input")
     if not questions:
         hint = "give questions as arguments, --file or stdin"
         raise InputError("There is no question.", where="recursivemas solve", hint=hint)

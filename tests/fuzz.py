@@ -115,7 +115,7 @@ def read_evaluation_rows(base: Path, file: Path) -> Any:
 
 
 def read_question_file(base: Path, file: Path) -> Any:
-    mas, questions = the_system(base), read_questions(read_lines(file, InputError), file)
+    mas, questions = the_system(base), read_questions((line for _, line in read_lines(file, InputError)), file)
     mas.config.run_settings().validate_questions(questions, mas.topology)
     return [mas.renderers["solver"].pieces(None, "<|question|>", question) for question in questions]
 

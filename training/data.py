@@ -110,7 +110,11 @@ def _records(source: str | os.PathLike | Iterable[Mapping]) -> Iterator[tuple[in
 
 def _dataset(source: str | os.PathLike) -> Iterable[Any]:
     """A `datasets` dataset: of a folder written by `save_to_disk`, or of the Hub."""
-    import datasets
+    try:
+        import datasets
+    except ImportError as error:
+        hint = "give a .jsonl or .json file, or pip install recursivemas[train]"
+        raise DataError("A data set needs more packages.", where=source, found=error, hint=hint) from error
 
     if Path(source).is_dir():
         try:
