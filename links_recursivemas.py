@@ -555,6 +555,11 @@ def build_link(
                 expected=f"{tuple(expected[key].shape)} ({link.kind} {in_features} -> {link.out_features})",
                 hint="check that the link and its agents belong to the same system and the same roles",
             )
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            found = "no values" if tensor.is_meta else "quantized" if tensor.is_quantized else tensor.layout
+            raise CheckpointError(
+                f"A link's weight is not stored plainly: {key}.", where=where, found=found, expected="a dense tensor"
+            )
         if not tensor.is_floating_point():
             raise CheckpointError(
                 f"A link's weight is not a float tensor: {key}.", where=where, found=tensor.dtype, expected="float32"
@@ -567,6 +572,14 @@ def build_link(
                 expected="finite numbers",
                 hint="fetch the file again, or train the link again",
             )
+    if dtype is None and len(dtypes := {tensor.dtype for tensor in state_dict.values()}) > 1:
+        raise CheckpointError(
+            "A link's weights have different dtypes.",
+            where=where,
+            found=", ".join(sorted(map(str, dtypes))),
+            expected="one dtype",
+            hint="load with `outer_dtype=torch.float32`, or save the link again",
+        )
     link.load_state_dict(state_dict, assign=True)
     return link if dtype is None else link.to(dtype)
 

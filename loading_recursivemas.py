@@ -27,6 +27,7 @@ from .bases_recursivemas import (
 from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
 from .engine_recursivemas import Residency
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
+from .fields_recursivemas import did_you_mean
 from .gguf_recursivemas import agent_place
 from .link_files_recursivemas import read_link
 from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, AnyOuterLink, build_link, mixture_options
@@ -63,7 +64,7 @@ class AgentOptions:
         offload: "cpu" keeps only the working agent on its device.
 
     Raises:
-        InputError: an unknown role; or `offload` without a device, or beside a device map.
+        InputError: an unknown role; no such device or dtype; or `offload` without a device, or beside a device map.
     """
 
     roles: tuple[str, ...]
@@ -73,6 +74,10 @@ class AgentOptions:
     offload: str | None
 
     def __post_init__(self) -> None:
+        for where in ("device", "dtype"):
+            given = self.device if where == "device" else self.shared.get("dtype")
+            for value in given.values() if isinstance(given, dict) else [given]:
+                validate_place(value, where)
         trusted = self.shared.get("trust_remote_code")
         for where, value in (("device", self.device), ("trust_remote_code", trusted)):
             if isinstance(value, dict) and not value.keys() <= set(self.roles):
@@ -113,6 +118,25 @@ class AgentOptions:
         return value.get(role) if by_role else value
 
 
+def validate_place(value: Any, where: str) -> None:
+    """Raises InputError unless a device (`where="device"`) is there, or a dtype is one of floats; "auto" is none."""
+    if value is None or (where == "dtype" and value == "auto"):
+        return
+    try:
+        if where == "device":
+            torch.empty(0, device=value)
+            return
+        dtype = value if isinstance(value, torch.dtype) else getattr(torch, str(value).removeprefix("torch."), None)
+        if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+            return
+        found = repr(value)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # as each kind of device has it
+        found = f"{value!r}: {str(error).partition(chr(10))[0]}"
+    expected = "cpu, or a device that this machine has (cuda, cuda:1, mps, …)"
+    expected = expected if where == "device" else "auto, float32, bfloat16 or float16"
+    raise InputError(f"`{where}` cannot be used.", where=where, found=found, expected=expected)
+
+
 def read_configuration(
     source: Source, config: RecursiveMASConfig | None, task: str | None, overrides: Mapping[str, Any]
 ) -> RecursiveMASConfig:
@@ -129,7 +153,11 @@ def read_configuration(
         ConfigError, CheckpointError: the configuration is wrong, or cannot be read.
     """
     if config is None:
-        config = RecursiveMASConfig.from_dict(source.json("config.json"), name_or_path=source.repository)
+        content = source.json("config.json")
+        if (written := content.get("model_type", "recursivemas")) != "recursivemas":
+            what = "A config.json is that of one model, and not of a system."
+            raise ConfigError(what, where=source, found=written, expected="recursivemas")
+        config = RecursiveMASConfig.from_dict(content, name_or_path=source.repository)
     # Auto classes have read that file themselves, and pass what they read.
     if source.is_download and config.name_or_path == source.repository:
         validate_places(config, source)
@@ -141,7 +169,7 @@ def read_configuration(
                 "Unknown argument.",
                 where="RecursiveMASModel.from_pretrained",
                 found=key,
-                hint="pass arguments for the agents' models as `agent_kwargs`",
+                hint=did_you_mean(key, known) or "pass arguments for the agents' models as `agent_kwargs`",
             )
         setattr(config, key, value)
     if task is not None:

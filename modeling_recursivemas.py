@@ -36,6 +36,7 @@ from .loading_recursivemas import (
     read_configuration,
     validate_outer_link,
     validate_parts,
+    validate_place,
 )
 from .memory_recursivemas import free_memory
 from .modules_recursivemas import Modules
@@ -175,6 +176,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         source = Source(str(pretrained_model_name_or_path), subfolder, revision, hub, place)
         config = read_configuration(source, config, task, kwargs)
         options = AgentOptions(config.topology.roles, device, shared, agent_kwargs or {}, offload)
+        validate_place(outer_dtype, "dtype")
         link_dtype = None if outer_dtype in (None, "auto") else getattr(torch, str(outer_dtype).removeprefix("torch."))
         loaded = load_system(source, config, options, link_dtype, only)
         model = cls(loaded.config, loaded.agents, loaded.outer_links)

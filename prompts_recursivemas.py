@@ -9,7 +9,6 @@ A question is a text, or a mapping of fields to texts: `<|input:facts|>` is the 
 `<|question|>` that of the field `question`, which a plain text stands for. So one agent reads what another does not.
 """
 
-import difflib
 import itertools
 import json
 import os
@@ -17,13 +16,14 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from .errors_recursivemas import CheckpointError, ConfigError, InputError
+from .fields_recursivemas import did_you_mean, refuse_unknown
+from .files_recursivemas import find_surrogate, half_a_character, read_object
 from .plain_recursivemas import PlainTextReader
 from .topology_recursivemas import Topology
 
@@ -52,12 +52,7 @@ class Slot:
 
 def read_prompts(path: str | os.PathLike) -> dict:
     """A prompt set from a JSON file."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            "A prompt set cannot be read.", where=f"prompts, {path}", found=error, expected="a JSON file"
-        ) from error
+    return read_object(path, InputError, f"prompts, {path}")
 
 
 def validate_task(task: object) -> None:
@@ -99,13 +94,12 @@ def validate_questions(questions: object, used: Collection[str], known: Collecti
         fields = as_inputs(question) if isinstance(question, str | Mapping) else {"question": question}
         for name, text in fields.items():
             if name not in known:
-                near = difflib.get_close_matches(str(name), known, n=1)
                 raise InputError(
                     "A question has a field that no prompt names.",
                     where=where,
                     found=repr(name),
                     expected=", ".join(known),
-                    hint=f"did you mean `{near[0]}`?" if near else f"a prompt would name it `<|input:{name}|>`",
+                    hint=did_you_mean(name, known) or f"a prompt would name it `<|input:{name}|>`",
                 )
             if not isinstance(text, str) or not text.strip():
                 raise InputError(
@@ -114,6 +108,9 @@ def validate_questions(questions: object, used: Collection[str], known: Collecti
                     found=repr(text)[:80],
                     expected="a text that says something",
                 )
+            if find_surrogate(text):
+                place = where if isinstance(question, str) else f"{where}, {name}"
+                raise InputError(**half_a_character(place, text))
         if missing := [name for name in used if name not in fields]:
             raise InputError(
                 "A question lacks a field that the prompts name.",
@@ -189,14 +186,12 @@ def validate_prompts(prompts: dict, topology: Topology) -> None:
         ConfigError: an unknown role, task or marker; a missing entry; a template that lacks, repeats or invents a
             slot, or names a field that cannot be; a prompt set that never asks the question.
     """
+    what = "A prompt set needs one entry for each role, and no other."
+    if isinstance(prompts, dict):
+        refuse_unknown(prompts, topology.roles, what, "prompts", ConfigError)
     if not isinstance(prompts, dict) or set(prompts) != set(topology.roles):
-        found = sorted(prompts) if isinstance(prompts, dict) else type(prompts).__name__
-        raise ConfigError(
-            "A prompt set needs one entry for each role, and no other.",
-            where="prompts",
-            found=found,
-            expected=", ".join(topology.roles),
-        )
+        found = ", ".join(prompts) if isinstance(prompts, dict) else type(prompts).__name__
+        raise ConfigError(what, where="prompts", found=found, expected=", ".join(topology.roles))
     asks = False
     for role, entry in prompts.items():
         where = f"prompts, role {role}"
@@ -210,9 +205,8 @@ def validate_prompts(prompts: dict, topology: Topology) -> None:
         tasks = entry.keys() - {"system"}
         if not tasks:
             raise ConfigError("A role has no prompt for any task.", where=where, expected=", ".join(TASKS))
+        refuse_unknown(tasks, (*TASKS, "system"), "Unknown task in a prompt set.", where, ConfigError)
         for task in tasks:
-            if task not in TASKS:
-                raise ConfigError("Unknown task in a prompt set.", where=where, found=task, expected=", ".join(TASKS))
             asks |= _validate_templates(
                 entry[task], f"{where}, task {task}", role, entry.get("system") or "", topology
             )
@@ -222,21 +216,27 @@ def validate_prompts(prompts: dict, topology: Topology) -> None:
 
 def _validate_templates(templates: dict, where: str, role: str, system: str, topology: Topology) -> bool:
     """Checks the templates of one role and task; says whether one of them holds the question."""
-    if not isinstance(templates, dict) or "first" not in templates or set(templates) - set(PHASES):
-        found = sorted(templates) if isinstance(templates, dict) else repr(templates)[:80]
+    what = "A task's templates have the wrong form."
+    if isinstance(templates, dict):
+        refuse_unknown(templates, PHASES, what, where, ConfigError)
+    if not isinstance(templates, dict) or "first" not in templates:
+        found = ", ".join(templates) if isinstance(templates, dict) else repr(templates)[:80]
         raise ConfigError(
-            "A task's templates have the wrong form.",
+            what,
             where=where,
             found=found,
             expected='"first" and, where needed, "feedback" and "alone"',
         )
     asks = False
     for phase in PHASES:
-        template = templates.get(phase) or (templates["first"] if phase == "feedback" else None)
+        template = templates.get(phase)
+        if not isinstance(template, str | None) or (phase == "first" and not template):
+            raise ConfigError("A template is not a text.", where=f"{where}, {phase}", found=repr(template))
+        template = template or (templates["first"] if phase == "feedback" else None)
         if template is None:
             continue
-        if not isinstance(template, str):
-            raise ConfigError("A template is not a text.", where=f"{where}, {phase}", found=type(template).__name__)
+        if find_surrogate([system, template]):
+            raise ConfigError(**half_a_character(f"{where}, {phase}", system + template))
         fields = fields_of(system, template)
         asks |= "question" in fields
         if wrong := [name for name in fields if not FIELD.fullmatch(name)]:

@@ -10,6 +10,7 @@ Examples:
 """
 
 import argparse
+import socket
 import sys
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from .configuration_recursivemas import RecursiveMASConfig
 from .errors_recursivemas import InputError
+from .fields_recursivemas import validate_field, whole
+from .loading_recursivemas import validate_place
 from .modeling_recursivemas import RecursiveMASModel
-from .system_loader import ROOT
+from .system_loader import ROOT, find_system
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +33,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    port = int(arguments.port) if str(arguments.port).isdecimal() else None
+    validate_field(port, whole(1, 65535), "--port", InputError)
+    validate_place(arguments.device, "device")
+    try:
+        with socket.create_server((arguments.host, port)):  # free, now at least
+            pass
+    except OSError as error:
+        found = f"{arguments.host}:{port}: {error.strerror or error}"
+        what, hint = "The address cannot be listened on.", "choose another --port or --host"
+        raise InputError(what, where="--host, --port", found=found, hint=hint) from error
+    arguments.system = find_system(arguments.system)
     try:
         from transformers.cli.transformers import main
     except ImportError as error:

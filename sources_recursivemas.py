@@ -9,7 +9,6 @@ paths, which only a folder of the user's own may name and no repository from the
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import cached_file
 
 from .errors_recursivemas import CheckpointError, ConfigError
+from .files_recursivemas import read_object
 from .folders_recursivemas import settle
 
 DIGEST = "digest"  # in the metadata of a file of tensors: of what it holds
@@ -245,30 +245,14 @@ class Source:
             raise self._unreadable(error) from error
         return replace(self, repository=folder, label=str(self))
 
-    def find_json(self, name: str) -> dict | None:
-        """A JSON object read from a file; `None` where the file does not exist."""
+    def find_json(self, name: str, lenient: bool = False) -> dict | None:
+        """A JSON object read from a file; `None` where the file does not exist; `lenient` as in `parse_json`."""
         path = self.find(name)
-        return None if path is None else self._read_json(path, name)
+        return None if path is None else read_object(path, CheckpointError, f"{self}, {name}", lenient)
 
-    def json(self, name: str) -> dict:
-        """A JSON object read from a file that must be there."""
-        return self._read_json(self.file(name), name)
-
-    def _read_json(self, path: str, name: str) -> dict:
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(
-                "A file is not valid JSON.", where=f"{self}, {name}", found=error, hint="fetch the file again"
-            ) from error
-        if not isinstance(content, dict):
-            raise CheckpointError(
-                "A file holds the wrong kind of JSON.",
-                where=f"{self}, {name}",
-                found=type(content).__name__,
-                expected="an object",
-            )
-        return content
+    def json(self, name: str, lenient: bool = False) -> dict:
+        """A JSON object read from a file that must be there; `lenient` as in `parse_json`."""
+        return read_object(self.file(name), CheckpointError, f"{self}, {name}", lenient)
 
 
 def read_tensors(path: str, where: str) -> dict[str, torch.Tensor]:

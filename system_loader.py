@@ -35,7 +35,7 @@ if __package__ != "recursivemas":
 
 from recursivemas.agent_recursivemas import RecursiveMASAgent
 from recursivemas.answers_recursivemas import extract_answer
-from recursivemas.configuration_recursivemas import RecursiveMASConfig
+from recursivemas.configuration_recursivemas import FIELDS, RecursiveMASConfig
 from recursivemas.engine_recursivemas import Solution
 from recursivemas.errors_recursivemas import (
     ArgumentError,
@@ -44,6 +44,8 @@ from recursivemas.errors_recursivemas import (
     InputError,
     RecursiveMASError,
 )
+from recursivemas.fields_recursivemas import did_you_mean, validate_fields
+from recursivemas.files_recursivemas import read_object
 from recursivemas.links_recursivemas import InnerLink, OuterLink
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.prompts_recursivemas import read_prompts, validate_task
@@ -69,7 +71,31 @@ __all__ = [
     "read_style",
     "released_config",
     "released_styles",
+    "small_systems",
 ]
+
+
+def small_systems() -> dict[str, Path]:
+    """The small systems that a clone ships, by their names: `small/sequential`, `small/mixture`, …"""
+    folders = {f"small/{path.parent.name}": path.parent for path in sorted(ROOT.glob("systems/*/config.json"))}
+    return {"small/sequential": ROOT, **folders} if (ROOT / "config.json").is_file() else folders
+
+
+def find_system(name: str | os.PathLike) -> str:
+    """The folder of a small system by its name; what is no such name stays as it is.
+
+    Raises:
+        InputError: there is no such small system; nothing is looked for on the Hub by such a name.
+    """
+    text, known = str(name), small_systems()
+    if text in known and not os.path.isdir(text):
+        return str(known[text])
+    ours = text.startswith("small/") or text == str(ROOT) or (text.startswith("systems/") and (ROOT / text).is_dir())
+    if ours and not os.path.isfile(os.path.join(text, "config.json")):
+        hint = did_you_mean(text.replace("systems/", "small/"), known)
+        hint = hint or (None if known else "clone the repository: an installed package has no small systems")
+        raise InputError("No such small system.", where="system", found=text, expected=", ".join(known), hint=hint)
+    return text
 
 
 def read_style(style: str | os.PathLike) -> dict:
@@ -87,16 +113,11 @@ def read_style(style: str | os.PathLike) -> dict:
     path = Path(style) if str(style).endswith(".json") else STYLES / f"{style}.json"
     names = sorted(file.stem for file in STYLES.glob("*.json") if file.stem != "released")
     if not path.is_file() or path.stem == "released":
-        expected = f"{', '.join(names)}, or a JSON file of your own"
-        raise InputError("Unknown collaboration style.", where="style", found=str(style), expected=expected)
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError("A style is not valid JSON.", where=str(path), found=error) from error
-    keys = ("stages", "links", "decoding_role", "prompts")
-    if not isinstance(table, dict) or set(table) != set(keys):
-        found = ", ".join(table) if isinstance(table, dict) else type(table).__name__
-        raise ConfigError("A style has the wrong form.", where=str(path), found=found, expected=", ".join(keys))
+        expected, hint = f"{', '.join(names)}, or a JSON file of your own", did_you_mean(style, names)
+        raise InputError("Unknown collaboration style.", where="style", found=style, expected=expected, hint=hint)
+    table = read_object(path, ConfigError)
+    fields = {name: FIELDS[name] for name in ("stages", "links", "decoding_role", "prompts")}
+    validate_fields(table, fields, str(path), ConfigError, required=fields)
     return table
 
 
@@ -129,7 +150,9 @@ def released_config(
             "Unknown system.",
             where="style",
             found=style,
-            expected=f"{', '.join(release['styles'])}; a folder with a config.json; or a Hub repository (org/name)",
+            expected=f"{', '.join([*release['styles'], *small_systems()])}; a folder with a config.json; or a Hub"
+            " repository (org/name)",
+            hint=did_you_mean(style, [*release["styles"], *small_systems()]),
         )
     entry = release["styles"][style]
     # "evalplus/mbppplus", "MBPP+" and "MATH-500" are known by their plain names.
@@ -181,8 +204,9 @@ def load_mas_system(
     """Loads a system: one of the public release by its name, or any other from its folder or Hub repository.
 
     Args:
-        style: sequential_light, sequential_scaled, mixture, distillation or deliberation (the public release); or a
-            folder or Hub repository with a system's config.json; by default this repository's own system.
+        style: sequential_light, sequential_scaled, mixture, distillation or deliberation (the public release); a small
+            system that the clone ships (`small/sequential`, `small/mixture`, …, see `small_systems`); or a folder or
+            Hub repository with a system's config.json; by default this repository's own system.
         dataset: of a released system: chooses prompts, links and settings, see `released_config`. Other systems have
             these in their config.json.
         device: one device for all agents, or role -> device; default the CPU.
@@ -213,10 +237,10 @@ def load_mas_system(
         load = importlib.import_module("recursivemas.system_loader").load_mas_system  # a name that actors can import
         mas.executor = RayExecutor(mas, partial(load, **arguments), executor_options)
         return mas
-    name = str(style)
+    name = find_system(style)
     if "/" in name or os.path.isdir(name):
         if isinstance(revision, dict):
             raise InputError("Revisions by role are for released systems.", where="revision", found=revision)
-        return RecursiveMASModel.from_pretrained(style, task=task, revision=revision, **kwargs)
+        return RecursiveMASModel.from_pretrained(name, task=task, revision=revision, **kwargs)
     config, generation = released_config(name, dataset, task, revision)
     return RecursiveMASModel.from_pretrained(name, config=config, generation_config=generation, **kwargs)

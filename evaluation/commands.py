@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from ..configuration_recursivemas import MODE, RUN_FIELDS
 from ..errors_recursivemas import InputError
+from ..fields_recursivemas import validate_field, whole
 from ..folders_recursivemas import is_unused
+from ..loading_recursivemas import validate_place
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question, as_inputs
 from ..system_loader import ROOT, load_mas_system
@@ -21,13 +24,26 @@ from .metrics import METRICS
 # What --tools knows: name -> tags and their functions, see `RecursiveMASModel.solve`.
 TOOLS: dict[str, Tools] = {"calculator": {"python": calculator}}
 
+# What the options of commands may be.
+LIMITS = {
+    "rounds": RUN_FIELDS["num_rounds"],
+    "latent_steps": RUN_FIELDS["latent_steps"],
+    "task": RUN_FIELDS["task"],
+    "mode": MODE,
+    "batch_size": whole(1, 1_000_000),
+    "max_new_tokens": whole(1, 1_000_000),
+    "num_questions": whole(1, 1_000_000),
+    "num_rows": whole(1, 1_000_000),
+    "seed": whole(-(2**63), 2**63 - 1),
+}
+
 SMALL_AGENT = 10_000_000  # parameters
 
 
 def add_system_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments that say which system to load and where, and how it answers."""
     parser.add_argument(
-        "--system", default=str(ROOT), help="folder, Hub repository or style (default: the shipped one)"
+        "--system", default=str(ROOT), help="folder, Hub repository, small/NAME or style (default: the shipped one)"
     )
     parser.add_argument("--dataset", default="math500", help="of a released system: chooses links and settings")
     parser.add_argument("--device", help="for example cuda (default: the CPU)")
@@ -76,6 +92,7 @@ def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
 
 def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
     """The system that `add_system_arguments` describes."""
+    validate_arguments(arguments)
     mas = load_mas_system(
         arguments.system,
         arguments.dataset,
@@ -126,6 +143,23 @@ def validate_output(
         raise InputError("The output cannot be written.", where=f"{where} {output}", found=f"{there} is read-only")
     if there != output.absolute() and not there.is_dir():
         raise InputError("The output cannot be written.", where=f"{where} {output}", found=f"{there} is a file")
+
+
+def validate_arguments(arguments: argparse.Namespace) -> None:
+    """Judges what a command line says of a run, before anything is loaded or fetched.
+
+    Raises:
+        InputError: a value that cannot be used; it names the option.
+    """
+    for name, kind in LIMITS.items():
+        given = getattr(arguments, name, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None:
+                validate_field(value, kind, f"--{name.replace('_', '-')}", InputError)
+    for name in ("device", "dtype"):
+        validate_place(getattr(arguments, name, None), name)
+    if not str(getattr(arguments, "system", "x")).strip():
+        raise InputError("There is no system without a name.", where="--system")
 
 
 def add_input_argument(parser: argparse.ArgumentParser) -> None:

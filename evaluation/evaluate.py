@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         results, output = _measure(arguments), arguments.output
     if output and len(results["figures"]) > 1:
         try:
-            plot_evaluation(results["figures"], results["settings"]["group_by"], output.with_suffix(".png"))
+            plot_evaluation(results["figures"], results["settings"].get("group_by"), output.with_suffix(".png"))
         except InputError as error:
             print(error, file=sys.stderr)
     print(json.dumps(results, ensure_ascii=False) if arguments.json else table(results["figures"]))

@@ -11,10 +11,12 @@ from typing import Any
 
 from ..engine_recursivemas import USAGE, Solution
 from ..errors_recursivemas import InputError
+from ..fields_recursivemas import is_number
+from ..files_recursivemas import parse_json, read_lines
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import slot_marker
 from ..tasks import TASKS
-from .commands import inputs_of, progress, solve_arguments
+from .commands import inputs_of, progress, solve_arguments, validate_arguments
 from .metrics import METRICS
 from .rows import RowFile
 
@@ -46,28 +48,28 @@ def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None
     if not path.is_file():
         raise InputError("No such data.", where="--data", found=data, expected=f"a file, or one of {', '.join(TASKS)}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_lines(path, InputError):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            row["answer"] = str(row["answer"])
-            row["question"] = str(row["question"])
-        except (ValueError, KeyError, TypeError) as error:
+        where = f"{path}, line {number}"
+        row = parse_json(line, InputError, where)
+        question, answer = (row.get("question"), row.get("answer")) if isinstance(row, dict) else (None, None)
+        if not isinstance(question, str) or not (isinstance(answer, str) or is_number(answer)):
             raise InputError(
                 "A line is no question with its answer.",
-                where=f"{path}, line {number}",
-                found=f"{line[:80]} ({error!r})",
+                where=where,
+                found=line.decode("utf-8", "replace"),
                 expected='{"question": "…", "answer": "…"}',
-            ) from error
-        rows.append(row)
+            )
+        rows.append(row | {"answer": str(answer)})
+    if not rows:
+        raise InputError("There is nothing to measure.", where=path, found="no line", expected="a question a line")
     return rows[:num_questions]
 
 
 def load_data(arguments: argparse.Namespace) -> tuple[list[dict], str]:
     """The rows that `add_data_arguments` describes, and the name of the metric that judges their answers."""
-    if arguments.num_questions < 1:
-        raise InputError("There is nothing to measure.", where="--num-questions", found=arguments.num_questions)
+    validate_arguments(arguments)
     rows = load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels)
     return rows, arguments.metric or getattr(TASKS.get(arguments.data), "METRIC", "exact")
 

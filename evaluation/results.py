@@ -15,9 +15,37 @@ import torch
 
 from .. import __version__
 from ..errors_recursivemas import InputError
+from ..fields_recursivemas import (
+    NOTHING,
+    OBJECT,
+    TEXT,
+    Kind,
+    is_whole,
+    list_of,
+    number,
+    table_of,
+    validate_field,
+    validate_fields,
+    whole,
+)
+from ..files_recursivemas import read_object
 from ..folders_recursivemas import write_text
 from ..system_loader import ROOT
 
+AMOUNT, COUNT = number(0, 1e15), Kind(is_whole, "a whole number")
+BOUNDS = Kind(lambda value: list_of(number(-1, 1)).holds(value) and len(value) == 2, "two numbers from -1 to 1")
+# What one setting's figures hold, see `measure`.
+FIGURES = {
+    "mode": TEXT,
+    "num_rounds": whole(1, 10_000),
+    "accuracy": number(0, 1),
+    "interval": BOUNDS,
+    "by_group": table_of(Kind(lambda value: list_of(COUNT).holds(value) and len(value) == 2, "[right, total]")),
+    **dict.fromkeys(("seconds", "prompt_tokens", "latent_positions", "slot_positions", "new_tokens"), AMOUNT),
+    "control": TEXT,
+    "better": OBJECT,
+}
+BETTER = {"difference": number(-1, 1), "interval": BOUNDS, "p": number(0, 1)}
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
 PROVENANCE = ("date", "commit", "versions", "machine")  # what every file of results says of where it comes from
 
@@ -94,12 +122,23 @@ def read_results(path: str | Path, figures: str = "figures") -> dict[str, Any]:
     Raises:
         InputError: there is no such file, or it holds something else.
     """
-    try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError("Results cannot be read.", where=path, found=error, expected="a JSON file") from error
-    if not isinstance(results, dict) or not {"date", "settings", figures} <= results.keys():
-        raise InputError("A file holds no results.", where=path, expected="what `recursivemas evaluate` stored")
+    results = read_object(path, InputError)
+    hint = "give a file that `recursivemas evaluate --output` or `recursivemas controls --output` wrote"
+    if not {"date", "settings", figures} <= results.keys():
+        raise InputError("A file holds no results.", where=path, found=", ".join(results), hint=hint)
+    settings, measured = results["settings"], results[figures]
+    validate_field(settings, OBJECT, f"{path}, settings", InputError)
+    validate_field(settings.get("group_by"), TEXT | NOTHING, f"{path}, settings, group_by", InputError)
+    if not isinstance(measured, list) or not measured:
+        raise InputError("A file of results holds no figures.", where=path, found=repr(measured), hint=hint)
+    optional = {"better", "control"}
+    if not any(isinstance(row, dict) and "control" in row for row in measured):
+        optional.add("slot_positions")  # once, nobody counted them
+    for index, row in enumerate(measured, start=1):
+        where = f"{path}, {figures}, number {index}"
+        validate_fields(row, FIGURES, where, InputError, required=FIGURES.keys() - optional, also=row)
+        if "better" in row:
+            validate_fields(row["better"], BETTER, f"{where}, better", InputError, required=BETTER, also=row["better"])
     return results
 
 

@@ -20,6 +20,7 @@ Examples:
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from typing import Any
 from ..configuration_recursivemas import CONTROLS
 from ..engine_recursivemas import Solution
 from ..errors_recursivemas import InputError
+from ..files_recursivemas import lines_of, parse_json, read_lines, text_of
 from ..prompts_recursivemas import as_inputs, as_text, input_fields
 from .commands import (
     add_input_argument,
@@ -42,25 +44,24 @@ from .interrupts import interruptible
 from .rows import RowFile, asked_of
 
 
-def read_questions(lines: list[str], where: str) -> list[str | dict[str, Any]]:
-    """Questions from lines: JSON objects with "question", or plain text; blank lines are none."""
+def read_questions(lines: Iterable[str | bytes], source: object) -> list[str | dict[str, Any]]:
+    """Questions from lines: JSON objects with "question", or plain text; blank lines are none.
+
+    Raises:
+        InputError: a line is not UTF-8, or begins like a JSON object and is none with a question.
+    """
     questions: list[str | dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
-        if line.lstrip().startswith("{"):
-            try:
-                row = json.loads(line)
-                if "question" not in row:
-                    raise ValueError('no "question"')
-                questions.append(row)
-            except ValueError as error:
-                raise InputError(
-                    "A line holds no question.",
-                    where=f"{where}, line {number}",
-                    found=f"{line.strip()[:80]} ({error!r})",
-                    expected='{"question": "…"}, or plain text',
-                ) from error
-        elif line.strip():
-            questions.append(line.rstrip("\r\n"))
+        where = f"{source}, line {number}"
+        text = text_of(line, InputError, where) if isinstance(line, bytes) else line
+        if text.lstrip().startswith("{"):
+            row = parse_json(text, InputError, where)
+            if not isinstance(row.get("question"), str):
+                expected = '{"question": "…"}, or plain text'
+                raise InputError("A line holds no question.", where=where, found=text, expected=expected)
+            questions.append(row)
+        elif text.strip():
+            questions.append(text)
     return questions
 
 
@@ -82,12 +83,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     questions = arguments.questions
     if not questions and arguments.file:
-        try:
-            questions = read_questions(Path(arguments.file).read_text(encoding="utf-8").splitlines(), arguments.file)
-        except OSError as error:
-            raise InputError("A file cannot be read.", where="--file", found=error) from error
+        questions = read_questions((line for _, line in read_lines(arguments.file, InputError)), arguments.file)
     elif not questions:
-        questions = read_questions(sys.stdin.readlines(), "standard input")
+        lines = lines_of(sys.stdin.buffer, InputError, "standard input")
+        questions = read_questions((line for _, line in lines), "standard input")
     if not questions:
         hint = "give questions as arguments, --file or stdin"
         raise InputError("There is no question.", where="recursivemas solve", hint=hint)

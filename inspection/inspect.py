@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from ..agent_recursivemas import RecursiveMASAgent
 from ..errors_recursivemas import InputError
-from ..evaluation.commands import add_input_argument, add_inputs
+from ..evaluation.commands import add_input_argument, add_inputs, validate_arguments
 from ..evaluation.plots import plot_fidelity, plot_gradients, plot_latents
 from ..links_recursivemas import AnyOuterLink
 from ..modeling_recursivemas import RecursiveMASModel
@@ -221,6 +221,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    validate_arguments(arguments)
     mas = load_mas_system(arguments.system) if arguments.system else load_mas_system()
     num_rounds = arguments.rounds or mas.config.num_rounds
     results: Any

@@ -118,7 +118,7 @@ def import_prompts(path: Path, style: str, tasks: list[str], extra: dict[str, st
 def _load(path: Path) -> ModuleType:
     """Imports the clone's prompts.py; its folder is on the import path meanwhile."""
     path = path / "prompts.py" if path.is_dir() else path
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".py":
         raise CheckpointError("There are no prompt builders.", where=path, expected="prompts.py of the public code")
     spec = importlib.util.spec_from_file_location("released_prompts", path)
     assert spec is not None and spec.loader is not None  # a file by the name of prompts.py

@@ -32,7 +32,7 @@ def test_questions_come_as_arguments_from_a_file_and_from_standard_input(
     chain_folder, expected, capsys, tmp_path, monkeypatch
 ):
     (tmp_path / "q.jsonl").write_text(f"{json.dumps({'question': QUESTIONS[0]})}\n\n{QUESTIONS[1]}\n")
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(QUESTIONS)))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(QUESTIONS).encode())))
     for arguments in (QUESTIONS, ["--file", str(tmp_path / "q.jsonl")], []):
         status, rows = solve(chain_folder, capsys, *arguments)
         assert status == 0
@@ -65,7 +65,7 @@ def test_settings_of_the_command_reach_the_system(chain, chain_folder, capsys, a
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["solve", "--rounds", "0", "Why?"], "num_rounds"),
+        (["solve", "--rounds", "0", "Why?"], "--rounds"),
         (["solve", "--mode", "telepathy", "Why?"], "telepathy"),
         (["solve", "--file", "nowhere.txt"], "nowhere.txt"),
         (["solve", " "], "empty"),

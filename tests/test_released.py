@@ -296,7 +296,7 @@ def test_a_style_of_ones_own_is_the_same_json(tmp_path):
     mas = tiny_system({"poet": "qwen3", "judge": "llama"}, own["stages"], own["links"], own["decoding_role"])
     assert mas.solve("Who wins?", max_new_tokens=2, num_rounds=3)[0].text is not None
     path.write_text(json.dumps({"stages": []}))
-    with pytest.raises(ConfigError, match=r"(?s)wrong form.*contest.json.*stages, links, decoding_role, prompts"):
+    with pytest.raises(ConfigError, match=r"(?s)lacks `links`, `decoding_role`, `prompts`.*contest.json"):
         read_style(path)
     with pytest.raises(InputError, match=r"(?s)Unknown collaboration style.*deliberation, distillation, mixture"):
         read_style("duel")

@@ -31,9 +31,9 @@ RESULTS = {
     "machine": {},
     "figures": [
         {"mode": "latent", "num_rounds": 2, "accuracy": 0.71429, "interval": [0.359, 0.918],
-         "latent_positions": 20.0, "new_tokens": 3.0, "seconds": 0.1},
+         "latent_positions": 20.0, "new_tokens": 3.0, "seconds": 0.1, "prompt_tokens": 9.0, "by_group": {}},
         {"mode": "alone", "num_rounds": 1, "accuracy": 0.14286, "interval": [0.026, 0.513],
-         "latent_positions": 0.0, "new_tokens": 3.0, "seconds": 0.1},
+         "latent_positions": 0.0, "new_tokens": 3.0, "seconds": 0.1, "prompt_tokens": 9.0, "by_group": {}},
     ],
 }  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import difflib
 import inspect
 import json
 import typing
@@ -17,6 +16,8 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from ..errors_recursivemas import ConfigError
+from ..fields_recursivemas import did_you_mean
+from ..files_recursivemas import read_object
 
 # Earlier names of settings; `trainer.NAME` is NAME.
 ALIASES = {
@@ -148,6 +149,10 @@ class LinkTrainingArguments(TrainingArguments):
             self.columns = json.loads(self.columns) if isinstance(self.columns, str) else self.columns or {}
         except ValueError as error:
             raise ConfigError("A setting is not valid JSON.", where="columns", found=self.columns) from error
+        if not isinstance(self.columns, dict) or not all(isinstance(name, str) for name in self.columns.values()):
+            raise ConfigError(
+                "A setting cannot be used.", where="columns", found=repr(self.columns), expected="an object of texts"
+            )
         self._validate()
         self._given = {name: copy.deepcopy(getattr(self, name)) for name in SETTINGS}
         self.output_dir = self.output_dir or str(Path(self.output, "training"))
@@ -263,13 +268,7 @@ def read_arguments(
     """
     settings: dict[str, Any] = {}
     if path is not None:
-        try:
-            settings = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError("A configuration cannot be read.", where=path, found=error, expected="JSON") from error
-        if not isinstance(settings, dict):
-            raise ConfigError("A configuration is not an object.", where=path, found=type(settings).__name__)
-        settings = canonical(settings)
+        settings = canonical(read_object(path, ConfigError))
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
@@ -282,8 +281,7 @@ def read_arguments(
     settings |= flags or {}
     for name in settings:
         if name not in SETTINGS:
-            near = difflib.get_close_matches(name, [*SETTINGS, *ALIASES], n=1)
-            hint = f"did you mean `{near[0]}`?" if near else "`recursivemas train --help` lists all settings"
+            hint = did_you_mean(name, [*SETTINGS, *ALIASES]) or "`recursivemas train --help` lists all settings"
             raise ConfigError("Unknown setting.", where=path or "--set", found=name, hint=hint)
     defaults = KIND_DEFAULTS.get(kind or "", {})
     if not settings.keys().isdisjoint({"lr_scheduler_type", "lr_scheduler_kwargs"}):

@@ -4,9 +4,12 @@ A row is `{"question": text, "targets": {role: text or list of texts, one a roun
 for every round, and `answer` is needed for evaluation only. Where the prompts name fields beside the question, the row
 holds their texts too. Rows come from JSON lines, from the release's local form
 (`{"data": [...]}`), or from a `datasets` dataset. The release's columns are read as they are (`RELEASE_COLUMNS`);
-other column names are given as `columns={"question": ..., field: ..., "answer": ..., role: ...}`.
+other column names are given as `columns={"question": ..., field: ..., "answer": ..., role: ...}`. A row may have
+columns of its own beside these, which nobody reads; one that looks like the misspelt name of a column that is missing
+makes a bad row, and so does a role in `targets` that the system does not have.
 """
 
+import difflib
 import json
 import os
 import sys
@@ -18,8 +21,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..errors_recursivemas import ConfigError, InputError
+from ..errors_recursivemas import ConfigError, InputError, shown
 from ..evaluation.commands import inputs_of
+from ..fields_recursivemas import refuse_unknown
+from ..files_recursivemas import find_surrogate, parse_json, read_json, read_lines
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Slot, input_fields, phase_of, template_for
 
@@ -88,28 +93,37 @@ def _records(source: str | os.PathLike | Iterable[Mapping]) -> Iterator[tuple[in
     elif not (path := Path(source)).is_file():
         yield from enumerate(_dataset(source), start=1)
     elif path.suffix == ".json":
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError("A file is not valid JSON.", where=str(path), found=error) from error
-        yield from enumerate(content["data"] if isinstance(content, dict) else content, start=1)
+        content = read_json(path, DataError)
+        records = content.get("data") if isinstance(content, dict) else content
+        if not isinstance(records, list):
+            found = ", ".join(content) if isinstance(content, dict) else type(content).__name__
+            raise DataError("A file holds no rows.", where=path, found=found, expected='a list, or {"data": a list}')
+        yield from enumerate(records, start=1)
     else:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    try:
-                        yield number, json.loads(line)
-                    except ValueError as error:
-                        yield number, error
+        for number, line in read_lines(path, DataError):
+            if line.strip():
+                try:
+                    yield number, parse_json(line, DataError, f"{path}, line {number}")
+                except DataError as error:
+                    yield number, error
 
 
 def _dataset(source: str | os.PathLike) -> Iterable[Any]:
     """A `datasets` dataset: of a folder written by `save_to_disk`, or of the Hub."""
-    import datasets
+    try:
+        import datasets
+    except ImportError as error:
+        hint = "give a .jsonl or .json file, or pip install recursivemas[train]"
+        raise DataError("A data set needs more packages.", where=source, found=error, hint=hint) from error
 
     if Path(source).is_dir():
-        dataset = datasets.load_from_disk(str(source))
-        return dataset["train"] if isinstance(dataset, datasets.DatasetDict) else dataset
+        try:
+            dataset = datasets.load_from_disk(str(source))
+            return dataset["train"] if isinstance(dataset, datasets.DatasetDict) else dataset
+        except Exception as error:
+            what, found = "A folder holds no data set.", f"{type(error).__name__}: {error}"
+            expected = "what `save_to_disk` wrote, with a split `train` where there are several"
+            raise DataError(what, where=source, found=found, expected=expected) from error
     try:
         return datasets.load_dataset(str(source), split="train")
     except Exception as error:
@@ -124,39 +138,71 @@ def _dataset(source: str | os.PathLike) -> Iterable[Any]:
 def _row(
     record: Any,
     line: int,
-    roles: Iterable[str],
+    roles: Collection[str],
     num_rounds: int,
     columns: Mapping[str, str],
     fields: Collection[str],
+    known_roles: Collection[str],
 ) -> Row | str:
     """The row that a record holds, or the reason why it holds none."""
     if isinstance(record, Exception):
-        return f"not valid JSON: {getattr(record, 'msg', record)}"
+        first, *details = str(record).splitlines()
+        found = next((line.partition("found: ")[2] for line in details if line.startswith("  found: ")), "")
+        return first + (f" ({found})" if found else "")
     if not isinstance(record, Mapping):
         return f"not an object but {type(record).__name__}"
     inputs = inputs_of(record, fields, columns)
     for name in fields:
         if not isinstance(inputs.get(name), str) or not inputs[name].strip():
-            return f"no {name}"
+            return f"no {name}{_misspelt(record, columns.get(name, name))}"
+        if find_surrogate(inputs[name]):
+            return f"half a character (a lone surrogate) in {name}"
     given = record.get("targets") or {}
     if not isinstance(given, Mapping):
         return "`targets` is not an object"
+    for name in given:
+        if name not in roles and (name not in known_roles if known_roles else _near(name, set(roles) - given.keys())):
+            hint = _near(name, {*roles, *known_roles} - given.keys())
+            return f"an unknown role in `targets`: {shown(name, 40)}" + (f"; did you mean {hint}?" if hint else "")
     targets = {}
     for role in roles:
         found = [given.get(role), *map(record.get, RELEASE_COLUMNS.get(role, ()))]
         if role in columns:
             found = [record.get(columns[role])]
         value = next((value for value in found if value not in (None, "", [])), None)
-        texts = (value,) if isinstance(value, str) else tuple(value or ())
+        texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (value,)
+        texts = () if value is None else texts
         if not texts:
-            return f"no target text for {role}"
+            return f"no target text for {role}{_misspelt(record, columns.get(role, 'targets'))}"
         if not all(isinstance(text, str) and text.strip() for text in texts):
             return f"an empty or non-text target for {role}"
+        if find_surrogate(list(texts)):
+            return f"half a character (a lone surrogate) in a target for {role}"
         if len(texts) > 1 and len(texts) < num_rounds:
             return f"{len(texts)} target texts for {role}, fewer than {num_rounds} rounds"
         targets[role] = texts
+    # Names that count where they are there: what looks like one of them is meant to be it.
+    optional = {columns.get("answer", "answer"), *({"targets"} if roles else ())}
+    optional |= {name for role in roles if role not in given for name in RELEASE_COLUMNS.get(role, ())}
+    for name in optional:
+        if problem := _misspelt(record, name, {*fields, *optional, *columns.values()}):
+            return f"no {name}{problem}"
     answer = record.get(columns.get("answer", "answer"))
     return Row(inputs, targets, None if answer is None else str(answer), line)
+
+
+def _near(name: object, known: Collection[str]) -> str | None:
+    """The known name that another looks like, if there is one."""
+    near = difflib.get_close_matches(str(name)[:100].lower(), [*known], n=1, cutoff=0.75)
+    return near[0] if near else None
+
+
+def _misspelt(record: Mapping, name: str, known: Collection[str] = ()) -> str:
+    """What a reason says of a column that looks like one which is missing; nothing where there is none."""
+    if record.get(name) is not None:
+        return ""
+    found = next((other for other in record if other not in known and other != name and _near(other, {name})), None)
+    return "" if found is None else f", but a column {shown(found, 40)}; did you mean {name}?"
 
 
 def read_rows(
@@ -166,6 +212,7 @@ def read_rows(
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
     fields: Collection[str] = ("question",),
+    known_roles: Collection[str] = (),
 ) -> tuple[list[Row], Report]:
     """Reads training data.
 
@@ -177,20 +224,24 @@ def read_rows(
         columns: a field, "answer" or a role -> the column that holds it.
         limit: read at most so many good rows.
         fields: those of a question that are needed (see `Encoder.input_fields`).
+        known_roles: all of the system, where they are known.
 
     Returns:
         The good rows, and the report with the bad ones.
 
     Raises:
-        DataError: there is no such source.
+        DataError: there is no such source, or `columns` has an unknown name.
     """
+    roles = list(roles)
+    names = {"question", "answer", *fields, *roles, *known_roles}
+    refuse_unknown(columns or {}, names, "Unknown name in `columns`.", "columns", DataError)
     rows: list[Row] = []
     report = Report(str(source) if isinstance(source, str | os.PathLike) else "rows")
     for line, record in _records(source):
         if limit is not None and len(rows) == limit:
             break
         report.rows += 1
-        row = _row(record, line, roles, num_rounds, columns or {}, fields)
+        row = _row(record, line, roles, num_rounds, columns or {}, fields, known_roles)
         if isinstance(row, str):
             report.add(row, line)
         else:
@@ -208,9 +259,8 @@ def refuse_bad_rows(report: Report, allowed: int = 0) -> None:
     """Raises DataError with the report, if there are more bad rows than allowed or no good one."""
     if report.bad_rows > allowed or report.bad_rows == report.rows:
         raise DataError(
-            "The training data has bad rows." if report.bad_rows else "The training data holds no row.",
+            f"The training data has bad rows. {report}" if report.bad_rows else "The training data holds no row.",
             where=report.source,
-            found=str(report),
             expected=f"at most {allowed} bad rows (`allowed_bad_rows`) and at least one good one",
             hint="correct or remove these rows, or allow them to be left out",
         )

@@ -33,8 +33,15 @@ from ..agent_recursivemas import RecursiveMASAgent
 from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer, widen_where_slow
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import InputError
-from ..evaluation.commands import add_replace_argument, add_trust_argument, limit_threads, validate_output
+from ..evaluation.commands import (
+    add_replace_argument,
+    add_trust_argument,
+    limit_threads,
+    validate_arguments,
+    validate_output,
+)
 from ..evaluation.results import text_of
+from ..fields_recursivemas import number, validate_field, whole
 from ..gguf_recursivemas import agent_place
 from ..links_recursivemas import CODEBOOK, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
@@ -265,5 +272,8 @@ def _validate(arguments: argparse.Namespace) -> None:
             found = "--no-probe" if option == "--probe-data" and arguments.no_probe else f"--inner {arguments.inner}"
             raise InputError("An option does nothing here.", where=option, found=found)
     validate_output(arguments.output, arguments.replace)
-    if arguments.codebook_size < 1:
-        raise InputError("A codebook has tokens.", where="--codebook-size", found=arguments.codebook_size)
+    validate_field(arguments.codebook_size, whole(1, 10_000_000), "--codebook-size", InputError)
+    for name in ("temperature", "norm"):
+        if (value := getattr(arguments, name)) not in (None, "mean", "none"):
+            validate_field(value, number(1e-6, 1e6), f"--{name}", InputError)
+    validate_arguments(arguments)

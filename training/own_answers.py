@@ -76,7 +76,7 @@ def write_own_answers(arguments: LinkTrainingArguments) -> dict[str, int]:
         levels = getattr(task, "TRAINED_LEVELS", task.LEVELS)
         source = task.generate(arguments.max_rows or TASK_ROWS, levels, seed=arguments.seed)
     columns = cast(dict[str, str], arguments.columns)
-    rows, report = read_rows(source, (), num_rounds, columns, arguments.max_rows, fields)
+    rows, report = read_rows(source, (), num_rounds, columns, arguments.max_rows, fields, mas.topology.roles)
     refuse_bad_rows(report, arguments.allowed_bad_rows)
     count = {"rows": 0, "left_out": 0}
     unfinished = output.with_name(output.name + ".partial")

@@ -129,7 +129,7 @@ def read_examples(
     columns = cast(dict[str, str], arguments.columns)
     # The evaluation asks the whole system, whatever is trained.
     fields = encoder.input_fields([*topology.schedule(num_rounds), *(turn for group in groups for turn in group)])
-    rows, report = read_rows(source, dict.fromkeys(speakers), num_rounds, columns, limit, fields)
+    rows, report = read_rows(source, dict.fromkeys(speakers), num_rounds, columns, limit, fields, topology.roles)
     steps = (arguments.latent_steps or mas.config.latent_steps) if kind == "outer" else 0
     quiet = arguments.process_index > 0
     examples = encoder.examples(rows, groups, report, arguments.max_length, quiet, steps)

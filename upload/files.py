@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors_recursivemas import CheckpointError
+from ..files_recursivemas import read_object
 from ..folders_recursivemas import write_text
 
 PLAN, CHECKED, PUSHED = "plan.json", "checked.json", "pushed.json"
@@ -15,10 +16,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file; `None` where there is no file."""
     if not path.is_file():
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError("A file is not valid JSON.", where=path, found=error) from error
+    return read_object(path, CheckpointError)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

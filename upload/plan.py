@@ -10,12 +10,28 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import InputError
+from ..fields_recursivemas import NOTHING, OBJECT, TEXT, TRUTH, list_of, one_of, table_of, validate_fields, whole
 from ..folders_recursivemas import settle
 from ..prompts_recursivemas import Question
 from ..release_recursivemas import release_title
 from .files import PLAN, read_json, write_json
 
 FORMAT_VERSION = 2
+REPOSITORY_FIELDS = {
+    "id": TEXT,
+    "kind": one_of(("agent", "outer_links", "composite")),
+    "note": TEXT,
+    "role": TEXT,
+    "base_model": TEXT | NOTHING,
+}
+PLAN_FIELDS = {
+    **dict.fromkeys(("system", "namespace", "style", "collection", "licence"), TEXT),
+    "question": TEXT | table_of(TEXT),
+    "release_layout": TRUTH,
+    "self_contained": TRUTH,
+    "repositories": list_of(OBJECT),
+    "format_version": whole(1, FORMAT_VERSION),
+}
 
 
 @dataclass(frozen=True)
@@ -119,15 +135,7 @@ def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan
                 found=repository.id,
                 hint="rename a role in the system's config.json",
             )
-        try:
-            validate_repo_id(repository.id)
-        except HFValidationError as error:
-            raise InputError(
-                "The Hub does not take this name.",
-                where="--namespace, --name",
-                found=repository.id,
-                expected="letters, digits, '-', '_' and '.', at most 96 characters",
-            ) from error
+        _validate_name(repository.id, "--namespace, --name")
     return Plan(
         system=system,
         namespace=options.namespace,
@@ -136,6 +144,22 @@ def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan
         repositories=tuple(repositories),
         **{name: getattr(options, name) for name in ("question", "release_layout", "self_contained", "licence")},
     )
+
+
+def _validate_name(name: str, where: str) -> None:
+    """Raises InputError unless the Hub takes the name of a repository, `namespace/name`."""
+    try:
+        validate_repo_id(name)
+        right = name.count("/") == 1
+    except HFValidationError:
+        right = False
+    if not right:
+        raise InputError(
+            "The Hub does not take this name.",
+            where=where,
+            found=name,
+            expected="namespace/name of letters, digits, '-', '_' and '.', at most 96 characters",
+        )
 
 
 def _hub_name(source: str) -> str | None:
@@ -159,21 +183,20 @@ def load_plan(folder: Path) -> Plan:
             found="no plan.json" if content is None else f"format version {content.get('format_version')}",
             expected=f"a folder that `recursivemas publish stage` wrote, format version {FORMAT_VERSION}",
         )
-    try:
-        plan = Plan(**{**content, "repositories": tuple(Repository(**entry) for entry in content["repositories"])})
-        kinds = [repository.kind for repository in plan.repositories]
-        if kinds != ["agent"] * (len(kinds) - 2) + ["outer_links", "composite"]:
-            raise ValueError(f"repositories of the kinds {', '.join(map(str, kinds))}")
-        for repository in plan.repositories:
-            place = folder / repository.name
-            if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository.id) or place.is_symlink():
-                raise ValueError(f"a repository {repository.id}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(
-            "A plan cannot be used.",
-            where=folder / PLAN,
-            found=f"{type(error).__name__}: {error}"[:200],
-            expected="what `recursivemas publish stage` wrote",
-            hint="stage the system again",
-        ) from error
+    where = str(folder / PLAN)
+    validate_fields(content, PLAN_FIELDS, where, InputError, required=PLAN_FIELDS)
+    for index, entry in enumerate(content["repositories"], start=1):
+        place = f"{where}, repositories, number {index}"
+        validate_fields(entry, REPOSITORY_FIELDS, place, InputError, required=REPOSITORY_FIELDS)
+    kinds = [entry["kind"] for entry in content["repositories"]]
+    if kinds != ["agent"] * (len(kinds) - 2) + ["outer_links", "composite"]:
+        expected = "the agents, the outer links, the composite"
+        raise InputError("A plan has the wrong repositories.", where=where, found=", ".join(kinds), expected=expected)
+    for entry in content["repositories"]:
+        _validate_name(entry["id"], where)
+    plan = Plan(**{**content, "repositories": tuple(Repository(**entry) for entry in content["repositories"])})
+    for repository in plan.repositories:
+        if (folder / repository.name).is_symlink():
+            what = "A staged repository is a symbolic link."
+            raise InputError(what, where=folder / repository.name, hint="stage the system again")
     return plan

@@ -1,6 +1,5 @@
 """What must not be in a repository that goes out: secrets, absolute paths, pickles, files of unknown kinds."""
 
-import json
 import os
 import re
 import tempfile
@@ -10,7 +9,8 @@ from pathlib import Path
 from huggingface_hub import get_token
 from safetensors import SafetensorError, safe_open
 
-from ..errors_recursivemas import RecursiveMASError
+from ..errors_recursivemas import InputError, RecursiveMASError
+from ..files_recursivemas import parse_json, read_bytes, text_of
 from ..sources_recursivemas import read_tensors
 from .files import files_of, read_json
 
@@ -53,8 +53,8 @@ def _problems(file: Path, allowed: set[str], here: set[str]) -> list[str]:
         elif _is_pickle(file):
             return ["a pickle"]
         else:
-            text = file.read_text(encoding="utf-8") if file.suffix in TEXT_SUFFIXES else ""
-        values = _strings(json.loads(text)) if file.suffix == ".json" else []
+            text = text_of(read_bytes(file, InputError), InputError, file) if file.suffix in TEXT_SUFFIXES else ""
+        values = _strings(parse_json(text, InputError, file, lenient=True)) if file.suffix == ".json" else []
     except (RecursiveMASError, SafetensorError, ValueError) as error:
         return [f"cannot be read: {error}"]
     problems = [name for name, pattern in SECRETS.items() if re.search(pattern, text)]
@@ -72,11 +72,25 @@ def _release_files(folder: Path) -> set[str]:
     """The `.pt` files that the release's manifests in this folder name."""
     names = set()
     if (folder / "adapter_config.json").is_file():
-        tasks = (read_json(folder / "innerlink_config.json") or {}).get("tasks", {})
-        names = {"adapter.pt", *(entry["adapter.pt"] for entry in tasks.values())}
-    manifest = read_json(folder / "outerlink_config.json") or {}
-    for entry in [manifest, *manifest.get("tasks", {}).values()]:
-        names |= {adapter["filename"] for adapter in entry.get("adapters", [])}
+        names = {"adapter.pt", *_named(folder / "innerlink_config.json", "adapter.pt")}
+    return names | _named(folder / "outerlink_config.json", "filename")
+
+
+def _named(manifest: Path, key: str) -> set[str]:
+    """The files that a manifest names; of a broken one, none (the scan of the manifest itself says why)."""
+    try:
+        content = read_json(manifest)
+    except RecursiveMASError:
+        return set()
+    entries: list[object] = [content]
+    names = set()
+    while entries:
+        entry = entries.pop()
+        if isinstance(entry, dict):
+            names |= {entry[key]} if isinstance(entry.get(key), str) else set()
+            entries += entry.values()
+        elif isinstance(entry, list):
+            entries += entry
     return names
 
 

@@ -360,8 +360,8 @@ TOPOLOGY = [
 CONFIGURATION = [
     remote(
         "num-rounds-true",
-        " or isinstance(value, bool)",
-        "",
+        "return isinstance(value, int) and not isinstance(value, bool)",
+        "return isinstance(value, int)",
         "generation::test_both_doors_refuse_a_setting_that_cannot_be_used_before_any_compute[num_rounds=True-solve]",
         "generation::test_both_doors_refuse_a_setting_that_cannot_be_used_before_any_compute[latent_steps=True-generate]",
         "modeling::test_a_broken_repository_is_an_error_that_names_the_break[rounds that are no number]",
@@ -374,14 +374,14 @@ CONFIGURATION = [
     ),
     remote(
         "config-message-tokens-0",
-        '(("num_rounds", 1), ("latent_steps", 0), ("message_tokens", 1))',
-        '(("num_rounds", 1), ("latent_steps", 0), ("message_tokens", 0))',
+        '"message_tokens": whole(1, 1_000_000)',
+        '"message_tokens": whole(0, 1_000_000)',
         "modeling::test_a_broken_repository_is_an_error_that_names_the_break[message]",
     ),
     remote(
         "unknown-key-accepted",
-        "not required <= entry.keys() <= allowed",
-        "not required <= entry.keys()",
+        "if name not in fields and name not in also:",
+        "if False:",
         "modeling::test_a_broken_repository_is_an_error_that_names_the_break[unknown key]",
     ),
     remote(
@@ -962,8 +962,8 @@ CONTROLS = [
 DOORS = [
     remote(
         "message-tokens-0",
-        "        _validate_numbers(settings, InputError)\n",
-        "",
+        "            validate_field(getattr(settings, name), kind, name, InputError)\n",
+        "            pass\n",
         "generation::test_both_doors_refuse_a_setting_that_cannot_be_used_before_any_compute[message_tokens=0-solve]",
     ),
     remote(
@@ -1560,7 +1560,7 @@ COMMANDS = [
     ),
     workshop(
         "blank-line-is-a-question",
-        "elif line.strip():\n            questions.append",
+        "elif text.strip():\n            questions.append",
         "else:\n            questions.append",
         "cli::test_questions_come_as_arguments_from_a_file_and_from_standard_input",
     ),
