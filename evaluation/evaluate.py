@@ -1,8 +1,9 @@
 """Measure a system: accuracy and cost against recursion rounds, for latents, for text hand-over, and for one agent.
 
 The data are fresh questions of a task that this repository generates (by name), or a JSON-lines file with "question",
-"answer" and what further fields the system's prompts name. An answer counts when it equals the right one (or with
---metric contains, when the right word stands in it); a missing answer is wrong. The report is printed, and with
+"answer" and what further fields the system's prompts name. An answer counts when it equals the right one, or by
+--metric, for example when it is equal in value (math) or the right word stands in it (contains); a missing answer is
+wrong. Metrics of benchmarks judge by the public release's rules too (see docs/benchmarks.md). The report is printed, and with
 --output stored as JSON (commit, versions, machine, settings, figures with 95 % Wilson intervals, every answer) with a
 plot beside (where more than one setting was measured).
 
@@ -23,7 +24,7 @@ from ..configuration_recursivemas import MODES
 from ..errors_recursivemas import InputError
 from ..tasks import TASKS
 from .commands import add_data_arguments, add_system_arguments, load_from_arguments, solve_arguments
-from .measure import described, evaluate, load_data, without
+from .measure import asked, described, evaluate, load_data, without
 from .plots import plot_evaluation
 from .results import provenance, read_results, table, write_results
 
@@ -65,4 +66,4 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     options = solve_arguments(arguments)
     figures = evaluate(mas, rows, arguments.modes, arguments.rounds, group_by=group_by, metric=metric, **options)
     settings = described(arguments, mas, len(rows), metric) | {"without": arguments.without, "group_by": group_by}
-    return {**provenance(), "settings": settings, "figures": figures}
+    return {**provenance(), "settings": settings, "figures": figures, "questions": asked(rows, group_by)}

@@ -67,8 +67,9 @@ def load_data(arguments: argparse.Namespace) -> tuple[list[dict], str]:
     """The rows that `add_data_arguments` describes, and the name of the metric that judges their answers."""
     if arguments.num_questions < 1:
         raise InputError("There is nothing to measure.", where="--num-questions", found=arguments.num_questions)
-    rows = load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels)
-    return rows, arguments.metric or getattr(TASKS.get(arguments.data), "METRIC", "exact")
+    metric = arguments.metric or getattr(TASKS.get(arguments.data), "METRIC", "exact")
+    METRICS[metric].require()
+    return load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels), metric
 
 
 def described(
@@ -87,6 +88,12 @@ def described(
         "tools": arguments.tools,
         "metric": metric,
     }
+
+
+def asked(rows: list[dict], group_by: str | None) -> list[dict[str, Any]]:
+    """What results say of each question, for comparisons: "row", "question", "answer", its ids and its group."""
+    kept = {"question", "answer", "id", "unique_id", "task_id", "question_id", group_by}
+    return [{"row": index} | {name: row[name] for name in row if name in kept} for index, row in enumerate(rows)]
 
 
 def without(mas: RecursiveMASModel, roles: list[str]) -> RecursiveMASModel:
@@ -132,14 +139,16 @@ def measure(
     Returns:
         "accuracy" with "interval"; "by_group" value -> [right, total]; per question on average "prompt_tokens",
         "latent_positions", "slot_positions", "new_tokens", "seconds"; for each row, its "answers" and whether they
-        are "right".
+        are "right"; of metrics that the public release judges by rules of its own, "release_accuracy" and the verdicts
+        "release" by these.
     """
     started = time.perf_counter()
     questions = [inputs_of(row, mas.input_fields) for row in rows]
     solutions = mas.solve(questions, mode=mode, num_rounds=num_rounds, on_progress=on_progress, **arguments)
     seconds = time.perf_counter() - started
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    right = [METRICS[metric](solution, row["answer"]) for solution, row in zip(solutions, rows, strict=True)]
+    verdicts = [METRICS[metric].both(solution, row["answer"]) for solution, row in zip(solutions, rows, strict=True)]
+    right, release = ([verdict[scorer] for verdict in verdicts] for scorer in ("strict", "release"))
     for row, is_right in zip(rows, right, strict=True):
         if group_by in row:
             groups[str(row[group_by])][0] += is_right
@@ -155,6 +164,7 @@ def measure(
         **{key: sum(usage[key] for usage in usages) / len(rows) for key in USAGE},
         "answers": [solution.answer for solution in solutions],
         "right": right,
+        **({"release_accuracy": sum(release) / len(rows), "release": release} if METRICS[metric].has_release else {}),
     }
 
 
