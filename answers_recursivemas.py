@@ -14,14 +14,17 @@ OPENINGS = {
 # Thoughts before an answer, as templates of reasoning models mark them.
 THOUGHTS = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?)"
 BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-# Letters of a choice. "A" and "I" are words too: small ones count in brackets or where nothing follows, and an "I" that
-# does something is somebody.
+# Letters of a choice. "A" and "I" are words too: small ones count in brackets or where nothing follows, and an "I"
+# that does something is somebody.
 BARE = (
     r"(?:\(\s*[A-Ja-j]\s*\)|\[\s*[A-J]\s*\]|"
     r"(?:[A-HJb-hj]|I(?!\s+(?!is\b|was\b|because\b|since\b|and\b|or\b)[a-z])|[ai](?=[ \t]*(?:[.,;)\n]|$)))(?![\w'’]))"
 )
 LETTER = rf"(?P<letter>{BARE})(?P<more>(?:\s*(?:,|/|&|\band\b|\bor\b)\s*)+{BARE}(?!\s+(?:is|was)\b))?"
-NOT = r"(?!\s*\)?\s*(?:is|was|would be|can|could|must|seems|looks)?\s*(?:wrong|incorrect|false|not\b|n[o']t\b|ruled out|out\b))"
+NOT = (
+    r"(?!\s*\)?\s*(?:is|was|would be|can|could|must|seems|looks)?\s*"
+    r"(?:wrong|incorrect|false|not\b|n[o']t\b|ruled out|out\b))"
+)
 BE = r"(?:\s+(?:is|was|be|would be|should be|must be|will be|has to be|seems to be|appears to be))"
 CALLED = r"(?:\s+(?:the|my|our|answer|option|choice|letter|final|correct|best|right|therefore|thus|indeed|clearly))*"
 STATED = (  # the last of them counts
@@ -53,11 +56,11 @@ def without_thoughts(text: str) -> str:
 
 
 def boxes(text: str) -> list[tuple[int, int, str]]:
-    r"""Start, end and content of every complete `\boxed{…}` (or `\fbox`), braces balanced, in order of their starts."""
+    r"""Start, end and content of every complete `\boxed{…}` or `\fbox{…}`, braces balanced, by their starts."""
     found = []
     for match in BOX.finditer(text):
         depth = 1
-        for brace in re.finditer(r"\\[{}]|[{}]", text[match.end() :]):
+        for brace in re.finditer(r"\\.|[{}]", text[match.end() :]):
             depth += {"{": 1, "}": -1}.get(brace[0], 0)  # `\{` is a sign, not a brace
             if depth == 0:
                 end = match.end() + brace.start()
@@ -73,7 +76,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def option_letter(text: str) -> str | None:
-    """The letter that a line is, however it is dressed: `**C**`, `\\text{(C)}`, "C) aspirin"; `None` for other lines."""
+    """The letter that a line is, however it is dressed: `**C**`, `\\text{(C)}`, "C) aspirin"; else `None`."""
     line = DRESS.sub("", text).strip()
     found = OPTION.fullmatch(line)
     several = found and re.match(r"\s*(?:,|/|&|and\b|or\b)", found["rest"])

@@ -182,7 +182,10 @@ def by_question(*sides: list[dict[str, Any]]) -> list[Rows]:
     raise InputError(
         "A question stands in more than one row.",
         where="A and B",
-        found=f"{[len(side) for side in sides]} rows of {[len(keys) for keys in found]} questions, by {', '.join(names)}",
+        found=" and ".join(
+            f"{len(side)} rows of {len(keys)} questions" for side, keys in zip(sides, found, strict=True)
+        ),
+        expected=f"one row a question (told apart by {', '.join(names)})",
         hint="choose one setting or sample with --a and --b, or give the rows an id",
     )
 

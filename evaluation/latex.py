@@ -7,9 +7,10 @@ UNICODE = {
     "−": "-", "–": "-", "—": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi ",
     "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
     "∅": r"\emptyset ", "±": r"\pm ", "°": r"^\circ ", "º": r"^\circ ", "²": "^2", "³": "^3", "½": r"\frac{1}{2}",
-    "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "θ": r"\theta ", "α": r"\alpha ",
-    "β": r"\beta ", "ℝ": r"\mathbb{R}", "⟨": r"\langle ", "⟩": r"\rangle ", "\u00a0": " ", "\u2009": " ",
-    "\u202f": " ", "％": "%", "，": ",", "（": "(", "）": ")", "＝": "=", "′": "'", "’": "'", "“": "", "”": "",
+    "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "θ": r"\theta ",
+    "α": r"\alpha ", "β": r"\beta ", "ℝ": r"\mathbb{R}", "⟨": r"\langle ", "⟩": r"\rangle ", "\u00a0": " ",
+    "\u2009": " ",    "\u202f": " ", "％": "%", "，": ",", "（": "(", "）": ")", "＝": "=", "′": "'", "’": "'",
+    "“": "", "”": "",
     "≈": r"\approx ", "⁻": "^-", "{,}": ",", "√": r"\sqrt",
 }  # fmt: skip
 SUBSTITUTIONS = [
@@ -18,7 +19,14 @@ SUBSTITUTIONS = [
     (r"\\[dtc]frac", r"\\frac"),
     (r"\\dbinom|\\tbinom", r"\\binom"),
     (r"\\(?:text(?:bf|rm|it|sf|normal|tt)?|mbox|hbox|mathrm|mathsf|mathtt|operatorname)\*?\s*\{", r"\\text{"),
-    (r"\\(?:mathbf|boldsymbol|bm|mathit|bold|pmb|mathnormal|ensuremath)\s*\{([^{}]*)\}", r"\1"),
+    (r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"\\text{\1/\2}"),
+    (r"(?i)^\\text\s*\{\s*(?:(?:the|final|answer|is)\s*)*:?\s*\}", ""),
+    (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
+    (r"(?<=\d)\s*(?:\\text\s*\{\s*to\s*\}|(?<=\s)to(?=\s))\s*(?=\d)", ":"),
+    (
+        r"\\begin\s*\{(cases|aligned|align\*?|gathered)\}([^&]*?)\\end\s*\{\1\}",
+        lambda m: m[2].strip(" \\").replace(r"\\", ","),
+    ),
     (r"\\(?:leq|leqslant|leqq)(?![A-Za-z])", r"\\le "),
     (r"\\(?:geq|geqslant|geqq)(?![A-Za-z])", r"\\ge "),
     (r"\\neq(?![A-Za-z])", r"\\ne "),
@@ -34,10 +42,12 @@ SUBSTITUTIONS = [
     (r"\\(?:dots|ldots|cdots)(?![A-Za-z])", r"\\dots "),
     (r"\\%", "%"),
     (r"\\(?:\$|textdollar(?![A-Za-z])|USD)", r"\\text{$}"),
+    (r"\\text\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"\\text{\1}"),
     (r"\\(?:euro|texteuro)(?![A-Za-z])(?:\{\})?|€", r"\\text{€}"),
     (r"\\(?:pounds|textsterling)(?![A-Za-z])|£", r"\\text{£}"),
-    (r"(?<=\d)(?:,?(?<!\\)\\[,!;: ]|,\s*\\!|~|\{,\}|[ ])\s*(?=\d{3}(?![\d/]))", ","),  # thousands apart, in every dress
-    (r"(?<!\\)\\[,!;:> ]|~|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick|neg|en)?space(?![A-Za-z])|\\hspace\*?\{[^{}]*\}", " "),
+    (r"(?<=\d)(?:,?(?<!\\)\\[,!;: ]|,\s*\\!|~|\{,\}|[ ])\s*(?=\d{3}(?![\d/]))", ","),  # thousands, in every dress
+    (r"(?<!\\)\\[,!;:> ]|~|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick|neg|en)?space(?![A-Za-z])", " "),
+    (r"\\hspace\*?\{[^{}]*\}", " "),
     (r"\*\*", "^"),
     (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
@@ -50,9 +60,17 @@ SUBSTITUTIONS = [
     (r"(?<![A-Za-z\\])(?:infinity|infty|oo|inf)(?![A-Za-z])", r"\\infty "),
     (r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
     (r"(?<![A-Za-z\\])U(?=\s*[\[(])(?<=[\])] U)", r"\\cup "),
+    (r"\\text\s*\{\s*(-?\s*\\infty)\s*\}", r"\1"),
     (r"\\colon|\\mathbin\{:\}", ":"),
 ]  # fmt: skip
 COMPILED = [(re.compile(pattern), new) for pattern, new in SUBSTITUTIONS]
+
+
+def unwrapped(text: str, name: str) -> str:
+    r"""A text without the commands `\name{…}`, whose contents stay."""
+    while (found := re.search(rf"\\{name}\s*(?=\{{)", text)) and (end := closing(text, found.end())) is not None:
+        text = text[: found.start()] + text[found.end() + 1 : end] + text[end + 1 :]
+    return text
 
 
 def clean(text: str) -> str:
@@ -63,19 +81,22 @@ def clean(text: str) -> str:
         text = FORMULA.sub(lambda match: next(part for part in match.groups() if part is not None), text)
     text = re.sub(r"^\$(?=[\d.])", r"\\text{$}", text)  # 36 dollars, not a formula
     text = END.sub("", text.strip("*_` \t\n"))
-    text = re.sub(r"^\\text\s*\{([^{}]*\d[^{}]*)\}$", r"\1", text)
+    for name in FONTS:
+        text = unwrapped(text, name)
     for old, new in UNICODE.items():
         text = text.replace(old, new)
     for pattern, replacement in COMPILED:
         text = pattern.sub(replacement, text)
     text = re.sub(r"^\s*(?:\\approx|approximately|about|exactly|only|or|and)(?![A-Za-z])\s*", "", text)
     text = END.sub("", text.strip())
+    text = re.sub(r"^\\text\s*\{([^{}]*\d[^{}]*)\}$", r"\1", text)
     while text.startswith("{") and closing(text, 0) == len(text) - 1:
         text = text[1:-1].strip()
     return text
 
 
-END = re.compile(r"(?:\s|(?<!\\)[.,;:])+$")
+END = re.compile(r"(?:\s|(?<!\\)[.,;:]|\\\\(?=\s*$))+$")
+FONTS = ("mathbf", "boldsymbol", "bm", "mathit", "bold", "pmb", "mathnormal", "ensuremath", "underline", "vec")
 OPENING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}", r"\langle": r"\rangle"}
 TOKEN = re.compile(r"\\(?:[A-Za-z]+|.)|.", re.DOTALL)
 

@@ -62,15 +62,22 @@ def _special(text: str) -> str:
     letters = re.sub(r"[\s{}]|\\text|\\", "", text).casefold().rstrip(".")
     if letters in EMPTY or (letters == "" and r"\{" in text):
         return r"\emptyset"
+    if letters in ("infinity", "positiveinfinity", "negativeinfinity", "-infinity"):
+        return r"-\infty" if "-" in letters or "neg" in letters else r"\infty"
     if letters in REALS - {"r"} or re.fullmatch(r"\\mathbb\s*\{?R\}?", text.strip()):
         return r"(-\infty,\infty)"
     return text
 
 
-LISTED = r",|;|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\(?:lor|vee|wedge|land)(?![A-Za-z])"
-LEFT_SIDE = re.compile(
-    r"(?:[A-Za-z](?:_\{?\w+\}?)?'*|\\[a-z]+|\\text\s*\{[^{}]*\}|[A-Za-z]'*\s*\([^()=]*\)|[A-Z]{2,4}|\|[A-Z]{2}\||"
-    r"\\angle\s*[A-Z]+|m\\angle\s*[A-Z]+|\\overline\s*\{[A-Z]+\}|[A-Za-z ]{4,}|[A-Za-z]\^\{-1\}\([a-z]\)|\\(?:sin|cos|tan)\s*\\?[A-Za-z]+)\s*"
+LISTED = (
+    r",|;|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])"
+    r"|\\(?:lor|vee|wedge|land)(?![A-Za-z])"
+)
+LEFT_SIDE = re.compile(  # names of values: x, f(x), (x, y), dy/dx, AB, |AB|, an angle, words
+    r"(?:[A-Za-z](?:_\{?\w+\}?)?'*|\\[a-z]+|\\text\s*\{[^{}]*\}|[A-Za-z]'*\s*\([^()]*\)"
+    r"|\([A-Za-z](?:\s*,\s*[A-Za-z])*\)|\\frac\s*\{d[^{}]*\}\s*\{d[^{}]*\}|[A-Z]{2,4}|\|[A-Z]{2}\||"
+    r"\\angle\s*[A-Z]+|m\\angle\s*[A-Z]+|\\overline\s*\{[A-Z]+\}|[A-Za-z ]{4,}"
+    r"|[A-Za-z]\^\{-1\}\([a-z]\)|\\(?:sin|cos|tan)\s*\\?[A-Za-z]+)\s*"
 )
 RELATION = re.compile(r"(\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>)")
 MATRIX = re.compile(
@@ -93,13 +100,16 @@ def form(text: str, thousands: bool = True) -> Form:
     if matrix and matrix[1] != "vmatrix":
         rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?|\\cr", matrix[2]) if row.strip()]
         return Form("matrix", [Form("row", [form(cell) for cell in row.split("&")], row) for row in rows], text)
-    if r"\pm" in text and (pieces := split(text, LISTED)):
+    if re.search(r"\\pm(?![A-Za-z])", text) and (pieces := split(text, LISTED)):
         text = ",".join(part.replace(r"\pm", sign, 1) for part in pieces for sign in ("+-" if r"\pm" in part else "+"))
         text = re.sub(r"(^|[,=(])\s*\+", r"\1", text)
         if r"\pm" in text or r"\mp" in text:
             return Form("atom", [], text)
     if found := re.match(r"[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\\in(?![A-Za-z])\s*", text):
         return form(text[found.end() :], thousands)
+    name, value = _sides(text)
+    if name and (named := form(value, thousands)).kind not in ("atom", "list"):
+        return named
     unions = split(text, r"\\cup(?![A-Za-z])")
     if len(unions) > 1:
         return Form("union", [form(part, thousands) for part in unions], text)
@@ -124,6 +134,10 @@ def form(text: str, thousands: bool = True) -> Form:
                 re.sub(r"(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda m: m[0].replace(",", ""), inside), ",|;"
             )
         kind = {r"\langle": "(", r"\{": "{"}.get(first, first) + {r"\rangle": ")", r"\}": "}"}.get(last, last)
+        if kind == "{}" and (
+            built := re.match(r"\s*([A-Za-z])\s*(?:\\in[^|:]*?)?(?:\\mid|\\vert|\||:)\s*(.+)", inside)
+        ):
+            return form(built[2], thousands)
         if kind == "{}" and not re.search(r"\\mid|[|:]", inside):
             return Form(kind, [form(part, False) for part in parts if part], text)
         if len(parts) > 1:
@@ -226,6 +240,10 @@ def _same_form(one: Form, other: Form, prove: Prove | None, shallow: bool = Fals
     if kinds in ({"atom", "{}"}, {"atom", "list"}):
         several, single = (one, other) if one.kind != "atom" else (other, one)
         return several.kind == "{}" and len(several.parts) == 1 and same(*((several.parts[0], single)))
+    if "atom" in kinds and prove is not None:
+        single, several = (one, other) if one.kind == "atom" else (other, one)
+        if RELATION.search(single.text) and several.kind not in ("list", "{}", "matrix"):
+            return prove(*(side.text.rpartition("|")[2] if side is several else side.text for side in (one, other)))
     if "union" in kinds or (kinds & {"matrix", "row"} and "atom" in kinds):
         return (
             prove is not None
@@ -252,8 +270,8 @@ def _same_parts(one: list[Form], other: list[Form], same: Callable[[Form, Form],
 
 
 def _sides(text: str) -> tuple[str, str]:
-    """The name and the value of `x = 5` or `5 = x` or `x = 2 + 3 = 5`; ("", text) where there is no name for a value."""
-    parts = split(text, r"(?<![<>!\\])=(?!=)|\\approx(?![A-Za-z])|\\equiv(?![A-Za-z])(?!.*mod)")
+    """The name and the value of `x = 5` or `5 = x` or `x = 2 + 3 = 5`; ("", text) where there is none."""
+    parts = split(text, r"(?<![<>!\\])=(?!=)|\\approx(?![A-Za-z])|\\equiv(?![A-Za-z])")
     if len(parts) < 2 or not all(parts):
         return "", text
     if (
@@ -273,6 +291,9 @@ def _sides(text: str) -> tuple[str, str]:
 def _same_atom(one: str, other: str, prove: Prove | None) -> bool:
     if _squeezed(one) == _squeezed(other):
         return bool(one.strip())
+    (one, modulus), (other, other_modulus) = _modulus(one), _modulus(other)
+    if modulus and other_modulus and modulus != other_modulus:
+        return False
     (name, one_value), (other_name, other_value) = _sides(one), _sides(other)
     if name and other_name and _squeezed(name) != _squeezed(other_name):
         if re.search(r"[A-Za-z]", one_value) and re.search(r"[A-Za-z]", other_value) and prove is not None:
@@ -306,6 +327,24 @@ def _same_atom(one: str, other: str, prove: Prove | None) -> bool:
     return False
 
 
+def _modulus(text: str) -> tuple[str, str]:
+    """A text without its modulus, and the modulus; "" where there is none."""
+    found = re.search(
+        r"\s*(?:\\pmod|\(\s*\\?(?:b?mod|text\s*\{\s*mod\s*\})|\\b?mod(?![a-z]))\s*\{?\s*(\w+)\s*\}?\s*\)?\s*$", text
+    )
+    return (text[: found.start()], found[1]) if found else (text, "")
+
+
+def _same_ratio(one: list[str], other: list[str]) -> bool:
+    """Whether numbers stand in the same ratio; times of the day (5:30) are the same or not."""
+    if all(re.fullmatch(r"\d\d?:[0-5]\d", ":".join(parts).strip()) for parts in (one, other)):
+        return [int(part) for part in one] == [int(part) for part in other]
+    values = [[number(part) for part in parts] for parts in (one, other)]
+    if not all(value for side in values for value in side):
+        return [part.strip() for part in one] == [part.strip() for part in other]
+    return len({first / second for first, second in zip(*values, strict=True)}) == 1
+
+
 def _same_angle(one: str, other: str, first: bool, prove: Prove | None) -> bool:
     one, other = (
         rf"\frac{{({text})\pi}}{{180}}" if is_degrees else text
@@ -321,6 +360,9 @@ def _same_value(one: str, other: str, prove: Prove | None, scale: Fraction = Fra
     if values[0] is not None and values[1] is not None:
         found = values[0] * scale
         return found == values[1] or _rounded(one, found, other, values[1])
+    ratios = [text.split(":") for text in (one, other)]
+    if len(ratios[0]) == len(ratios[1]) > 1:
+        return _same_ratio(*ratios)
     bases = [re.fullmatch(r"\(?(\w+)\)?_\{?\(?(\d{1,2})\)?\}?", text) for text in (one, other)]
     if any(bases):
         if all(bases):

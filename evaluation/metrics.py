@@ -80,7 +80,7 @@ def f1_score(text: str, answer: str) -> float:
 
 
 def numeric(text: str, answer: str) -> bool:
-    """Whether the number that a text states is the right one, exactly; see mathematics.py. Needs no further package."""
+    """Whether the number that a text states is the right one, exactly; see mathematics.py. Needs no package."""
     return mathematics.correct(text, answer, prove=None)
 
 
@@ -111,7 +111,7 @@ class Metric:
         return self.release is not self.strict
 
     def judge(self, prediction: str | None, answer: str) -> dict[str, bool]:
-        """ "strict" and "release" verdict on what a system wrote; nothing written is wrong (`release`: an empty text)."""
+        """Both verdicts, "strict" and "release", on what a system wrote; `None` is wrong (in release: empty)."""
         return self._verdicts(prediction if self.reads_text else extract_answer(prediction or "", "default"), answer)
 
     def both(self, solution: Solution, answer: str) -> dict[str, bool]:

@@ -31,6 +31,10 @@ def number(text: str) -> Fraction | None:
     if found := re.fullmatch(r"(?:(\d+)[ ])?\s*([\d.]+)\s*/\s*([\d.]+)", text):
         whole, over, under = found[1], number(found[2]), number(found[3])
         return None if over is None or not under else (Fraction(whole or 0) + over / under)
+    if found := re.fullmatch(r"(\d*)\.(\d*)(?:\\overline\s*\{?(\d+)\}?|\\(?:dot|bar)\s*\{?(\d+)\}?|\((\d+)\))", text):
+        whole, fixed, period = found[1] or "0", found[2], found[3] or found[4] or found[5]
+        repeated = Fraction(int(period), 10 ** len(period) - 1) / 10 ** len(fixed)
+        return Fraction(f"{whole}.{fixed or 0}") + repeated
     if found := re.fullmatch(r"(.+?)\s*(thousand|million|billion|trillion|dozen)", text):
         factor = number(found[1])
         return None if factor is None else factor * POWERS[found[2]]
@@ -39,30 +43,29 @@ def number(text: str) -> Fraction | None:
 
 POWERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
 
-# canonical unit -> (what it measures, how many of the first of its kind), and its other names
+# what is measured -> units, each with how many of the first of its kind it is, and its other names
+KINDS = {
+    "length": "m 1 meter,metre; mm 1/1000 millimeter,millimetre; cm 1/100 centimeter,centimetre; "
+    "in 127/5000 inch,inches; km 1000 kilometer,kilometre; ft 381/1250 foot,feet;"
+    " yd 1143/1250 yard; mi 201168/125 mile",
+    "mass": "g 1 gram,gramme; kg 1000 kilogram,kilo; mg 1/1000 milligram; lb 45359237/100000 lbs",
+    "time": "s 1 second,sec; min 60 minute,mins; h 3600 hour,hr,hrs; day 86400; week 604800",
+    "year": "year 1 yr,yrs; month 1/12",
+    "volume": "L 1 liter,litre,l; mL 1/1000 milliliter,millilitre,ml",
+    "dollar": "$ 1 dollar,usd,buck; cent 1/100 ¢",
+    "euro": "€ 1 euro,eur",
+    "pound": "£ 1 pound,gbp,quid",
+    "percent": "% 1 percent,percentage,pct",
+    "degree": "° 1 degree,deg",
+    "radian": "rad 1 radian",
+    "speed": "m/s 1 mps; km/h 5/18 kmh,kph,kmph; mi/h 1397/3125 mph",
+}
 UNITS: dict[str, tuple[str, Fraction]] = {}
 NAMES: dict[str, str] = {}
-for kind, members in {
-    "length": "m:1:meter,metre mm:0.001:millimeter,millimetre cm:0.01:centimeter,centimetre km:1000:kilometer,kilometre "
-    "in:0.0254:inch,inches ft:0.3048:foot,feet yd:0.9144:yard mi:1609.344:mile",
-    "mass": "g:1:gram,gramme kg:1000:kilogram,kilo mg:0.001:milligram lb:453.59237:pound_mass,lbs oz:28.349523125:ounce",
-    "time": "s:1:second,sec min:60:minute,mins h:3600:hour,hr,hrs day:86400 week:604800",
-    "year": "year:1:yr,yrs month:1/12",
-    "volume": "L:1:liter,litre,l mL:0.001:milliliter,millilitre,ml",
-    "dollar": "$:1:dollar,usd,buck cent:0.01:¢",
-    "euro": "€:1:euro,eur",
-    "pound": "£:1:pound,gbp,quid",
-    "percent": "%:1:percent,percentage,pct",
-    "degree": "°:1:degree,deg",
-    "radian": "rad:1:radian",
-    "speed": "m/s:1:mps km/h:5/18:kmh,kph,kmph mi/h:0.44704:mph",
-}.items():
-    for member in members.split():
-        unit, scale, *names = (
-            member.split(":")[:1] + (member.split(":") + ["1"])[1:2] + (member.split(":") + ["", ""])[2].split(",")
-        )
+for kind, members in KINDS.items():
+    for unit, scale, names in ([*member.split(), "", ""][:3] for member in members.split(";")):
         UNITS[unit] = (kind, Fraction(scale))
-        NAMES |= {name: unit for name in [unit, *names] if name}
+        NAMES |= {name: unit for name in [unit, *names.split(",")] if name}
 SINGLE_LETTERS = frozenset("mgshL")  # units only where they are dressed as text, or stand apart
 
 
@@ -72,6 +75,7 @@ def unit_of(words: str) -> tuple[str, Fraction] | None:
     `None` where they are no words.
     """
     words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", words).replace("{", "").replace("}", "")
+    words = re.sub(r"(?<=[A-Za-z])\.(?=[A-Za-z ]|$)", "", words)  # p.m.
     words = re.sub(r"\s*([/^])\s*", r"\1", " ".join(words.split())).strip(" .,")
     if not words or re.search(r"[\\\d=<>+*()|]", re.sub(r"\^-?\d", "", words)):
         return None
@@ -116,7 +120,7 @@ def _singular(word: str) -> str:
 TAIL = re.compile(
     r"(?P<value>.*?[\d)}\]!]|.*?\\(?:pi|infty)|.*?(?<![A-Za-z\\])[a-z])\s*"
     r"(?P<unit>(?:%|/?\s*\\text\s*\{[^{}]*\}(?:\s*/?\s*\^\s*\{?-?\d\}?)?"
-    r"|(?<=\s)(?:per\s)?[A-Za-z]+(?:\^\{?-?\d\}?)?(?:/[A-Za-z]+(?:\^\{?-?\d\}?)?)?|(?:[A-Za-z]{2,})(?:\^\{?-?\d\}?)?(?:/[a-z]+)?)\s*)+"
+    r"|(?<=\s)(?:per\s)?[A-Za-z]+(?:\.[A-Za-z]\.?)*(?:\^\{?-?\d\}?)?(?:/[A-Za-z]+(?:\^\{?-?\d\}?)?)?|(?:[A-Za-z]{2,})(?:\^\{?-?\d\}?)?(?:/[a-z]+)?)\s*)+"
 )
 HEAD = re.compile(
     r"(?P<unit>(?:US)?\\text\s*\{\s*[$€£]\s*\}|(?:USD|EUR|GBP)\s)\s*(?P<value>.*)|-\s*(?P<sign>\\text\s*\{\s*[$€£]\s*\})(?P<rest>.*)"

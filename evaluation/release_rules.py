@@ -24,16 +24,22 @@ DATE_FORMS = ("%B %d %Y", "%d %B %Y", "%b %d %Y", "%d %b %Y", "%Y-%m-%d", "%m/%d
 def boxed_text(text: str) -> str:
     r"""The last `\boxed{…}` that holds no braces, else what follows the first one to the last brace, else what follows
     "Final Answer:", else the whole text."""
+    boxed = _box(text)
+    if boxed is None and (found := FINAL_ANSWER.search(text)):
+        boxed = found[1]
+    return (text if boxed is None else boxed).strip()
+
+
+def _box(text: str) -> str | None:
     if flat := FLAT_BOX.findall(text):
-        return flat[-1].strip()
-    if found := GREEDY_BOX.search(text) or FINAL_ANSWER.search(text):
-        return found[1].strip()
-    return text.strip()
+        return flat[-1]
+    found = GREEDY_BOX.search(text)
+    return found[1] if found else None
 
 
 def _whole_part(text: str) -> int | None:
-    text = re.sub(r"\\text\s*\{[^{}]*\}|\^\s*\{?\s*\\circ\s*\}?|°", "", text)
-    text = re.sub(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r"\1/\2", text)
+    text = re.sub(r"\\text\s*\{([^{}]*)\}|\^\s*\{?\s*\\circ\s*\}?|°", r"\1", text)
+    text = re.sub(r"\\[dt]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1/\2", text)
     found = FIRST_NUMBER.search(re.sub(r"(?<=\d),(?=\d{3})", "", text))
     if found is None:
         return None
@@ -65,10 +71,9 @@ def same_mathematics(text: str, answer: str) -> bool:
 
 def choice_letter(text: str) -> str:
     """The letter of a choice: boxed, on the line "Final Choice:", first mentioned, at the very start; else A."""
-    candidates = [found[-1] for found in [FLAT_BOX.findall(text)] if found]
-    candidates += [found[1] for found in [STATED_CHOICE.search(text)] if found]
-    for candidate in candidates:
-        if letter := re.search(r"(?<![A-Za-z\\])[A-Ja-j](?![A-Za-z])", candidate):
+    stated = STATED_CHOICE.search(text)
+    for candidate in (_box(text), stated and stated[1]):
+        if candidate and (letter := re.search(r"(?<![A-Za-z\\])[A-Ja-j](?![A-Za-z])", candidate)):
             return letter[0].upper()
     if found := MENTIONED_CHOICE.search(text) or re.match(r"\s*\(?([A-J])\b", text):
         return found[1].upper()

@@ -66,55 +66,15 @@ def _short(text: str, first: bool) -> str | None:
 def _is_prose(text: str) -> bool:
     """Whether a text has words that belong to no answer: a sentence, rather than "12 dollars" or "no solution"."""
     words = re.findall(r"[A-Za-z]{2,}", re.sub(r"\\[A-Za-z]+", " ", text))
-    return len(words) > 4 or any(word.lower() in PROSE for word in words) or "\n" in text.strip()
+    return len(words) > 4 or any(map(PROSE.fullmatch, words)) or "\n" in text.strip()
 
 
-PROSE = frozenset(
-    [
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "so",
-        "thus",
-        "hence",
-        "therefore",
-        "we",
-        "get",
-        "have",
-        "has",
-        "had",
-        "gives",
-        "the",
-        "there",
-        "she",
-        "he",
-        "they",
-        "it",
-        "its",
-        "total",
-        "find",
-        "because",
-        "since",
-        "then",
-        "which",
-        "this",
-        "that",
-        "answer",
-        "equals",
-        "i",
-        "you",
-        "your",
-        "do",
-        "does",
-        "did",
-        "not",
-        "know",
-        "will",
-        "would",
-    ]
-) - {"not"}
+# "not" is none of them: "not possible" is an answer.
+PROSE = re.compile(
+    r"\b(?:is|are|was|were|be|so|thus|hence|therefore|we|get|have|has|had|gives|the|there|she|he|they|it|its|total|find"
+    r"|because|since|then|which|this|that|answer|equals|i|you|your|do|does|did|know|will|would)\b",
+    re.IGNORECASE,
+)
 
 
 def stated_gold(answer: str) -> str:
