@@ -28,6 +28,8 @@ COMMANDS = {
         "measure accuracy and cost against rounds, text hand-over and one agent alone",
     ),
     "controls": (".evaluation.controls", "see whether what is handed over carries anything"),
+    "score": (".evaluation.score", "judge finished outputs, strictly and by the release's rules"),
+    "compare": (".evaluation.compare", "compare two sets of answers to the same questions"),
     "bench": (".benchmarks.bench", "measure speed and memory, side by side"),
     "check": (".release.check", "say whether a system is ready to run here"),
     "convert": (".release.convert", "turn a released system into one repository"),

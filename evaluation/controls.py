@@ -84,7 +84,8 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
             **provenance(),
             "settings": {**described(arguments, mas, len(rows), metric), "rounds": arguments.rounds},
             "controls": [
-                {name: of for name, of in row.items() if name not in ("answers", "right")} for row in figures
+                {name: of for name, of in row.items() if name not in ("answers", "right", "release")}
+                for row in figures
             ],
             "verdicts": [verdict(figures, num_rounds) for num_rounds in arguments.rounds],
             "rows": answer_rows(rows, figures),
@@ -149,10 +150,11 @@ def answer_rows(rows: list[dict], figures: list[dict[str, Any]]) -> list[dict[st
             "control": figure["control"],
             "num_rounds": figure["num_rounds"],
             "answer": answer,
-            "right": right,
+            "right": figure["right"][index],
+            **({"release": figure["release"][index]} if "release" in figure else {}),
         }
         for figure in figures
-        for index, (row, answer, right) in enumerate(zip(rows, figure["answers"], figure["right"], strict=True))
+        for index, (row, answer) in enumerate(zip(rows, figure["answers"], strict=True))
     ]
 
 

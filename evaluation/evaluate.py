@@ -1,10 +1,11 @@
 """Measure a system: accuracy and cost against recursion rounds, for latents, for text hand-over, and for one agent.
 
 The data are fresh questions of a task that this repository generates (by name), or a JSON-lines file with "question",
-"answer" and what further fields the system's prompts name. An answer counts when it equals the right one (or with
---metric contains, when the right word stands in it); a missing answer is wrong. The report is printed, and with
---output stored as JSON (commit, versions, machine, settings, figures with 95 % Wilson intervals, every answer) with a
-plot beside (where more than one setting was measured). Until then every answer is kept as it comes, in
+"answer" and what further fields the system's prompts name. An answer counts when it equals the right one, or by
+--metric, for example when it is equal in value (math) or the right word stands in it (contains); a missing answer is
+wrong. Metrics of benchmarks judge by the public release's rules too (docs/benchmarks.md). The report is printed, and
+with --output stored as JSON (commit, versions, machine, settings, figures with 95 % Wilson intervals, every answer)
+with a plot beside (where more than one setting was measured). Until then every answer is kept as it comes, in
 <output>.rows.jsonl: after Ctrl-C, SIGTERM or a kill the same command with --resume goes on.
 
 Examples:
@@ -30,7 +31,7 @@ from .commands import (
     load_from_arguments,
     solve_arguments,
 )
-from .measure import described, evaluate, load_data, without
+from .measure import described, evaluate, load_data, questions_of, without
 from .plots import plot_evaluation
 from .results import provenance, read_results, table
 from .rows import asked_of, finished_results, keeping_rows
@@ -77,7 +78,8 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         options = {**solve_arguments(arguments), "group_by": group_by, "metric": metric, "row_file": row_file}
         figures = evaluate(mas, rows, arguments.modes, arguments.rounds, **options)
         settings = described(arguments, mas, len(rows), metric) | {"without": arguments.without, "group_by": group_by}
-        results = {**provenance(), "settings": settings, "figures": figures}
+        measured = {"figures": figures, "questions": questions_of(rows, group_by)}
+        results = {**provenance(), "settings": settings, **measured}
         if row_file:
             row_file.end(arguments.output, results)
     return results

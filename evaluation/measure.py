@@ -70,8 +70,9 @@ def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None
 def load_data(arguments: argparse.Namespace) -> tuple[list[dict], str]:
     """The rows that `add_data_arguments` describes, and the name of the metric that judges their answers."""
     validate_arguments(arguments)
-    rows = load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels)
-    return rows, arguments.metric or getattr(TASKS.get(arguments.data), "METRIC", "exact")
+    metric = arguments.metric or getattr(TASKS.get(arguments.data), "METRIC", "exact")
+    METRICS[metric].require()
+    return load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels), metric
 
 
 def described(
@@ -90,6 +91,12 @@ def described(
         "tools": arguments.tools,
         "metric": metric,
     }
+
+
+def questions_of(rows: list[dict], group_by: str | None) -> list[dict[str, Any]]:
+    """What results say of each question, for comparisons: "row", "question", "answer", its ids and its group."""
+    kept = {"question", "answer", "id", "unique_id", "task_id", "question_id", group_by}
+    return [{"row": index} | {name: row[name] for name in row if name in kept} for index, row in enumerate(rows)]
 
 
 def without(mas: RecursiveMASModel, roles: list[str]) -> RecursiveMASModel:
@@ -136,7 +143,8 @@ def measure(
     Returns:
         "accuracy" with "interval"; "by_group" value -> [right, total]; per question on average "prompt_tokens",
         "latent_positions", "slot_positions", "new_tokens", "seconds"; for each row, its "answers" and whether they
-        are "right".
+        are "right"; of metrics that the public release judges by rules of its own, "release_accuracy" and the verdicts
+        "release" by these.
     """
     setting = {"mode": mode, "num_rounds": num_rounds, "control": arguments.get("control")}
     answered = row_file.kept(setting) if row_file else {}
@@ -152,8 +160,9 @@ def measure(
         for index, solution in sorted(zip(indices, solutions, strict=True), key=lambda each: each[0]):
             index = remaining[index]
             row, usage = rows[index], solution.usage or {}
-            right = METRICS[metric](solution, row["answer"])
-            found = {"answer": solution.answer, "right": right, "seconds": (now - before) / len(indices)}
+            verdict = METRICS[metric].both(solution, row["answer"])
+            found = {"answer": solution.answer, "right": verdict["strict"], "seconds": (now - before) / len(indices)}
+            found |= {"release": verdict["release"]} if METRICS[metric].has_release else {}
             answered[index] = found | {name: usage[name] for name in USAGE}
             kept.append({**setting, "row": index, "question": row["question"], **answered[index]})
         if row_file:
@@ -167,11 +176,13 @@ def measure(
         mas.solve(questions, on_solutions=keep, **settings)
     found = [answered[index] for index in range(len(rows))]
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    judge = METRICS[metric]
     for row, each in zip(rows, found, strict=True):
         if group_by in row:
             groups[str(row[group_by])][0] += each["right"]
             groups[str(row[group_by])][1] += 1
     right = [each["right"] for each in found]
+    release = [each["release"] for each in found] if judge.has_release else []
     return {
         "mode": mode,
         "num_rounds": num_rounds,
@@ -181,6 +192,7 @@ def measure(
         **{key: sum(each[key] for each in found) / len(rows) for key in ("seconds", *USAGE)},
         "answers": [each["answer"] for each in found],
         "right": right,
+        **({"release_accuracy": sum(release) / len(rows), "release": release} if judge.has_release else {}),
     }
 
 

@@ -78,6 +78,31 @@ def test_code_is_the_last_complete_block(text, answer):
     assert extract_answer(text, "code") == answer
 
 
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("```python\ndef f():\n    return 1\n```\nExample:\n```python\nprint(f())\n```", "def f():\n    return 1"),
+        ("```python\nprint(1)\n```\nwrites\n```text\n1\n```", "print(1)"),
+        ("```python\ndef f(): pass\n```\nBetter:\n```python\ndef f(): return 1\n```", "def f(): return 1"),
+        ("~~~\nx = 1\n~~~", "x = 1"),
+    ],
+)
+def test_an_example_after_the_program_is_not_the_program(text, answer):
+    assert extract_answer(text, "code") == answer
+
+
+@pytest.mark.parametrize(
+    ("task", "thought", "said"),
+    [("math", r"\boxed{3}", r"\boxed{4}"), ("choice", "The answer is A", "B"), ("default", "perhaps 3", "4"),
+     ("code", "```python\nno()\n```", "```python\nyes()\n```")],
+)  # fmt: skip
+def test_thoughts_are_no_answer(task, thought, said):
+    answer = extract_answer(said, task)
+    for text in (f"<think>{thought}</think>{said}", f"{thought}</think>\n\n{said}", f"{said}\n<think>{thought}"):
+        assert extract_answer(text, task) == answer is not None
+    assert extract_answer(f"<think>{thought}", task) is None
+
+
 @pytest.mark.parametrize("task", ["reasoning", "default"])
 def test_where_no_form_is_asked_for_the_whole_text_is_the_answer_unless_there_is_a_box(task):
     assert extract_answer(" because it rains\n", task) == "because it rains"

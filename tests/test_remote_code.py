@@ -160,7 +160,7 @@ def test_the_oldest_versions_are_the_lower_bounds():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    tested = ("train", "plots", "gguf", "test")
+    tested = ("train", "plots", "gguf", "benchmark", "test")
     texts = [*project["dependencies"], *(text for extra in tested for text in extras[extra])]
     needed = [Requirement(text) for text in texts]
     bounds = {r.name: Version(s.version) for r in needed for s in r.specifier if s.operator == ">="}

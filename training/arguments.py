@@ -75,7 +75,9 @@ class LinkTrainingArguments(TrainingArguments):
         64, "without `eval_data`: the last rows of the data, at most a tenth, are evaluated and not trained on; 0 none"
     )
     eval_rows: int = _setting(200, "use only the first rows of the evaluation's data; 0 uses all")
-    metric: Literal["exact", "contains"] = _setting("exact", "when an answer is right in the evaluation")
+    metric: Literal["exact", "contains", "math", "choice", "f1", "numeric"] = _setting(
+        "exact", "when an answer is right in the evaluation"
+    )
     tools: Literal["calculator"] | None = _setting(None, "answers the decoding agent's calls in the evaluation")
     max_length: int | None = _setting(
         None, "most positions of prompt and target, longer rows are bad rows; default the agents' own limits"

@@ -1,0 +1,111 @@
+"""Judge finished outputs, strictly and by the public release's rules.
+
+Rows of JSON come on standard input (or from --file): "prediction", what was written (null where nothing was), and
+"answer", the right one. The same rows go out, with "strict" and "release", true or false, and whatever else they held;
+a summary goes to standard error. docs/benchmarks.md says how answers are judged.
+
+Examples:
+  recursivemas score --metric math < rows.jsonl > judged.jsonl
+  recursivemas score --metric choice --file rows.jsonl --output judged.jsonl
+  echo '{"prediction": "so \\\\boxed{0.5}", "answer": "\\\\frac{1}{2}"}' | recursivemas score --metric math
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ..answers_recursivemas import extract_answer
+from ..errors_recursivemas import InputError
+from .measure import wilson_interval
+from .metrics import METRICS, f1_score
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--metric", choices=METRICS, required=True, help="when an answer is right")
+    parser.add_argument("--file", type=Path, help="JSON-lines file of the rows (default: standard input)")
+    parser.add_argument("--output", type=Path, help="file for the judged rows (default: standard output)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    METRICS[arguments.metric].require()
+    name = str(arguments.file or "standard input")
+    try:
+        text = arguments.file.read_text(encoding="utf-8") if arguments.file else sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("The rows cannot be read.", where=name, found=error) from error
+    rows = list(read_outputs(text.split("\n"), name))  # all are read before any is judged
+    if not rows:
+        raise InputError("There is nothing to judge.", where=name, expected="rows with prediction and answer")
+    judged = [row | METRICS[arguments.metric].judge(row["prediction"], row["answer"]) for row in spelled(rows)]
+    lines = "".join(
+        json.dumps(row | {name: verdicts[name] for name in ("strict", "release")}, ensure_ascii=False) + "\n"
+        for row, verdicts in zip(rows, judged, strict=True)
+    )
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(lines, encoding="utf-8")
+    else:
+        print(lines, end="")
+    print(summary(judged, arguments.metric), file=sys.stderr)
+    return 0
+
+
+def read_outputs(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+    """The rows of JSON lines; empty lines are passed over.
+
+    Raises:
+        InputError: a line is no object with a "prediction" (a text, a number or null) and an "answer" (not null).
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            problem = _problem(row)
+        except (ValueError, RecursionError) as error:
+            problem = f"no JSON: {error}"
+        if problem:
+            raise InputError(
+                "A line is no output with its answer.",
+                where=f"{name}, line {number}",
+                found=f"{line.strip()[:80]} ({problem})",
+                expected='{"prediction": "what was written", "answer": "the right one"}',
+            )
+        yield row
+
+
+def _problem(row: Any) -> str | None:
+    if not isinstance(row, dict):
+        return "no object"
+    for name in ("prediction", "answer"):
+        if name not in row:
+            return f"no {name}"
+        if isinstance(row[name], bool) or not isinstance(row[name], (str, int, float, type(None))):
+            return f"{name} is no text"
+    return "answer is empty" if row["answer"] is None or not str(row["answer"]).strip() else None
+
+
+def spelled(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows with numbers in the places of prediction and answer as texts."""
+    for row in rows:
+        prediction = row["prediction"]
+        yield row | {"prediction": None if prediction is None else str(prediction), "answer": str(row["answer"])}
+
+
+def summary(judged: list[dict[str, Any]], metric: str) -> str:
+    """How many are right, with 95 % Wilson intervals; for phrases the mean F1; right answers that cannot be read."""
+    lines = [f"{len(judged)} outputs, metric {metric}"]
+    for name in ("strict", "release"):
+        right = sum(row[name] for row in judged)
+        low, high = wilson_interval(right, len(judged))
+        lines.append(f"  {name:<8}{right} right, {right / len(judged):.3f} ({low:.3f}–{high:.3f})")
+    if metric == "f1":
+        mean = sum(f1_score(row["prediction"] or "", row["answer"]) for row in judged) / len(judged)
+        lines.append(f"  F1      {mean:.3f}")
+    if metric == "choice":
+        unread = sum(extract_answer(row["answer"], "choice") is None for row in judged)
+        lines += [f"  {unread} right answers are no letter: wrong in strict, A in release"] * bool(unread)
+    return "\n".join(lines)
