@@ -19,6 +19,7 @@ COMMANDS = {
         "measure accuracy and cost against rounds, text hand-over and one agent alone",
     ),
     "controls": (".evaluation.controls", "see whether what is handed over carries anything"),
+    "sandbox": (".sandbox.sandbox", "run a Python program where it can do no harm"),
     "bench": (".benchmarks.bench", "measure speed and memory, side by side"),
     "check": (".release.check", "say whether a system is ready to run here"),
     "convert": (".release.convert", "turn a released system into one repository"),
