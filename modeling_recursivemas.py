@@ -39,7 +39,7 @@ from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
 from .saving_recursivemas import save_system, saved_links, write_agent
 from .sources_recursivemas import Source, split_arguments
-from .tools_recursivemas import Tools, validate_tools
+from .tools_recursivemas import ToolBox, Tools
 
 # Passes the user's text through: the agents' own chat templates do the rest. Content may be a list of parts.
 CHAT_TEMPLATE = (
@@ -319,7 +319,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         batch_size: int = 32,
         complete_answer: bool = False,
         return_latents: bool = False,
-        tools: Tools | None = None,
+        tools: Tools | Sequence[Any] | None = None,
         on_progress: Callable[[int], None] | None = None,
         **generation_kwargs: Any,
     ) -> list[Solution]:
@@ -342,9 +342,10 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             complete_answer: where an answer lacks its box (math, choice) or its block (code), write the line that
                 opens it and continue once, as the public release does.
             return_latents: keep what travelled along every link of every round.
-            tools: tag -> function from text to text; what the decoding agent writes between `<TAG>` and `</TAG>` in
-                its answer is handed to it, and decoding goes on after `<result>…</result>`, which becomes part of the
-                text (see tools_recursivemas.py). Messages and latents use no tools.
+            tools: tag -> function from text to text, or a list of functions or schemas, or a `ToolBox` with limits of
+                its own; what the decoding agent writes between `<TAG>` and `</TAG>` in its answer is handed to it,
+                and decoding goes on after `<result>…</result>`, which becomes part of the text (see
+                tools_recursivemas.py). Messages and latents use no tools.
             on_progress: called with the number of questions finished since the last call.
             generation_kwargs: transformers' own, for the answer (and its sampling settings for messages).
 
@@ -369,8 +370,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         settings.validate_questions(questions, self.topology)
         swaps = control == "other_question"
         validate_count("batch_size", batch_size, 2 if swaps else 1)
-        if tools is not None:
-            validate_tools(tools)
+        box = tools if tools is None or isinstance(tools, ToolBox) else ToolBox(tools)
         given = generation_kwargs.get("generation_config") or self.generation_config
         sequences = generation_kwargs.get("num_return_sequences")
         sequences = given.num_return_sequences if sequences is None else sequences
@@ -382,7 +382,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 hint="use `generate`, or repeat the question",
             )
         config, model_kwargs = self._answer_config(generation_kwargs, prompt_length=0)
-        answer = AnswerSettings(config, model_kwargs, tools, complete_answer, return_latents)
+        answer = AnswerSettings(config, model_kwargs, box, complete_answer, return_latents)
         # Questions of like length share a batch, so that little of it is padding; who gets what was sent for the next
         # question chooses the order.
         texts = list(map(as_text, questions))

@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     rows, metric = load_data(arguments)
-    mas, options = load_from_arguments(arguments), solve_arguments(arguments)
+    options, mas = solve_arguments(arguments), load_from_arguments(arguments)
     rows = among_others(rows)
     figures = compare(mas, rows, arguments.rounds, arguments.seed, metric=metric, **options)
     results = {

@@ -61,8 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rows, metric = load_data(arguments)
     group_by = arguments.group_by or getattr(TASKS.get(arguments.data), "GROUP_BY", None)
-    mas = without(load_from_arguments(arguments), arguments.without)
     options = solve_arguments(arguments)
+    mas = without(load_from_arguments(arguments), arguments.without)
     figures = evaluate(mas, rows, arguments.modes, arguments.rounds, group_by=group_by, metric=metric, **options)
     settings = described(arguments, mas, len(rows), metric) | {"without": arguments.without, "group_by": group_by}
     return {**provenance(), "settings": settings, "figures": figures}

@@ -10,6 +10,7 @@ Examples:
   recursivemas solve --system path/to/system --mode text --file questions.jsonl
   recursivemas solve --system my-system --input facts="Ben works as a writer." "What is the job of Ben?"
   recursivemas solve --system systems/deliberation --tools calculator "a=c b=4 c=d d=7 e=b f=2 376*a"
+  recursivemas solve --system my-system --tools python search --allow-code --search-index notes/ "How many poems?"
 """
 
 import argparse
@@ -69,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    questions = arguments.questions
+    questions = [*arguments.questions, *getattr(arguments, "more_questions", [])]
     if not questions and arguments.file:
         try:
             questions = read_questions(Path(arguments.file).read_text(encoding="utf-8").splitlines(), arguments.file)
@@ -80,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not questions:
         hint = "give questions as arguments, --file or stdin"
         raise InputError("There is no question.", where="recursivemas solve", hint=hint)
+    options = solve_arguments(arguments)
     mas = load_from_arguments(arguments)
     fields = input_fields(mas.config.run_settings(prompts=arguments.prompts).prompts)
     questions = [question if isinstance(question, str) else inputs_of(question, fields) for question in questions]
@@ -92,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
             mode=arguments.mode,
             control=arguments.control,
             on_progress=bar.update,
-            **solve_arguments(arguments),
+            **options,
         )
     for question, solution in zip(questions, solutions, strict=True):
         if arguments.json:
