@@ -30,6 +30,8 @@ COMMANDS = {
     "controls": (".evaluation.controls", "see whether what is handed over carries anything"),
     "score": (".evaluation.score", "judge finished outputs, strictly and by the release's rules"),
     "compare": (".evaluation.compare", "compare two sets of answers to the same questions"),
+    "sandbox": (".sandbox.sandbox", "run a Python program where it can do no harm"),
+    "index": (".toolbox.index", "let a system search a folder of texts"),
     "bench": (".benchmarks.bench", "measure speed and memory, side by side"),
     "check": (".release.check", "say whether a system is ready to run here"),
     "convert": (".release.convert", "turn a released system into one repository"),

@@ -18,7 +18,7 @@ from .errors_recursivemas import InputError
 from .limits_recursivemas import FiniteLogits
 from .prompts_recursivemas import PromptRenderer
 from .settings_recursivemas import KINDS, TOKEN_LIST, TOKEN_LISTS, TOKENS
-from .tools_recursivemas import MAX_CALLS, MAX_RESULT, Tools, find_call
+from .tools_recursivemas import FORGED, ToolBox, find_call
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class AnswerSettings:
     Attributes:
         generation_config: transformers' settings, see `answer_config`.
         model_kwargs: arguments of transformers' `generate` that are no settings (stopping criteria, tokenizer, …).
-        tools: tag -> function, see tools_recursivemas.py.
+        tools: tag -> function, with limits.
         complete_answer: continue an answer that lacks what its task asks for, see `complete_answers`.
         return_latents: keep what travelled.
     """
 
     generation_config: GenerationConfig
     model_kwargs: dict[str, Any] = field(default_factory=dict)
-    tools: Tools | None = None
+    tools: ToolBox | None = None
     complete_answer: bool = False
     return_latents: bool = False
 
@@ -220,7 +220,7 @@ def write_with_tools(
     agent: RecursiveMASAgent,
     renderer: PromptRenderer,
     prompt: PromptBatch,
-    tools: Tools,
+    tools: ToolBox,
     config: GenerationConfig,
     model_kwargs: dict[str, Any],
 ) -> tuple[list[list[int]], list[int]]:
@@ -230,7 +230,7 @@ def write_with_tools(
         agent: the decoding agent.
         renderer: its renderer, which tokenizes results as plain text.
         prompt: without a cache, because answers to calls are read together with it.
-        tools: tag -> function from the call's text to its result; what it raises ends the run.
+        tools: answers the calls; those of several rows side by side.
         config: generation settings, one sequence a row; `max_new_tokens` counts what the agent writes in all.
         model_kwargs: further arguments of transformers' `generate`.
 
@@ -239,7 +239,7 @@ def write_with_tools(
     """
     config = copy.deepcopy(config)
     own_stops = [config.stop_strings] if isinstance(config.stop_strings, str) else config.stop_strings or []
-    config.stop_strings = [*own_stops, *(f"</{tag}>" for tag in tools)]
+    config.stop_strings = [*own_stops, *(f"</{tag}>" for tag in tools), f"<{FORGED}>"]
     model_kwargs = {**model_kwargs, "tokenizer": agent.tokenizer}
     limit, ends = config.max_new_tokens, ends_of(config)
     count = prompt.inputs_embeds.shape[0]
@@ -247,31 +247,32 @@ def write_with_tools(
     written: list[list[int]] = [[] for _ in range(count)]
     results = [0] * count  # tokens of results among `written`
     rows = list(range(count))
-    for calls in range(MAX_CALLS + 1):
+    for calls in range(tools.max_calls + 1):
         if calls:
             prompt = question.continued(agent, {row: written[row] for row in rows})
         left = [limit - len(written[row]) + results[row] for row in rows]
         config.max_new_tokens = max(left)
         output = generate_from(agent, prompt, config, model_kwargs)
-        calling = []
+        calling: dict[int, tuple[str, str]] = {}
         for row, room, ids in zip(rows, left, trim(output, ends), strict=True):
-            call = find_call(agent.decode(ids), tools)
+            text = agent.decode(ids)
+            call = find_call(text, tools) or ((FORGED, "") if f"<{FORGED}>" in text else None)
             # A row that stopped at a closing tag is padded up to the longest one.
             fill = {config.pad_token_id} if call is None else {config.pad_token_id, *ends}
             while ids and ids[-1] in fill and (call or ids[-1] not in ends):
                 ids.pop()
             ids = ids[:room]
             written[row] += ids
-            if call is None or len(ids) == room or calls == MAX_CALLS:
-                continue
-            tag, inside = call
-            result = renderer.message_ids(f"<result>{str(tools[tag](inside))[:MAX_RESULT]}</result>")
-            written[row] += result
-            results[row] += len(result)
-            calling.append(row)
-        rows = calling
+            if call is not None and len(ids) < room and calls < tools.max_calls:
+                calling[row] = call
+        rows = list(calling)
         if not rows:
             break
+        for (row, (tag, _)), answer in zip(calling.items(), tools.answer(list(calling.values())), strict=True):
+            opening = "" if tag == FORGED else f"<{FORGED}>"  # which stands there already
+            result = renderer.message_ids(f"{opening}{answer}</{FORGED}>")
+            written[row] += result
+            results[row] += len(result)
     return written, results
 
 

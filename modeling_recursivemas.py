@@ -44,7 +44,7 @@ from .prompts_recursivemas import PromptRenderer, Question, as_text, input_field
 from .saving_recursivemas import agent_writer, save_system, saved_links
 from .settings_recursivemas import read_settings, validate_arguments
 from .sources_recursivemas import Source, split_arguments
-from .tools_recursivemas import Tools, validate_tools
+from .tools_recursivemas import ToolBox, Tools
 
 # Passes the user's text through: the agents' own chat templates do the rest. Content may be a list of parts.
 CHAT_TEMPLATE = (
@@ -341,7 +341,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         batch_size: int = 32,
         complete_answer: bool = False,
         return_latents: bool = False,
-        tools: Tools | None = None,
+        tools: Tools | Sequence[Any] | None = None,
         on_progress: Callable[[int], None] | None = None,
         on_turn: Callable[[int, str], None] | None = None,
         on_solutions: Callable[[list[int], list[Solution]], None] | None = None,
@@ -369,9 +369,10 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             complete_answer: where an answer lacks its box (math, choice) or its block (code), write the line that
                 opens it and continue once, as the public release does.
             return_latents: keep what travelled along every link of every round.
-            tools: tag -> function from text to text; what the decoding agent writes between `<TAG>` and `</TAG>` in
-                its answer is handed to it, and decoding goes on after `<result>…</result>`, which becomes part of the
-                text (see tools_recursivemas.py). Messages and latents use no tools.
+            tools: tag -> function from text to text, or a list of functions or schemas, or a `ToolBox` with limits of
+                its own; what the decoding agent writes between `<TAG>` and `</TAG>` in its answer is handed to it,
+                and decoding goes on after `<result>…</result>`, which becomes part of the text (see
+                tools_recursivemas.py). Messages and latents use no tools.
             on_progress: called with the number of questions finished since the last call.
             on_turn: called with round and role after each turn of each batch, the answer's too; what it raises ends
                 the call.
@@ -403,8 +404,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         settings.validate_questions(questions, self.topology)
         swaps = settings.control == "other_question"
         validate_count("batch_size", batch_size, 2 if swaps else 1)
-        if tools is not None:
-            validate_tools(tools)
+        box = tools if tools is None or isinstance(tools, ToolBox) else ToolBox(tools)
         sequences = generation_kwargs.get("num_return_sequences")
         for saved in (given, self.generation_config):
             sequences = getattr(saved, "num_return_sequences", None) if sequences is None else sequences
@@ -420,7 +420,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             batch_size = 1  # candidates are drafted for one row at a time
         judge_arguments(self._decoder, config, model_kwargs, min(batch_size, len(questions)))
         self._fit_positions(questions, settings, config, generation_kwargs)
-        answer = AnswerSettings(config, model_kwargs, tools, complete_answer, return_latents)
+        answer = AnswerSettings(config, model_kwargs, box, complete_answer, return_latents)
         # Questions of like length share a batch, so that little of it is padding; who gets what was sent for the next
         # question chooses the order.
         texts = list(map(as_text, questions))

@@ -1,19 +1,33 @@
 """Tools of the decoding agent: what it writes between `<TAG>` and `</TAG>` is handed to the tool of that tag.
 
 As in the public release, decoding stops at a closing tag, `<result>…</result>` is appended, and decoding goes on (see
-`write_with_tools`); at most `MAX_CALLS` calls an answer, results cut at `MAX_RESULT` characters.
+`write_with_tools`); `ToolBox` holds the limits. Results are written by this module only: tags inside a result are
+written as `&lt;…`, and a `<result>` that an agent begins by itself is closed with the note that there is none.
 """
 
 import ast
+import inspect
+import json
 import operator
 import re
-from collections.abc import Callable, Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from transformers.utils import get_json_schema
 
 from .errors_recursivemas import InputError
 
 MAX_CALLS = 5
+MAX_SECONDS = 10.0  # of a call
 MAX_RESULT = 6000  # characters
+GRACE = 2.0  # seconds in which a tool that keeps the limit by itself can say so
+FORGED = "result"  # the tag of results, which no agent writes
+NO_CALL = "none: results follow calls only"
 Tools = dict[str, Callable[[str], str]]
+_SHAPES = (Mapping, list, tuple)
 
 _OPERATORS: dict[type, Callable[..., int]] = {
     ast.Add: operator.add,
@@ -49,18 +63,114 @@ def _value(node: ast.AST) -> int:
     return value
 
 
-def validate_tools(tools: Tools) -> None:
-    """Raises InputError unless `tools` maps tags to callables."""
-    if not isinstance(tools, dict) or not all(
-        isinstance(tag, str) and re.fullmatch(r"\w+", tag) and tag != "result" and callable(tool)
-        for tag, tool in tools.items()
-    ):
-        raise InputError(
-            "`tools` cannot be used.",
-            where="tools",
-            found=repr(tools)[:80],
-            expected='tag -> function from text to text, for example {"python": calculator}',
-        )
+class ToolBox(Tools):
+    """Tag -> function from the text of a call to its result, with the limits of a run.
+
+    Args:
+        tools: a mapping; or a list of functions with a docstring in transformers' form, of `(schema, function)` with
+            a JSON schema as transformers' `get_json_schema` makes it, or of schemas alone (whose calls are answered
+            with the note that there is no function). The tag of a listed tool is its name; its call's text is a JSON
+            object of arguments, or the one argument as it stands.
+        max_calls: calls of one answer that are executed.
+        max_seconds: wall time of a call, then its result says that there is none; what runs on is not waited for.
+        max_result: characters of a result, the rest is cut.
+
+    Raises:
+        InputError: `tools` is none of that.
+    """
+
+    def __init__(
+        self,
+        tools: Any,
+        *,
+        max_calls: int = MAX_CALLS,
+        max_seconds: float = MAX_SECONDS,
+        max_result: int = MAX_RESULT,
+    ) -> None:
+        named = tools if isinstance(tools, Mapping) else dict(map(_named, tools)) if isinstance(tools, _SHAPES) else {}
+        if not isinstance(tools, _SHAPES) or not all(
+            isinstance(tag, str) and re.fullmatch(r"\w+", tag) and tag != FORGED and callable(tool)
+            for tag, tool in named.items()
+        ):
+            raise _unusable(tools)
+        super().__init__(named)
+        self.max_calls, self.max_seconds, self.max_result = max_calls, max_seconds, max_result
+
+    def __reduce__(self) -> tuple:
+        limits = {name: getattr(self, name) for name in ("max_calls", "max_seconds", "max_result")}
+        return partial(ToolBox, **limits), (dict(self),)
+
+    def answer(self, calls: Sequence[tuple[str, str]]) -> list[str]:
+        """The results of calls, (tag, text) each, made side by side; what fails is a result that begins `error:`."""
+        late = f"error: no result within {self.max_seconds:g} seconds"
+        results = [NO_CALL if tag == FORGED else late for tag, _ in calls]
+
+        def make(number: int, tag: str, text: str) -> None:
+            try:
+                results[number] = str(self[tag](text))
+            except Exception as error:  # of a tool; the agent may try again
+                results[number] = f"error: {type(error).__name__}: {error}"
+
+        threads = [
+            threading.Thread(target=make, args=(number, *call), daemon=True)
+            for number, call in enumerate(calls)
+            if call[0] != FORGED
+        ]
+        for thread in threads:
+            thread.start()
+        end = time.monotonic() + self.max_seconds + GRACE
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        tags = re.compile(rf"<(?=/?(?:{'|'.join(map(re.escape, [FORGED, *self]))})>)")
+        return [tags.sub("&lt;", result[: self.max_result]) for result in list(results)]
+
+
+def _unusable(tools: object) -> InputError:
+    return InputError(
+        "`tools` cannot be used.",
+        where="tools",
+        found=repr(tools)[:200],
+        expected='tag -> function from text to text, for example {"python": calculator}; or a list of functions with '
+        "docstrings, of (schema, function), or of schemas",
+    )
+
+
+def _named(tool: Any) -> tuple[str, Callable[[str], str]]:
+    """Tag and function of a listed tool."""
+    schema, function = tool if isinstance(tool, tuple) and len(tool) == 2 else (tool, None)
+    try:
+        if callable(schema):
+            function, schema = schema, get_json_schema(schema)
+        inner = schema.get("function", schema)
+        name, parameters = inner["name"], inner.get("parameters", {}).get("properties", {})
+        if not isinstance(parameters, Mapping) or not (function is None or callable(function)):
+            raise TypeError("no parameters")
+        return name, partial(_call, name, function, dict(parameters))
+    except Exception as error:  # of transformers' reading of a docstring, too
+        raise _unusable(tool) from error
+
+
+def _call(name: str, function: Callable | None, parameters: dict[str, Any], text: str) -> str:
+    """A listed tool's result for the text of a call."""
+    if function is None:
+        return f"error: no function is given for the tool {name}"
+    try:
+        arguments = json.loads(text)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        if len(parameters) != 1:
+            names = ", ".join(parameters)
+            return f"error: the arguments of {name} are no JSON object ({names})"
+        (only,) = parameters
+        as_text = parameters[only].get("type") == "string" or arguments is None
+        arguments = {only: text.strip() if as_text else arguments}
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        return f"error: {name}: {error}"
+    result = function(**arguments)
+    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
 
 
 def find_call(text: str, tags: Iterable[str]) -> tuple[str, str] | None:

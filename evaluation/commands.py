@@ -1,6 +1,7 @@
 """What commands share: the arguments that choose a system, its tools, a progress bar."""
 
 import argparse
+import itertools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,11 +19,14 @@ from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question, as_inputs
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import TASKS
+from ..toolbox.python import python_tool
+from ..toolbox.search import provider_here, search_tool
 from ..tools_recursivemas import Tools, calculator
 from .metrics import METRICS
 
-# What --tools knows: name -> tags and their functions, see `RecursiveMASModel.solve`.
+# Tools that need nothing: name -> tags and their functions, see `RecursiveMASModel.solve`.
 TOOLS: dict[str, Tools] = {"calculator": {"python": calculator}}
+TOOL_NAMES = (*TOOLS, "python", "search")
 
 # What the options of commands may be.
 LIMITS = {
@@ -52,8 +56,14 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--latent-steps", type=int, help="latent steps of a rollout (default: the system's)")
     parser.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (default: the system's)")
     parser.add_argument(
-        "--tools", choices=TOOLS, help="answer the calls in what the system writes (default: calls stay text)"
+        "--tools",
+        nargs="+",
+        action=ToolNames,
+        metavar="TOOL",
+        help=f"answer the calls in what the system writes: {', '.join(TOOL_NAMES)} (default: calls stay text)",
     )
+    parser.add_argument("--allow-code", action="store_true", help="let the tool python run what the system writes")
+    parser.add_argument("--search-index", help="what the tool search looks into, see recursivemas index")
     parser.add_argument("--task", help="default, math, choice, code or reasoning (default: the system's)")
     add_trust_argument(parser)
 
@@ -90,6 +100,51 @@ def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
+class ToolNames(argparse.Action):
+    """The names behind --tools, as one text; what follows them are questions, where a command takes any."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        names = list(itertools.takewhile(TOOL_NAMES.__contains__, values))
+        rest = values[len(names) :]
+        if not names or (rest and not hasattr(namespace, "questions")):
+            parser.error(f"argument --tools: invalid choice: {rest[0]!r} (choose from {', '.join(TOOL_NAMES)})")
+        namespace.tools, namespace.more_questions = " ".join(names), rest
+
+
+def named_tools(names: str | None, *, allow_code: bool = False, search_index: str | None = None) -> Tools | None:
+    """The tools of some names of `TOOL_NAMES`, a space between two.
+
+    Args:
+        names: `None` for no tools.
+        allow_code: whether the user lets model-written code run, which `python` needs.
+        search_index: what `search` looks into; else it asks Tavily where its key is set.
+
+    Raises:
+        InputError: a name that is none, code that nobody allowed, or an index that is not there.
+    """
+    if names is None:
+        return None
+    tools: Tools = {}
+    for name in dict.fromkeys(names.split()):
+        if name == "python":
+            if not allow_code:
+                raise InputError(
+                    "The tool python runs code that a model writes, which nobody allowed.",
+                    where="--tools python",
+                    hint="add --allow-code (docs/tools.md says what holds it)",
+                )
+            tools["python"] = python_tool()
+        elif name == "search":
+            tools["search"] = search_tool(provider_here(search_index))
+        elif name == "calculator":  # where Python has its own tag, under its name
+            tools |= {"calculator": calculator} if "python" in names.split() else TOOLS[name]
+        else:
+            raise InputError("A tool is unknown.", where="--tools", found=name, expected=", ".join(TOOL_NAMES))
+    return tools
+
+
 def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
     """The system that `add_system_arguments` describes."""
     validate_arguments(arguments)
@@ -107,7 +162,8 @@ def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
 def solve_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `add_system_arguments` says of answering, for `RecursiveMASModel.solve`."""
     names = ("latent_steps", "task", "batch_size", "max_new_tokens")
-    return {name: getattr(arguments, name) for name in names} | {"tools": TOOLS.get(arguments.tools)}
+    chosen = {"allow_code": arguments.allow_code, "search_index": arguments.search_index}
+    return {name: getattr(arguments, name) for name in names} | {"tools": named_tools(arguments.tools, **chosen)}
 
 
 def add_replace_argument(parser: argparse.ArgumentParser) -> None:

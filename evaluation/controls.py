@@ -71,12 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rows, metric = load_data(arguments)
-    rows = among_others(rows)
+    rows, options = among_others(rows), solve_arguments(arguments)
     asked = asked_of(arguments, rows)
     if results := finished_results(arguments.output, asked, arguments.resume, "controls"):
         return results
     with keeping_rows(arguments.output, asked, arguments.resume) as row_file:
-        mas, options = load_from_arguments(arguments), solve_arguments(arguments)
+        mas = load_from_arguments(arguments)
         if row_file:
             row_file.of_system(mas)
         figures = compare(mas, rows, arguments.rounds, arguments.seed, metric=metric, row_file=row_file, **options)

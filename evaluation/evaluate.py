@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rows, metric = load_data(arguments)
     group_by = arguments.group_by or getattr(TASKS.get(arguments.data), "GROUP_BY", None)
+    options = {**solve_arguments(arguments), "group_by": group_by, "metric": metric}
     asked = asked_of(arguments, rows, free=["group_by"])
     if results := finished_results(arguments.output, asked, arguments.resume):
         return results
@@ -75,8 +76,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         mas = without(load_from_arguments(arguments), arguments.without)
         if row_file:
             row_file.of_system(mas)
-        options = {**solve_arguments(arguments), "group_by": group_by, "metric": metric, "row_file": row_file}
-        figures = evaluate(mas, rows, arguments.modes, arguments.rounds, **options)
+        figures = evaluate(mas, rows, arguments.modes, arguments.rounds, row_file=row_file, **options)
         settings = described(arguments, mas, len(rows), metric) | {"without": arguments.without, "group_by": group_by}
         measured = {"figures": figures, "questions": questions_of(rows, group_by)}
         results = {**provenance(), "settings": settings, **measured}

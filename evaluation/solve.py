@@ -15,6 +15,7 @@ Examples:
   recursivemas solve --system path/to/system --mode text --file questions.jsonl
   recursivemas solve --system my-system --input facts="Ben works as a writer." "What is the job of Ben?"
   recursivemas solve --system systems/deliberation --tools calculator "a=c b=4 c=d d=7 e=b f=2 376*a"
+  recursivemas solve --system my-system --tools python search --allow-code --search-index notes/ "How many poems?"
 """
 
 import argparse
@@ -81,7 +82,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    questions = arguments.questions
+    questions = [*arguments.questions, *getattr(arguments, "more_questions", [])]
     if not questions and arguments.file:
         questions = read_questions((line for _, line in read_lines(arguments.file, InputError)), arguments.file)
     elif not questions:
@@ -92,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("There is no question.", where="recursivemas solve", hint=hint)
     if arguments.resume and not arguments.output:
         raise InputError("There is nothing to go on with.", where="--resume", hint="name the --output of the run")
-    done = 0
+    done, options = 0, solve_arguments(arguments)
 
     def say() -> str:
         told = f"interrupted: {done} of {len(questions)} questions are answered"
@@ -138,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
                 on_progress=bar.update,
                 on_solutions=answered,
                 keep_order=True,
-                **solve_arguments(arguments),
+                **options,
             )
     return 0
 

@@ -51,8 +51,8 @@ def test_no_text_line_is_taken_for_an_import():
 
 # The floors of the workshop: a room imports remote code, itself, and rooms that stand before it here.
 ROOMS = (
-    *("tasks", "distributed", "system_loader", "fetch", "evaluation", "training", "small_systems", "inspection"),
-    *("experiments", "release", "upload", "benchmarks", "serve", "mcp_server", "cli"),
+    *("tasks", "sandbox", "toolbox", "distributed", "system_loader", "fetch", "evaluation", "training"),
+    *("small_systems", "inspection", "experiments", "release", "upload", "benchmarks", "serve", "mcp_server", "cli"),
 )
 
 

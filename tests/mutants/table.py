@@ -797,8 +797,8 @@ GENERATION = [
 TOOLS = [
     remote(
         "stop-strings-lost-with-tools",
-        'config.stop_strings = [*own_stops, *(f"</{tag}>" for tag in tools)]',
-        'config.stop_strings = [f"</{tag}>" for tag in tools]',
+        "config.stop_strings = [*own_stops, *(",
+        "config.stop_strings = [*(",
         "generation::test_stop_strings_end_an_answer_where_tools_run",
     ),
     remote(
@@ -809,14 +809,14 @@ TOOLS = [
     ),
     remote(
         "one-call-more",
-        " or calls == MAX_CALLS:",
+        " and calls < tools.max_calls:",
         ":",
         "tools::test_no_more_than_the_allowed_calls_are_answered",
     ),
     remote(
         "call-at-the-limit-answered",
-        "if call is None or len(ids) == room or calls == MAX_CALLS:",
-        "if call is None or calls == MAX_CALLS:",
+        "if call is not None and len(ids) < room and calls < tools.max_calls:",
+        "if call is not None and calls < tools.max_calls:",
         "tools::test_a_call_at_the_limit_is_not_answered",
     ),
     remote(
@@ -827,9 +827,27 @@ TOOLS = [
     ),
     remote(
         "endless-result",
-        "{str(tools[tag](inside))[:MAX_RESULT]}",
-        "{str(tools[tag](inside))}",
+        'tags.sub("&lt;", result[: self.max_result])',
+        'tags.sub("&lt;", result)',
         "tools::test_a_result_is_cut_and_read_as_plain_text",
+    ),
+    remote(
+        "tags-in-a-result",
+        'tags.sub("&lt;", result[: self.max_result])',
+        "result[: self.max_result]",
+        "tools::test_tags_inside_a_result_end_nothing_and_call_nothing",
+    ),
+    remote(
+        "forged-result-goes-on",
+        'f"<{FORGED}>"]',
+        "]",
+        "tools::test_an_agent_cannot_write_a_result_itself",
+    ),
+    remote(
+        "tools-in-turn",
+        "            thread.start()\n        end",
+        "            thread.start()\n            thread.join()\n        end",
+        "tools::test_calls_of_several_rows_run_side_by_side",
     ),
     remote(
         "results-count-against-the-limit",
