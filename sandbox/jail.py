@@ -28,6 +28,7 @@ NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 
 NEW_ANY = 0x7E020080  # every kind of namespace, in the flags of clone
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 22, 38, 47
+PR_SET_CHILD_SUBREAPER = 36
 # System calls of one number everywhere: of mounts, and of Landlock.
 MOUNT_SETATTR, CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 442, 444, 445, 446
 RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # version of Landlock -> rights that it knows, the first so many bits
@@ -65,7 +66,7 @@ ALONE = {
     "ioprio_set": (251, 30),
 }  # fmt: skip
 OWN_ID_ONLY = {"kill": (62, 129), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240)}
-PRLIMIT, CLONE, CLONE3 = (302, 261), (56, 220), (435, 435)
+PRLIMIT, PRCTL, CLONE, CLONE3 = (302, 261), (157, 167), (56, 220), (435, 435)
 CLONE_THREAD = 0x10000
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # -> column above, the kernel's own number
 
@@ -252,6 +253,8 @@ def filter_of(column: int, machine: int, alone: bool) -> bytes:
             rows += [(equal, 0, 4, numbers[column]), (load, 0, 0, 16), (equal, 1, 0, os.getpid())]
             rows += [(leave, 0, 0, refuse), (load, 0, 0, 0)]
         rows += [(equal, 0, 3, PRLIMIT[column]), (load, 0, 0, 16), (equal, 1, 0, 0), (leave, 0, 0, refuse)]
+        rows += [(load, 0, 0, 0), (equal, 0, 3, PRCTL[column]), (load, 0, 0, 16)]
+        rows += [(equal, 0, 1, PR_SET_PDEATHSIG), (leave, 0, 0, refuse)]
     rows += [(leave, 0, 0, allow)]
     return b"".join(struct.pack("=HBBI", *row) for row in rows)
 
@@ -301,8 +304,11 @@ def main(job_fd: int, status_fd: int, result_fd: int) -> None:
         job = marshal.load(file)
     if LINUX:
         prctl(PR_SET_PDEATHSIG, SIGKILL)  # with the caller
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
+        try:
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write("1000")  # the first to go where memory is short
+        except OSError:  # a container's own choice
+            pass
     try:
         if job["namespaces"]:
             enter_namespaces(private_uid)
@@ -310,7 +316,7 @@ def main(job_fd: int, status_fd: int, result_fd: int) -> None:
     except OSError as error:
         return give_up(status_fd, error)
     if init:
-        guard(init, (status_fd, result_fd))
+        guard(init, (status_fd, result_fd), SIGKILL if job["namespaces"] else SIGTERM)
     if LINUX:
         prctl(PR_SET_PDEATHSIG, SIGKILL)  # with the guard
     os.setsid()  # out of the guard's group, which `killpg` would reach
@@ -332,9 +338,17 @@ def main(job_fd: int, status_fd: int, result_fd: int) -> None:
     held |= {"network": namespaces or filtered, "processes": namespaces or filtered}
     held |= {"system_calls": filtered, "limits": True}
     ready, go = os.pipe()
-    start = time.monotonic()
+    start, program = time.monotonic(), 0
+    if not namespaces:  # nobody but this process ends the program then, and its group is all there is of it
+        signal(SIGTERM, lambda *_: os.killpg(program, SIGKILL) if program else os._exit(1))
+        if LINUX:
+            prctl(PR_SET_CHILD_SUBREAPER, 1)
     program = os.fork()
     if not program:
+        signal(SIGTERM, SIG_DFL)
+        if LINUX:
+            prctl(PR_SET_PDEATHSIG, SIGKILL)  # with this process
+        os.setsid()
         os.close(ready)
         os.close(status_fd)
         return run_program(job, result_fd, go, filtered)
@@ -351,8 +365,20 @@ def main(job_fd: int, status_fd: int, result_fd: int) -> None:
         ended, ending = os.wait()  # also whom the program left behind
         status = ending if ended == program else None
     seconds = time.monotonic() - start
+    if not namespaces:
+        end_group(program)
     say(status_fd, f'{{"status": {os.waitstatus_to_exitcode(status)}, "seconds": {seconds:f}}}')
     os._exit(0)
+
+
+def end_group(program: int) -> None:
+    """Ends what a program left in its group, and waits for it."""
+    try:
+        os.killpg(program, SIGKILL)
+        while True:
+            os.wait()
+    except (ProcessLookupError, ChildProcessError):
+        pass
 
 
 def plain(error: Exception) -> str:
@@ -365,9 +391,9 @@ def give_up(status_fd: int, error: OSError) -> None:
     os._exit(1)
 
 
-def guard(init: int, fds: tuple) -> None:
-    """Waits for the first process inside; SIGTERM ends it, and so everything inside."""
-    signal(SIGTERM, lambda *_: os.kill(init, SIGKILL))
+def guard(init: int, fds: tuple, how: int) -> None:
+    """Waits for the first process inside; SIGTERM ends it by the signal `how`, and so everything inside."""
+    signal(SIGTERM, lambda *_: os.kill(init, how))
     for fd in (0, 1, 2, *fds):
         os.close(fd)
     os.waitpid(init, 0)
@@ -376,7 +402,6 @@ def guard(init: int, fds: tuple) -> None:
 
 def run_program(job: dict, result_fd: int, go: int, filtered: bool) -> None:
     """The last steps that need a right, then the job; ends as the program ends."""
-    os.setsid()
     os.environ.clear()
     os.putenv("OPENBLAS_NUM_THREADS", "1")  # for libraries; os.environ stays empty
     try:

@@ -397,6 +397,28 @@ def test_without_namespaces_less_is_in_force_and_said(source, said):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+@pytest.mark.parametrize(
+    "source",
+    [
+        "while True: pass",
+        "import signal\nsignal.signal(15, signal.SIG_IGN)\nwhile True: pass",
+        "import ctypes; print(ctypes.CDLL(None).prctl(1, 0, 0, 0, 0), flush=True)\nwhile True: pass",
+    ],
+)
+@pytest.mark.parametrize("test", [None, "f()"])
+def test_without_namespaces_a_program_ends_with_its_run(source, test):
+    said = "import os; print(os.getpid(), flush=True)\n"
+    job = Job(
+        said + (f"def f():\n {source.replace(chr(10), chr(10) + ' ')}" if test else source), test=test, limits=SHORT
+    )
+    outcome = sandbox._run(job, namespaces=False)
+    pid, *prctl = map(int, outcome.stdout.split())
+    assert "limit" in outcome.error and prctl in ([], [-1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
 def test_without_namespaces_files_are_closed_or_said_to_be_open(world):
     closed = sandbox._run(Job(""), namespaces=False).protection["files"]
     jobs = {

@@ -773,12 +773,6 @@ SANDBOX = [
         "sandbox::test_a_program_that_tries_to_get_out_stays_in[everything there is]",
     ),
     workshop(
-        "group-shared-with-the-guard",
-        "    os.setsid()\n    os.environ.clear()",
-        "    os.environ.clear()",
-        "sandbox::test_a_program_that_tries_to_get_out_stays_in[killing its group]",
-    ),
-    workshop(
         "environment-of-python",
         "    os.environ.clear()\n",
         "",
