@@ -28,7 +28,12 @@ NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 
 NEW_ANY = 0x7E020080  # every kind of namespace, in the flags of clone
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 1, 4, 22, 38, 47
-MOUNT_SETATTR = 442  # a system call, of one number everywhere
+PR_SET_CHILD_SUBREAPER = 36
+# System calls of one number everywhere: of mounts, and of Landlock.
+MOUNT_SETATTR, CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 442, 444, 445, 446
+RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}  # version of Landlock -> rights that it knows, the first so many bits
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1, 2, 4, 8
+IN_FOLDER = 0b0111_0001_1011_1110  # all but executing, and making devices, sockets and pipes
 UID_INSIDE = 1000
 FIRST_PRIVATE_UID = 0x60000000  # where we are root, a program gets a user of its own, by its process id
 HOME = "/tmp"  # the private folder in which a program starts
@@ -61,7 +66,7 @@ ALONE = {
     "ioprio_set": (251, 30),
 }  # fmt: skip
 OWN_ID_ONLY = {"kill": (62, 129), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240)}
-PRLIMIT, CLONE, CLONE3 = (302, 261), (56, 220), (435, 435)
+PRLIMIT, PRCTL, CLONE, CLONE3 = (302, 261), (157, 167), (56, 220), (435, 435)
 CLONE_THREAD = 0x10000
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # -> column above, the kernel's own number
 
@@ -131,6 +136,7 @@ def build_root(job: dict) -> None:
     There is no /proc, no home, no program and no site-packages. Python's paths are renamed to what they are inside.
     """
     stage, stdlib = job["stage"], os.path.dirname(os.path.realpath(os.__file__))
+    call("sethostname", b"sandbox", 7)
     mount("", "/", "", MS_REC | MS_PRIVATE)
     mount("tmpfs", stage, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m")
     os.chdir(stage)
@@ -178,6 +184,37 @@ def build_root(job: dict) -> None:
     sys.path_importer_cache.clear()
 
 
+def confine(job: dict) -> bool:
+    """Without namespaces: closes all files but those that `build_root` would show. Whether the kernel can (Landlock).
+
+    Names and sizes of what is closed can still be asked for, where its path is known.
+    """
+    version = LIBC.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), 1)
+    if version < 1:
+        return False
+    handled = (1 << RIGHTS.get(version, 16)) - 1
+    try:
+        rules = call("syscall", CREATE_RULESET, struct.pack("=Q", handled), ctypes.c_size_t(8), 0)
+        reading = EXECUTE | READ_FILE | READ_DIR
+        shown = {f"/{name}": reading for name in LIBRARIES}
+        shown |= {f"/dev/{name}": READ_FILE | WRITE_FILE for name in DEVICES}
+        shown |= {os.path.dirname(path): READ_DIR for path in job["packages"]}
+        shown |= {path: reading for path in (os.path.dirname(os.__file__), *job["packages"])}
+        if os.path.realpath(sys.base_prefix) not in ("/usr", "/usr/local"):
+            shown[f"{os.path.realpath(sys.base_prefix)}/lib"] = reading
+        for path, rights in {**shown, job["folder"]: IN_FOLDER}.items():
+            if os.path.exists(path):
+                fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                rule = struct.pack("=Qi", rights & handled, fd)
+                call("syscall", ADD_RULE, rules, 1, rule, 0)
+                os.close(fd)
+        call("syscall", RESTRICT_SELF, rules, 0)
+        os.close(rules)
+    except OSError:
+        return False
+    return True
+
+
 def drop_rights(private_uid: int) -> None:
     """No capability now, and none ever again."""
     if os.geteuid() == 0:
@@ -216,6 +253,8 @@ def filter_of(column: int, machine: int, alone: bool) -> bytes:
             rows += [(equal, 0, 4, numbers[column]), (load, 0, 0, 16), (equal, 1, 0, os.getpid())]
             rows += [(leave, 0, 0, refuse), (load, 0, 0, 0)]
         rows += [(equal, 0, 3, PRLIMIT[column]), (load, 0, 0, 16), (equal, 1, 0, 0), (leave, 0, 0, refuse)]
+        rows += [(load, 0, 0, 0), (equal, 0, 3, PRCTL[column]), (load, 0, 0, 16)]
+        rows += [(equal, 0, 1, PR_SET_PDEATHSIG), (leave, 0, 0, refuse)]
     rows += [(leave, 0, 0, allow)]
     return b"".join(struct.pack("=HBBI", *row) for row in rows)
 
@@ -265,8 +304,11 @@ def main(job_fd: int, status_fd: int, result_fd: int) -> None:
         job = marshal.load(file)
     if LINUX:
         prctl(PR_SET_PDEATHSIG, SIGKILL)  # with the caller
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
+        try:
+            with open("/proc/self/oom_score_adj", "w") as file:
+                file.write("1000")  # the first to go where memory is short
+        except OSError:  # a container's own choice
+            pass
     try:
         if job["namespaces"]:
             enter_namespaces(private_uid)
@@ -274,7 +316,7 @@ def main(job_fd: int, status_fd: int, result_fd: int) -> None:
     except OSError as error:
         return give_up(status_fd, error)
     if init:
-        guard(init, (status_fd, result_fd))
+        guard(init, (status_fd, result_fd), SIGKILL if job["namespaces"] else SIGTERM)
     if LINUX:
         prctl(PR_SET_PDEATHSIG, SIGKILL)  # with the guard
     os.setsid()  # out of the guard's group, which `killpg` would reach
@@ -292,12 +334,21 @@ def main(job_fd: int, status_fd: int, result_fd: int) -> None:
         prctl(PR_SET_PDEATHSIG, SIGKILL)  # a change of user takes it away
     filtered = LINUX and os.uname().machine in MACHINES
     namespaces = job["namespaces"]
-    held = {"files": namespaces, "network": namespaces or filtered, "processes": namespaces or filtered}
+    held = {"files": namespaces or (LINUX and confine(job))}
+    held |= {"network": namespaces or filtered, "processes": namespaces or filtered}
     held |= {"system_calls": filtered, "limits": True}
     ready, go = os.pipe()
-    start = time.monotonic()
+    start, program = time.monotonic(), 0
+    if not namespaces:  # nobody but this process ends the program then, and its group is all there is of it
+        signal(SIGTERM, lambda *_: os.killpg(program, SIGKILL) if program else os._exit(1))
+        if LINUX:
+            prctl(PR_SET_CHILD_SUBREAPER, 1)
     program = os.fork()
     if not program:
+        signal(SIGTERM, SIG_DFL)
+        if LINUX:
+            prctl(PR_SET_PDEATHSIG, SIGKILL)  # with this process
+        os.setsid()
         os.close(ready)
         os.close(status_fd)
         return run_program(job, result_fd, go, filtered)
@@ -314,8 +365,20 @@ def main(job_fd: int, status_fd: int, result_fd: int) -> None:
         ended, ending = os.wait()  # also whom the program left behind
         status = ending if ended == program else None
     seconds = time.monotonic() - start
+    if not namespaces:
+        end_group(program)
     say(status_fd, f'{{"status": {os.waitstatus_to_exitcode(status)}, "seconds": {seconds:f}}}')
     os._exit(0)
+
+
+def end_group(program: int) -> None:
+    """Ends what a program left in its group, and waits for it."""
+    try:
+        os.killpg(program, SIGKILL)
+        while True:
+            os.wait()
+    except (ProcessLookupError, ChildProcessError):
+        pass
 
 
 def plain(error: Exception) -> str:
@@ -328,9 +391,9 @@ def give_up(status_fd: int, error: OSError) -> None:
     os._exit(1)
 
 
-def guard(init: int, fds: tuple) -> None:
-    """Waits for the first process inside; SIGTERM ends it, and so everything inside."""
-    signal(SIGTERM, lambda *_: os.kill(init, SIGKILL))
+def guard(init: int, fds: tuple, how: int) -> None:
+    """Waits for the first process inside; SIGTERM ends it by the signal `how`, and so everything inside."""
+    signal(SIGTERM, lambda *_: os.kill(init, how))
     for fd in (0, 1, 2, *fds):
         os.close(fd)
     os.waitpid(init, 0)
@@ -339,7 +402,6 @@ def guard(init: int, fds: tuple) -> None:
 
 def run_program(job: dict, result_fd: int, go: int, filtered: bool) -> None:
     """The last steps that need a right, then the job; ends as the program ends."""
-    os.setsid()
     os.environ.clear()
     os.putenv("OPENBLAS_NUM_THREADS", "1")  # for libraries; os.environ stays empty
     try:

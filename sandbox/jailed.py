@@ -28,7 +28,6 @@ def part(job: dict) -> None:
         os.close(tell)
         _script.update(judge=1, ask=ask, told=told)
     else:
-        os.setsid()
         os.close(ask)
         os.close(told)
         job["test"] = None  # nothing of it in the program's memory

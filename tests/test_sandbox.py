@@ -118,6 +118,14 @@ ATTEMPTS = {
     "another ring of calls": (C + "say(c.syscall(425, 8, 0))", "-1 Operation not permitted"),
     "the clock": ("import time; time.clock_settime(time.CLOCK_REALTIME, 0)", "not permitted"),
     "the host's name": ("import socket; socket.sethostname('x')", "not permitted"),
+    "the host's name, read": ("import os; print('on', os.uname().nodename)", "on sandbox"),
+    "calls by the table of 32 bits": (
+        "import ctypes, mmap, os\nassert os.uname().machine == 'x86_64', 'SIGSYS is of x86_64'\n"
+        "m = mmap.mmap(-1, 4096, prot=7)\nm.write(bytes.fromhex('b814000000cd80c3'))\n"
+        "at = ctypes.addressof(ctypes.c_char.from_buffer(m))\n"
+        "print('ESCAPED', ctypes.CFUNCTYPE(ctypes.c_int)(at)())",
+        "SIGSYS|SIGSEGV",
+    ),
     "precedence": ("import os; os.nice(-5)", "not permitted"),
     # what there is a limit of
     "memory": ("x = b' ' * (4 << 30)", "MemoryError"),
@@ -219,10 +227,13 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def outcomes(world):
+def outcomes(world, request):
+    """What came of every attempt whose test was chosen, side by side."""
+    chosen = [getattr(item, "callspec", None) for item in request.session.items]
+    names = [spec.params["attempt"] for spec in chosen if spec is not None and "attempt" in spec.params]
     short = Limits(seconds=3, memory=600 << 20)
-    jobs = [Job(source.format(**world), limits=short) for source, _ in ATTEMPTS.values()]
-    return dict(zip(ATTEMPTS, run_many(jobs), strict=True))
+    jobs = [Job(ATTEMPTS[name][0].format(**world), limits=short) for name in names]
+    return dict(zip(names, run_many(jobs), strict=True))
 
 
 @walled
@@ -251,6 +262,15 @@ def test_there_are_more_than_forty_attempts_and_ordinary_programs_run():
     }
     outcomes = run_many([Job(source, stdin="3 5\n") for source in programs])
     assert [(outcome.stdout, outcome.error) for outcome in outcomes] == [(text, None) for text in programs.values()]
+
+
+@walled
+def test_memory_of_all_processes_counts():
+    """Each of them stays below the limit; all together do not."""
+    many = "import os, time\nfor _ in range(4):\n if os.fork() == 0: break\n"
+    fill = "x = bytearray(120 << 20)\nfor i in range(0, len(x), 4096): x[i] = 1\ntime.sleep(60)"
+    outcome = run_python(Job(many + fill, limits=Limits(seconds=20, memory=300 << 20)))
+    assert outcome.error.startswith("memory limit")
 
 
 @walled
@@ -373,7 +393,47 @@ else:
 def test_without_namespaces_less_is_in_force_and_said(source, said):
     outcome = sandbox._run(Job(source, limits=SHORT), namespaces=False)
     assert said in outcome.stdout + (outcome.error or "")
-    assert outcome.protection == {**dict.fromkeys(PROTECTIONS, True), "files": False}
+    assert {**outcome.protection, "files": True} == dict.fromkeys(PROTECTIONS, True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+@pytest.mark.parametrize(
+    "source",
+    [
+        "while True: pass",
+        "import signal\nsignal.signal(15, signal.SIG_IGN)\nwhile True: pass",
+        "import ctypes; print(ctypes.CDLL(None).prctl(1, 0, 0, 0, 0), flush=True)\nwhile True: pass",
+    ],
+)
+@pytest.mark.parametrize("test", [None, "f()"])
+def test_without_namespaces_a_program_ends_with_its_run(source, test):
+    said = "import os; print(os.getpid(), flush=True)\n"
+    job = Job(
+        said + (f"def f():\n {source.replace(chr(10), chr(10) + ' ')}" if test else source), test=test, limits=SHORT
+    )
+    outcome = sandbox._run(job, namespaces=False)
+    pid, *prctl = map(int, outcome.stdout.split())
+    assert "limit" in outcome.error and prctl in ([], [-1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+def test_without_namespaces_files_are_closed_or_said_to_be_open(world):
+    closed = sandbox._run(Job(""), namespaces=False).protection["files"]
+    jobs = {
+        f"print('ESCAPED', open({world['secret']!r}).read())": "Permission denied",
+        f"import os; print('ESCAPED', os.listdir({world['home']!r}))": "Permission denied",
+        f"print('ESCAPED', open('/proc/{world['pid']}/environ').read())": "Permission denied",
+        f"print('ESCAPED', open({world['cwd']!r} + '/new', 'w'))": "Permission denied",
+        f"import os; os.symlink({world['secret']!r}, 'x'); print('ESCAPED', open('x').read())": "Permission denied",
+        "import os, json, re, ctypes, numpy; open('x', 'w').write('a'); os.mkdir('y'); print(os.listdir('.'))": "'y'",
+    }
+    for source, said in jobs.items():
+        outcome = sandbox._run(Job(source), namespaces=False)
+        if closed or "'y'" in said:
+            assert said in f"{outcome.stdout}{outcome.error}" and "ESCAPED" not in outcome.stdout
+        assert outcome.protection["files"] is closed
 
 
 def test_a_caller_can_refuse_less(monkeypatch, capsys, tmp_path):

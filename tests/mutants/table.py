@@ -869,6 +869,76 @@ TOOLS = [
     ),
 ]
 
+SANDBOX = [
+    workshop(
+        "network-shared",
+        "flags = NEWNS | NEWUTS | NEWIPC | NEWPID | NEWNET",
+        "flags = NEWNS | NEWUTS | NEWIPC | NEWPID",
+        "sandbox::test_a_program_that_tries_to_get_out_stays_in[a service of this machine]",
+        equivalent="the filter of system calls refuses sockets as well; this wall is for machines without one",
+    ),
+    workshop(
+        "sockets-allowed-without-namespaces",
+        '"socket": (41, 198), "ptrace"',
+        '"ptrace"',
+        "sandbox::test_without_namespaces_less_is_in_force_and_said",
+    ),
+    workshop(
+        "old-root-stays",
+        'call("umount2", b"/old", 2)  # detached: nothing of it can be reached any more\n    os.rmdir("/old")',
+        "pass",
+        "sandbox::test_a_program_that_tries_to_get_out_stays_in[everything there is]",
+    ),
+    workshop(
+        "environment-of-python",
+        "    os.environ.clear()\n",
+        "",
+        "sandbox::test_a_program_that_tries_to_get_out_stays_in[keys in the environment]",
+    ),
+    workshop(
+        "program-keeps-the-test",
+        'job["test"] = None',
+        'job["test"] = job["test"]',
+        "sandbox::test_no_program_passes_a_test_script_but_by_right_values[the test's own text]",
+    ),
+    workshop(
+        "less-is-enough",
+        "if required else []\n    if missing:",
+        "if required else []\n    if False:",
+        "sandbox::test_a_caller_can_refuse_less",
+    ),
+    workshop(
+        "memory-of-one-process",
+        "pids += map(int, file.read().split())",
+        "pids += []",
+        "sandbox::test_memory_of_all_processes_counts",
+    ),
+    workshop(
+        "pickle-read-further",
+        'raise ValueError(f"a pickle that does {operation.name}")',
+        "pass",
+        "judging::test_nothing_is_unpickled_but_one_string",
+    ),
+    workshop(
+        "last-block",
+        'block = re.search(rf"```{language}\\n(.*?)(?:```|\\Z)", text, re.DOTALL)',
+        'block = re.search(rf"(?s:.*)```{language}\\n(.*?)(?:```|\\Z)", text, re.DOTALL)',
+        "judging::test_the_program_in_a_text_is_its_first_python_block",
+    ),
+    workshop(
+        "code-without-permission",
+        "            if not allow_code:",
+        "            if False:",
+        "toolbox::test_code_runs_only_where_the_user_said_so",
+    ),
+    workshop(
+        "invented-result",
+        "return NO_PROVIDER",
+        'return "nothing was found"',
+        "toolbox::test_without_a_provider_search_says_so_and_invents_nothing",
+    ),
+]
+
 ENGINE = [
     remote(
         "other-questions-are-parted",
@@ -1838,6 +1908,7 @@ REAL_LINKS = [
 
 MUTANTS = [
     *ANSWERS, *LINKS, *KERNELS, *CACHES, *PROMPTS, *TOPOLOGY, *CONFIGURATION, *SOURCES, *RELEASE_RULES, *LOADING,
-    *SAVING, *AGENT, *BATCHING, *GENERATION, *TOOLS, *ENGINE, *CONTROLS, *DOORS, *TRAINING, *PROBE, *SMALL_SYSTEMS,
+    *SAVING, *AGENT, *BATCHING, *GENERATION, *TOOLS, *SANDBOX, *ENGINE, *CONTROLS, *DOORS, *TRAINING, *PROBE,
+    *SMALL_SYSTEMS,
     *EVALUATION, *UPLOAD, *RELEASE, *COMMANDS, *REAL_MODELS, *REAL_LINKS,
 ]  # fmt: skip
