@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -184,6 +184,15 @@ def is_assisted(config: GenerationConfig, arguments: dict[str, Any]) -> bool:
     return arguments.get("assistant_model") is not None or any(getattr(config, name, None) for name in drafts)
 
 
+def reads_once(config: GenerationConfig, arguments: dict[str, Any]) -> bool:
+    """Whether the prompt is read only once: into a cache, by one model, in transformers' own loop."""
+    return (
+        config.use_cache is not False
+        and not is_assisted(config, arguments)
+        and arguments.get("custom_generate") is None
+    )
+
+
 def judge_arguments(agent: RecursiveMASAgent, config: GenerationConfig, arguments: dict[str, Any], rows: int) -> None:
     """Lets transformers judge generation arguments before any compute: `generate` as far as its first forward pass.
 
@@ -218,7 +227,7 @@ def judge_arguments(agent: RecursiveMASAgent, config: GenerationConfig, argument
         if isinstance(custom, str):
             # Never a question on the terminal: what the caller did not say is no.
             trusted = bool(arguments.pop("trust_remote_code", None))
-            custom = agent.model.load_custom_generate(custom, trust_remote_code=trusted)
+            custom = cast(Any, agent.model).load_custom_generate(custom, trust_remote_code=trusted)
         if custom is not None:
             arguments["custom_generate"] = functools.wraps(custom)(lambda *_, **__: None)
         ids = torch.full((rows, 1), agent.pad_token_id)
@@ -262,15 +271,15 @@ class _Deaf(BaseStreamer):
         pass
 
 
-def _judge_of(model: PreTrainedModel) -> PreTrainedModel:
+def _judge_of(model: PreTrainedModel) -> Any:
     """A copy that shares all weights, whose `generate` judges its arguments and generates nothing."""
     judge = copy.copy(model)
-    judge.__class__ = _judge_class(type(model))
+    judge.__class__ = _judge_class(cast(Any, type(model)))
     return judge
 
 
 @functools.cache
-def _judge_class(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def _judge_class(model_class: Any) -> Any:
     def try_processors(self: Any, input_ids: torch.Tensor, processors: LogitsProcessorList) -> None:
         scores = torch.zeros(input_ids.shape[0], self.config.get_text_config().vocab_size)
         for processor in processors:

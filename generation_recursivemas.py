@@ -13,7 +13,7 @@ from .agent_recursivemas import RecursiveMASAgent
 from .answers_recursivemas import OPENINGS
 from .batching_recursivemas import PromptBatch
 from .caches_recursivemas import cache_argument
-from .callers_recursivemas import CallerView, is_assisted, prompt_embeddings
+from .callers_recursivemas import CallerView, prompt_embeddings, reads_once
 from .errors_recursivemas import InputError
 from .limits_recursivemas import FiniteLogits
 from .prompts_recursivemas import PromptRenderer
@@ -151,8 +151,8 @@ def trim(output: torch.Tensor | ModelOutput, eos_token_ids: list[int]) -> list[l
 def continues_cache(config: GenerationConfig, model_kwargs: dict[str, Any]) -> bool:
     """Whether generation can continue a prompt's cache: one sequence per row, in transformers' default cache."""
     alone = config.num_beams in (None, 1) and config.num_return_sequences in (None, 1)
-    usual = config.cache_implementation is None and config.use_cache is not False and config.prefill_chunk_size is None
-    return alone and usual and not is_assisted(config, model_kwargs) and model_kwargs.get("custom_generate") is None
+    usual = config.cache_implementation is None and config.prefill_chunk_size is None
+    return alone and usual and reads_once(config, model_kwargs)
 
 
 def generate_from(
@@ -181,7 +181,7 @@ def generate_from(
     ids = prompt.input_ids(agent.pad_token_id)
     view = CallerView(ids[:, :0] if question_ids is None else question_ids, ids.shape[1])
     arguments = view.arguments(model_kwargs or {}, generation_config)
-    once = continues_cache(generation_config, arguments)
+    once = reads_once(generation_config, arguments)
     if prompt.past_key_values is not None:
         arguments |= cache_argument(agent.model.forward, prompt.past_key_values)
     finite = FiniteLogits(agent.dtype, prompt.where)

@@ -4,7 +4,6 @@
 """
 
 import copy
-import inspect
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -388,7 +387,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         """
         questions = [questions] if isinstance(questions, str | Mapping) else questions
         given = generation_kwargs.get("generation_config")
-        self._judge_names(generation_kwargs)
+        validate_arguments(generation_kwargs, self._known_names())
         settings = self._run_settings(
             given,
             num_rounds=num_rounds,
@@ -502,7 +501,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         kwargs.pop("input_ids", None)
         own = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria, "streamer": streamer}
         kwargs |= {name: value for name, value in own.items() if value is not None}
-        self._judge_names({**kwargs, "generation_config": generation_config})
+        validate_arguments({**kwargs, "generation_config": generation_config}, self._known_names())
         if isinstance(given, torch.Tensor):
             validate_ids(given, attention_mask, self._decoder.get_input_embeddings().num_embeddings)
         elif attention_mask is not None:
@@ -563,26 +562,6 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         """Names beside transformers' own that generation settings may have: ours, and those of the agent's files."""
         own = {*vars(self.generation_config), *vars(self._decoder.model.generation_config)}
         return {*RUN_ARGUMENTS, *(name for name in own if not name.startswith("_"))}
-
-    def _judge_names(self, kwargs: Mapping[str, Any]) -> None:
-        """Judges a door's generation arguments by name and kind, see `validate_arguments`."""
-        given = dict(kwargs)
-        config, custom = given.pop("generation_config", None), given.get("custom_generate")
-        if config is not None and not isinstance(config, GenerationConfig):
-            found = type(config).__name__
-            raise InputError(
-                "No generation settings.", where="generation_config", found=found, expected="GenerationConfig"
-            )
-        known = self._known_names()
-        if config is not None:
-            own = {name: value for name, value in vars(config).items() if not name.startswith("_")}
-            own.pop("transformers_version", None)
-            validate_arguments(own, known)
-        if isinstance(custom, str):
-            known |= given.keys()  # the repository's function knows
-        elif callable(custom):
-            known |= inspect.signature(custom).parameters.keys()
-        validate_arguments(given, known)
 
     def _run_settings(self, generation_config: GenerationConfig | None, **arguments: Any) -> RunSettings:
         """What a call asks for: its arguments, before a `generation_config`'s, before the system's own."""

@@ -122,7 +122,7 @@ def validate_kinds(
 
 
 def validate_arguments(given: Mapping[str, Any], known: Collection[str]) -> None:
-    """Judges a call's generation arguments by name and kind.
+    """Judges a call's generation arguments by name and kind, and those of its `generation_config`.
 
     Args:
         given: name -> value; `None` means not given.
@@ -132,7 +132,23 @@ def validate_arguments(given: Mapping[str, Any], known: Collection[str]) -> None
         ArgumentError: nobody knows a name.
         InputError: a system cannot take an argument, or its value is of the wrong kind.
     """
-    names = fields() | ARGUMENTS | set(known)
+    given, names = dict(given), fields() | ARGUMENTS | set(known)
+    config, custom = given.pop("generation_config", None), given.get("custom_generate")
+    if config is not None and not isinstance(config, GenerationConfig):
+        found = type(config).__name__
+        raise InputError(
+            "No generation settings.", where="generation_config", found=found, expected="GenerationConfig"
+        )
+    if config is not None:
+        _validate_named({name: value for name, value in vars(config).items() if name not in METADATA}, names)
+    if isinstance(custom, str):
+        names |= given.keys()  # the repository's function knows
+    elif callable(custom):
+        names |= inspect.signature(custom).parameters.keys()
+    _validate_named(given, names)
+
+
+def _validate_named(given: Mapping[str, Any], names: Collection[str]) -> None:
     for name, value in given.items():
         if value is None or (name == "token_type_ids" and not torch.as_tensor(value).any()):
             continue
@@ -141,7 +157,7 @@ def validate_arguments(given: Mapping[str, Any], known: Collection[str]) -> None
         if name == "cache_implementation" and value == "paged":
             hint = REFUSED["continuous_batching_config"]
             raise InputError("A system cannot take this argument.", where=name, found=value, hint=hint)
-        if name not in names:
+        if name not in names and not name.startswith("_"):
             raise ArgumentError(
                 "Nobody knows a generation argument.", where="generation arguments", **unknown_name(name, names)
             )
@@ -165,8 +181,10 @@ def read_settings(content: Mapping[str, Any], where: str, known: Collection[str]
             raise CheckpointError("A file has an unknown key.", where=where, **unknown_name(name, names))
     validate_kinds(content, where, CheckpointError)
     try:
-        # Settings that came from a model's configuration lose names of ours, if they say so.
-        return GenerationConfig.from_dict({name: value for name, value in content.items() if name != _OF_A_MODEL})
+        # Settings that say that they came from a model's configuration would lose names of ours.
+        config = GenerationConfig.from_dict({name: value for name, value in content.items() if name != _OF_A_MODEL})
+        config._from_model_config = content.get(_OF_A_MODEL)
+        return config
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise CheckpointError(
             "transformers refuses a generation setting.", where=where, found=str(error)[:200]

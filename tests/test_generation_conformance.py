@@ -128,7 +128,7 @@ OF_ONE = "every agent reads prompts of its own"
 TABLE: dict[str, list[Entry]] = {
     "max_new_tokens": [sets(max_new_tokens=3), refuses("max_new_tokens", max_new_tokens=0)],
     "max_length": [Entry(lambda length: {"max_length": length + 4, "max_new_tokens": None}, reads_prompt=True),
-        refuses("no room", max_length=2, max_new_tokens=None)],
+        refuses("max_length", max_length=0, max_new_tokens=None)],
     "min_length": [Entry(lambda length: {"min_length": length + 9, "eos_token_id": list(range(0, 291, 2))},
         reads_prompt=True)],
     "min_new_tokens": [sets(min_new_tokens=9, eos_token_id=list(range(0, 291, 2)))],
@@ -197,10 +197,9 @@ TABLE: dict[str, list[Entry]] = {
     "assistant_ensemble_weight": [refuses("refuses", prompt_lookup_num_tokens=2, assistant_ensemble_weight=0.5)],
     "speculation_type": [...],
     "prompt_lookup_num_tokens": [drafts(prompt_lookup_num_tokens=3),
-        refuses("prompt_lookup_num_tokens", prompt_lookup_num_tokens=0),
-        refuses("batch_size = 1", prompt_lookup_num_tokens=3)],
+        refuses("prompt_lookup_num_tokens", prompt_lookup_num_tokens=0)],
     "max_matching_ngram_size": [drafts(prompt_lookup_num_tokens=3, max_matching_ngram_size=1)],
-    "assistant_early_exit": [drafts(assistant_early_exit=1), refuses("batch_size = 1", assistant_early_exit=1)],
+    "assistant_early_exit": [drafts(assistant_early_exit=1), refuses("assistant_early_exit", assistant_early_exit=0)],
     "compile_config": [sets(acts=False, compile_config=CompileConfig()),
         refuses("compile_config", compile_config={"mode": "x"})],
     "disable_compile": [sets(acts=False, cache_implementation="static", disable_compile=True)],
@@ -236,7 +235,8 @@ TABLE: dict[str, list[Entry]] = {
         reads_prompt=True)],
     "negative_prompt_attention_mask": [sets(guidance_scale=3.0, negative_prompt_ids=torch.tensor([[5, 6, 7]]), rows=1,
         negative_prompt_attention_mask=torch.tensor([[0, 1, 1]]), reads_prompt=True)],
-    "custom_generate": [sets(custom_generate=least_likely), refuses("custom_generate", custom_generate=3),
+    "custom_generate": [sets(custom_generate=least_likely, reads_prompt=True),
+        refuses("custom_generate", custom_generate=3),
         refuses("refuses", custom_generate="/no/such/folder")],
     "trust_remote_code": [sets(acts=False, trust_remote_code=True)],
     # What only one model can take
@@ -252,6 +252,7 @@ ROWS = [
     for index, entry in enumerate(entries)
     if entry is not ...
 ]
+REFUSED_ROWS = [row for row in ROWS if row.values[0].refused]
 EQUAL = [row for row in ROWS if row.values[0].refused is None]
 
 
@@ -326,8 +327,6 @@ def test_the_tokens_are_those_of_the_decoding_agent_from_latents(pair, entry):
     questions = QUESTIONS[: entry.rows]
     prompt, asked = embeddings(pair, questions), ids_of(pair, questions)
     arguments = entry.arguments(asked["input_ids"].shape[1])
-    if "custom_generate" in arguments:
-        pytest.skip("a loop from embeddings is another loop")
     theirs = entry.arguments(0) if entry.reference is None else entry.reference
     # transformers takes no chunks of embeddings
     theirs = {name: value for name, value in theirs.items() if name != "prefill_chunk_size"}
@@ -336,14 +335,12 @@ def test_the_tokens_are_those_of_the_decoding_agent_from_latents(pair, entry):
 
 
 @pytest.mark.parametrize("door", ["generate", "solve"])
-@pytest.mark.parametrize("entry", [row for row in ROWS if row.values[0].refused])
+@pytest.mark.parametrize("entry", REFUSED_ROWS)
 def test_what_cannot_be_used_is_refused_before_any_compute(pair, monkeypatch, entry, door):
     for agent in pair.agents.values():
         monkeypatch.setattr(agent, "encode", lambda *_, **__: pytest.fail("computed"))
         monkeypatch.setattr(agent.model, "forward", lambda *_, **__: pytest.fail("computed"))
     arguments = {"max_new_tokens": NEW, **entry.arguments(0)}
-    if door == "solve" and (entry.refused == "batch_size = 1" or arguments.get("max_length")):
-        pytest.skip("`solve` asks one by one, and has no prompt that counts")
     with pytest.raises(RecursiveMASError) as error:
         if door == "solve":
             pair.solve(QUESTIONS, **arguments)
@@ -413,6 +410,24 @@ def test_an_assistant_of_another_tokenizer_changes_nothing(pair, lookbehind):
     assistant = copy.deepcopy(first.model)
     found = by_the_system(pair, QUESTIONS[:1], "latent", assistant_model=assistant, **tokenizers, **lookbehind)
     assert found == plain_greedy(pair, "latent")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"prompt_lookup_num_tokens": 3}, "batch_size = 1"),
+        ({"assistant_early_exit": 1}, "batch_size = 1"),
+        ({"max_length": 2, "max_new_tokens": None}, "no room"),
+    ],
+)
+def test_what_only_generate_must_refuse_is_refused_before_any_compute(pair, monkeypatch, arguments, why):
+    """`solve` asks a drafting agent one by one, and has no prompt that a length counts."""
+    with monkeypatch.context() as patch:
+        for agent in pair.agents.values():
+            patch.setattr(agent, "encode", lambda *_, **__: pytest.fail("computed"))
+        with pytest.raises(InputError, match=why):
+            pair.generate(**ids_of(pair, QUESTIONS), **arguments)
+    assert len(pair.solve(QUESTIONS, **{"max_new_tokens": 2} | arguments)) == len(QUESTIONS)
 
 
 # Texts

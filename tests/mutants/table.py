@@ -660,8 +660,8 @@ GENERATION = [
     ),
     remote(
         "cache-in-spite-of-use-cache",
-        " and config.use_cache is not False",
-        "",
+        "config.use_cache is not False\n        and not is_assisted",
+        "not is_assisted",
         "caches::test_without_a_cache_the_last_prompt_is_read_anew",
     ),
     remote(
@@ -714,7 +714,7 @@ GENERATION = [
     ),
     remote(
         "latents-of-a-prompt-read-once-only",
-        "once = continues_cache(generation_config, arguments)",
+        "once = reads_once(generation_config, arguments)",
         "once = True",
         "generation_conformance::test_an_assistant_that_reads_the_same_latents_drafts_what_is_written",
         "generation_conformance::test_the_tokens_are_those_of_the_decoding_agent_from_latents[use_cache-0]",
