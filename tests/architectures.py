@@ -50,6 +50,8 @@ def any_base(model_type: str, tokenizer) -> PreTrainedModel | None:
             kinds = list(dict.fromkeys(default.layer_types))
             fields["num_hidden_layers"] = max(2, len(kinds))
             fields["layer_types"] = (kinds * 2)[: fields["num_hidden_layers"]]
+        if hasattr(default, "unpadded_vocab_size"):
+            fields["unpadded_vocab_size"] = len(tokenizer)
         fields |= {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
         fields |= {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.eos_token_id}
         config = CONFIG_MAPPING[model_type](**fields | OWN.get(model_type, {}))

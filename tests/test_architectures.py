@@ -2,9 +2,15 @@
 
 import pytest
 import torch
-from architectures import pair_of
+from architectures import any_base, pair_of
+from recursivemas.agent_recursivemas import RecursiveMASAgent
 from recursivemas.errors_recursivemas import CheckpointError
+from recursivemas.links_recursivemas import ExpectedEmbeddingLink, InnerLink
+from recursivemas.small_systems.tokenizers import build_tokenizer
+from recursivemas.system_loader import load_mas_system
 from reference import reference_solve
+from tiny import CORPUS, tiny_base
+from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 QUESTIONS = ["Why?", "How many apples are 12 + 3 apples?", "A longer question, about nothing at all, or nearly so."]
@@ -60,6 +66,49 @@ def judge(model_type):
 @pytest.mark.parametrize("model_type", REPRESENTATIVE)
 def test_an_architecture_thinks_and_answers_as_the_model_itself_or_is_refused_by_name(model_type):
     assert judge(model_type)
+
+
+class Neighbourly(nn.Module):
+    """Lets the rows of a batch know each other."""
+
+    def forward(self, hidden_states):
+        return hidden_states + hidden_states.mean(0, keepdim=True)
+
+
+def test_rows_that_depend_on_their_neighbours_are_refused():
+    model, tokenizer = tiny_base("llama")
+    model.model.layers[0].mlp = Neighbourly()
+    with pytest.raises(CheckpointError, match="depends on the other rows of a batch"):
+        RecursiveMASAgent(model, InnerLink("ln_res_adapter", 48), tokenizer, "solo")
+
+
+def test_a_model_that_is_asked_stays_as_it_was():
+    model, tokenizer = tiny_base("llama", seed=3)
+    link, before = InnerLink("ln_res_adapter", 48), torch.get_rng_state()
+    agent = RecursiveMASAgent(model.train(), link, tokenizer, "solo")
+    assert agent.inner_link is link and agent.model.training and torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_head_that_is_more_than_a_projection_cannot_mix_tokens():
+    tokenizer = build_tokenizer("qwen2", CORPUS)
+    model = any_base("modernbert-decoder", tokenizer)
+    with pytest.raises(CheckpointError, match="agent solo"):
+        RecursiveMASAgent(model, ExpectedEmbeddingLink(32), tokenizer, "solo")
+
+
+@pytest.mark.parametrize("module, works", [("model.layers.1", True), ("model.embed_tokens", False)])
+def test_offloaded_weights_work_or_are_refused_by_name(module, works, chain, chain_folder, tmp_path):
+    pytest.importorskip("accelerate")
+    names = ["embed_tokens", "layers.0", "layers.1", "norm", "rotary_emb"]
+    places = {f"model.{name}": "disk" if module.endswith(name) else "cpu" for name in names} | {"lm_head": "cpu"}
+    settings = {"device_map": {"critic": places}, "agent_kwargs": {"critic": {"offload_folder": str(tmp_path)}}}
+    if not works:
+        with pytest.raises(CheckpointError, match=r"offloaded(?s:.*)agent critic(?s:.*)device_map"):
+            load_mas_system(chain_folder, **settings)
+        return
+    mas = load_mas_system(chain_folder, **settings)
+    assert any(weight.is_meta for weight in mas.agents["critic"].model.parameters())
+    assert mas.solve("Why?", max_new_tokens=4)[0].text == chain.solve("Why?", max_new_tokens=4)[0].text
 
 
 @pytest.mark.slow

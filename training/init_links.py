@@ -44,6 +44,7 @@ from ..evaluation.results import text_of
 from ..fields_recursivemas import number, validate_field, whole
 from ..gguf_recursivemas import agent_place
 from ..links_recursivemas import CODEBOOK, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, ExpectedEmbeddingLink
+from ..loading_recursivemas import validate_tokenizer
 from ..modeling_recursivemas import RecursiveMASModel
 from ..sources_recursivemas import Source
 from ..system_loader import load_mas_system, read_style
@@ -70,6 +71,7 @@ def load_agent(
     tokenizer = load_tokenizer(place, role, trust_remote_code)
     model = load_base_model(place, role, dtype=dtype, trust_remote_code=trust_remote_code)
     model = widen_where_slow(model) if dtype == "auto" else model
+    validate_tokenizer(tokenizer, model.config, role, config.chat_template_kwargs)
     width = model.config.get_text_config().hidden_size
     return RecursiveMASAgent(model, ExpectedEmbeddingLink(width), tokenizer, role)
 
