@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo real test test-slow test-oldest check mutants systems evaluate clean
+.PHONY: help demo real test test-slow test-oldest check mutants faults systems evaluate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ check: $(VENV)/installed-test  ## lint, format and types
 
 mutants: $(VENV)/installed-test  ## deliberate faults, each of which some test must notice (under 25 minutes)
 	$(BIN)/python tests/mutants/run.py
+
+faults: $(VENV)/installed-test  ## kills, full disks, read-only folders at every command that writes (minutes)
+	$(BIN)/python -W ignore tests/faults.py
 
 systems: $(VENV)/installed-test  ## build all that ships from nothing (hours), or one: SYSTEM=mixture
 	$(BIN)/python -m recursivemas.small_systems.build --output runs/systems $(if $(SYSTEM),--system $(SYSTEM))
