@@ -20,6 +20,7 @@ from .link_files_recursivemas import link_filename, read_link
 from .links_recursivemas import AnyInnerLink, ExpectedEmbeddingLink, build_link, mixture_options, vocabulary_logits
 from .sources_recursivemas import Source, split_arguments, write_code, write_tensors
 from .steps_recursivemas import CompiledSteps
+from .threads_recursivemas import one_at_a_time
 
 logger = logging.get_logger(__name__)
 HALTING_CHECK = 8  # latent steps between two looks at whether all rows have ended, on an accelerator
@@ -98,6 +99,7 @@ class RecursiveMASAgent(PreTrainedModel):
         """Nothing is ever re-initialised: all weights come from checkpoints."""
 
     @classmethod
+    @one_at_a_time()
     def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | os.PathLike,

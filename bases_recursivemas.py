@@ -19,6 +19,7 @@ from transformers import (
 from .errors_recursivemas import CheckpointError
 from .kernels_recursivemas import computes_half
 from .sources_recursivemas import Source
+from .threads_recursivemas import one_at_a_time
 
 # What of an agent's repository is needed
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -42,6 +43,7 @@ def load_model_config(source: Source, role: str) -> PreTrainedConfig:
         ) from error
 
 
+@one_at_a_time()
 def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel:
     """Loads an agent's causal language model; every weight must be there, and nothing is re-initialised.
 
@@ -132,6 +134,7 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     return itertools.chain(model.named_parameters(), model.named_buffers())
 
 
+@one_at_a_time()
 def build_empty_model(source: Source, config: PreTrainedConfig) -> PreTrainedModel:
     """An agent's model without weights, which takes no memory and cannot run."""
     with torch.device("meta"):

@@ -40,6 +40,7 @@ from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
 from .saving_recursivemas import save_system, saved_links, write_agent
 from .sources_recursivemas import Source, split_arguments
+from .threads_recursivemas import one_at_a_time
 from .tools_recursivemas import Tools, validate_tools
 
 # Passes the user's text through: the agents' own chat templates do the rest. Content may be a list of parts.
@@ -113,6 +114,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
     # Loading and saving
 
     @classmethod
+    @one_at_a_time()
     def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
