@@ -1,7 +1,9 @@
 """RecursiveMAS: frozen language models that collaborate in latent space."""
 
+import contextlib
 import importlib
 import sys
+import threading
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -24,6 +26,7 @@ class _OneIdentity(MetaPathFinder, Loader):
     """
 
     _copies: str | None = None  # the package that transformers has made
+    _lock = threading.RLock()
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         package, _, name = fullname.rpartition(".")
@@ -31,11 +34,9 @@ class _OneIdentity(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if is_remote else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        if self._copies is None:  # asked once: the files may change while a process lives
-            from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-            entry = get_class_from_dynamic_module("modeling_recursivemas.RecursiveMASModel", str(ROOT))
-            self._copies = entry.__module__.rpartition(".")[0]
+        with self._lock:
+            if self._copies is None:  # asked once: the files may change while a process lives
+                self._copies = _copy()
         module = importlib.import_module(f"{self._copies}.{spec.name.rpartition('.')[2]}")
         spec.loader_state = module.__spec__
         return module
@@ -43,6 +44,23 @@ class _OneIdentity(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         spec = module.__spec__  # the import system has put this finder's there
         module.__spec__ = spec and spec.loader_state
+
+
+def _copy() -> str:
+    """Lets transformers copy the code; of processes that do so for the first time at once, one after another."""
+    from filelock import FileLock
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+    from transformers.utils import HF_MODULES_CACHE
+
+    lock = FileLock(Path(HF_MODULES_CACHE, "recursivemas.lock"))
+    with contextlib.suppress(OSError):  # nobody writes there, so that nobody copies either
+        Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    try:
+        entry = get_class_from_dynamic_module("modeling_recursivemas.RecursiveMASModel", str(ROOT))
+    finally:
+        lock.release()
+    return entry.__module__.rpartition(".")[0]
 
 
 sys.meta_path.insert(0, _OneIdentity())

@@ -32,6 +32,7 @@ from .probe_recursivemas import accept_embeddings, probe
 from .sources_recursivemas import Source, split_arguments, write_code, write_tensors
 from .stamps_recursivemas import validate_stamp, write_stamp
 from .steps_recursivemas import CompiledSteps
+from .threads_recursivemas import one_at_a_time
 
 logger = logging.get_logger(__name__)
 HALTING_CHECK = 8  # latent steps between two looks at whether all rows have ended, on an accelerator
@@ -123,6 +124,7 @@ class RecursiveMASAgent(PreTrainedModel):
         """Nothing is ever re-initialised: all weights come from checkpoints."""
 
     @classmethod
+    @one_at_a_time()
     def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | os.PathLike,

@@ -21,6 +21,7 @@ from .errors_recursivemas import CheckpointError, InputError
 from .kernels_recursivemas import computes_half
 from .settings_recursivemas import read_settings
 from .sources_recursivemas import Source
+from .threads_recursivemas import one_at_a_time
 
 # What of an agent's repository is needed
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -88,6 +89,7 @@ def refuse_unmerged(model: nn.Module) -> None:
         )
 
 
+@one_at_a_time()
 def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel:
     """Loads an agent's causal language model; every weight must be there, and nothing is re-initialised.
 
@@ -223,6 +225,7 @@ def _tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     return itertools.chain(model.named_parameters(), model.named_buffers())
 
 
+@one_at_a_time()
 def build_empty_model(source: Source, config: PreTrainedConfig, trust_remote_code: bool = False) -> PreTrainedModel:
     """An agent's model without weights, which takes no memory and cannot run."""
     with torch.device("meta"):

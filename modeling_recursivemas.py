@@ -43,6 +43,7 @@ from .prompts_recursivemas import PromptRenderer, Question, as_text, input_field
 from .saving_recursivemas import agent_writer, save_system, saved_links
 from .settings_recursivemas import read_settings, validate_arguments
 from .sources_recursivemas import Source, split_arguments
+from .threads_recursivemas import one_at_a_time
 from .tools_recursivemas import ToolBox, Tools
 
 # Passes the user's text through: the agents' own chat templates do the rest. Content may be a list of parts.
@@ -118,6 +119,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
     # Loading and saving
 
     @classmethod
+    @one_at_a_time()
     def from_pretrained(  # type: ignore[override]
         cls,
         pretrained_model_name_or_path: str | os.PathLike,

@@ -95,7 +95,7 @@ def test_an_answer_belongs_to_its_question_whatever_failed_before(local, remote,
     wrong = {"answering": {"suppress_tokens": "x"}, "hearing": {"on_solutions": refuse}}[fails]
     for n in range(12):
         with pytest.raises(Exception, match=r"."):
-            remote.solve([f"Why {n}?"] * 3, batch_size=1, **wrong, **SETTINGS)
+            remote.solve([f"Why {n}?"], **wrong, **SETTINGS)
         question = [f"Name colour {n} of the sky at night please."]
         assert remote.solve(question, **SETTINGS)[0].text == local.solve(question, **SETTINGS)[0].text
 

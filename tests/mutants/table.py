@@ -473,6 +473,18 @@ RELEASE_RULES = [
 
 LOADING = [
     remote(
+        "threads-load-side-by-side",
+        "    with _lock:\n        yield",
+        "    yield",
+        "threads::test_loading_in_threads_gives_what_loading_alone_gives",
+    ),
+    remote(
+        "forked-child-has-threads",
+        "torch.set_num_threads(1)",
+        "pass",
+        "threads::test_a_child_that_is_forked_after_a_load_answers_and_loads",
+    ),
+    remote(
         "architecture-unchecked",
         'if str(stated).removesuffix("_text") != str(value).removesuffix("_text"):',
         "if False:",
