@@ -247,7 +247,7 @@ PROMPTS = [
         "printed-list-taken",
         """if "{'type': 'text'" in chat:""",
         "if False:",
-        "templates::test_a_template_that_does_not_show_what_it_is_given_is_refused",
+        "templates::test_a_list_of_parts_as_python_prints_it_is_no_chat",
     ),
     remote(
         "special-token-across-the-edge",
