@@ -112,6 +112,12 @@ def test_a_template_that_wants_parts_gets_parts():
     assert [piece.role for piece in r.pieces(None, TEMPLATE, "Why?") if isinstance(piece, Slot)] == ["planner"]
 
 
+def test_a_list_of_parts_as_python_prints_it_is_no_chat():
+    r = renderer_of(LOOP % "{{ '' if m.content is string else m.content }}")
+    with pytest.raises(CheckpointError, match="does not show"):
+        r.render(None, "Hello")
+
+
 def test_a_rendered_chat_is_todays_and_that_of_the_template_that_is_there(monkeypatch):
     r = renderer_of("{{ strftime_now('%d') }}" + LOOP % "{{ m.content }}")
     import transformers.utils.chat_template_utils as utils

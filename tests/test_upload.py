@@ -519,7 +519,8 @@ def test_a_changed_system_replaces_its_own_files(hub, client, workplace, staged)
     stale.unlink()
     (staged / "Tiny-Learner" / "adapter_config.json").unlink()
     record = {name: files.fingerprint(staged / name.partition("/")[2]) for name in NAMES}
-    (staged / files.CHECKED).write_text(json.dumps({name.partition("/")[2]: value for name, value in record.items()}))
+    checked = {name.partition("/")[2]: value for name, value in record.items()}
+    (staged / files.CHECKED).write_text(json.dumps(checked | {files.PLAN: files.fingerprint(staged / files.PLAN)}))
     assert client.run(*push_command(staged, "--yes"))[0] == 0
     assert all(is_whole(hub, staged, name) for name in NAMES)
     assert [len(hub.repos[name].commits) for name in NAMES] == [2, 3, 2, 3]  # the composite has a new pin

@@ -265,7 +265,7 @@ PROMPTS = [
         "printed-list-taken",
         """if "{'type': 'text'" in chat:""",
         "if False:",
-        "templates::test_a_template_that_does_not_show_what_it_is_given_is_refused",
+        "templates::test_a_list_of_parts_as_python_prints_it_is_no_chat",
     ),
     remote(
         "special-token-across-the-edge",
@@ -438,9 +438,81 @@ SOURCES = [
     ),
     remote(
         "right-padding",
-        'AutoTokenizer.from_pretrained(source.path, padding_side="left")',
-        "AutoTokenizer.from_pretrained(source.path)",
+        'AutoTokenizer.from_pretrained(source.path, padding_side="left", ',
+        "AutoTokenizer.from_pretrained(source.path, ",
         "modeling::test_every_tokenizer_pads_on_the_left_whatever_is_stored",
+    ),
+    remote(
+        "configuration-of-an-agent-asked-for-on-the-terminal",
+        "return AutoConfig.from_pretrained(source.path, trust_remote_code=trust_remote_code)",
+        "return AutoConfig.from_pretrained(source.path)",
+        "trust::test_an_agents_own_code_runs_nowhere_unasked_and_nobody_is_asked",
+    ),
+    remote(
+        "tokenizer-of-an-agent-trusted",
+        'padding_side="left", trust_remote_code=trust_remote_code)',
+        'padding_side="left", trust_remote_code=True)',
+        "trust::test_an_agents_own_code_runs_nowhere_unasked_and_nobody_is_asked",
+    ),
+    remote(
+        "trust-in-the-system-is-trust-in-agents",
+        "if trust_remote_code and isinstance(trust_remote_code, dict):",
+        "if trust_remote_code:",
+        "trust::test_an_agents_own_code_runs_nowhere_unasked_and_nobody_is_asked",
+    ),
+    remote(
+        "a-path-may-climb",
+        "if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:",
+        "if os.path.isabs(path):",
+        "trust::test_nothing_is_read_outside_the_systems_folder",
+    ),
+    remote(
+        "links-followed-anywhere",
+        'if real != root and not real.startswith(os.path.join(root, "")):',
+        "if False:",
+        "trust::test_nothing_is_read_outside_the_systems_folder",
+    ),
+    remote(
+        "folders-of-agents-not-looked-through",
+        "for name in (*names, *files):",
+        "for name in ():",
+        "trust::test_nothing_is_read_outside_the_systems_folder",
+    ),
+    remote(
+        "shards-anywhere",
+        "for name in {str(name) for name in weights.values()} if isinstance(weights, dict) else ():",
+        "for name in ():",
+        "trust::test_nothing_is_read_outside_the_systems_folder[shard]",
+    ),
+    remote(
+        "downloads-name-any-folder",
+        "if source.is_download and config.name_or_path == source.repository:",
+        "if False:",
+        "trust::test_a_system_from_the_hub_names_no_folder_of_this_machine",
+    ),
+    workshop(
+        "staged-code-not-compared",
+        "if len(path.parts) > 1 or not own.is_file() or own.read_bytes() != (folder / path).read_bytes():",
+        "if len(path.parts) > 1 or not own.is_file():",
+        "trust::test_staged_code_that_is_not_the_clones_is_found_and_does_not_run",
+    ),
+    workshop(
+        "foreign-code-loaded-all-the-same",
+        "        if not problems:\n            found, error = load_alone",
+        "        if True:\n            found, error = load_alone",
+        "trust::test_staged_code_that_is_not_the_clones_is_found_and_does_not_run",
+    ),
+    workshop(
+        "a-plan-changed-after-the-check",
+        "for name in (PLAN, *(repository.name for repository in plan.repositories)):",
+        "for name in (repository.name for repository in plan.repositories):",
+        "trust::test_what_changed_after_the_check_is_not_pushed",
+    ),
+    workshop(
+        "a-started-process-left-behind",
+        "os.killpg(process.pid, signal.SIGKILL)",
+        "process.kill()",
+        "trust::test_a_script_that_takes_too_long_is_ended_with_what_it_started",
     ),
 ]
 
