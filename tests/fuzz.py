@@ -52,8 +52,9 @@ from recursivemas.evaluation.measure import load_rows
 from recursivemas.evaluation.results import markdown, read_results, table
 from recursivemas.evaluation.solve import read_questions
 from recursivemas.files_recursivemas import read_lines
-from recursivemas.links_recursivemas import InnerLink, build_link
-from recursivemas.sources_recursivemas import read_tensors
+from recursivemas.link_files_recursivemas import read_link
+from recursivemas.links_recursivemas import InnerLink, OuterLink, build_link
+from recursivemas.sources_recursivemas import Source, read_tensors
 from recursivemas.system_loader import ROOT, load_mas_system, read_style
 from recursivemas.training.arguments import read_arguments
 from recursivemas.training.data import Encoder, read_rows, refuse_bad_rows
@@ -140,6 +141,14 @@ def read_staged_files(base: Path, file: Path) -> Any:
 def read_pickled_link(base: Path, file: Path) -> Any:
     link = build_link(read_tensors(str(file), file.name), where=file.name, in_features=8, kind="ln_res_adapter")
     return link(torch.ones(1, 8)).tolist()
+
+
+def read_manifests(base: Path, file: Path) -> Any:
+    place, found = {"source": str(base / "pickled")}, []
+    for name, key, width in (("planner", None, None), ("planner_to_solver", "outer_12", 6)):
+        tensors, where, kind = read_link(Source(str(base)), place, name, "math", key)
+        found.append(repr(build_link(tensors, where=where, in_features=8, out_features=width, kind=kind)))
+    return found
 
 
 @functools.cache
@@ -496,6 +505,10 @@ TARGETS = {
         read_system, mutate_safetensors, 3,
     ),
     "released links": Target(("pickled/adapter.pt",), read_pickled_link, mutate_pickle, 2),
+    "released manifests": Target(
+        ("pickled/adapter_config.json", "pickled/innerlink_config.json", "pickled/outerlink_config.json"),
+        read_manifests, mutate_json, 2,
+    ),
     "styles": Target(("style.json",), read_a_style, mutate_json, 3),
     "prompt sets": Target(("prompts.json",), read_prompt_set, mutate_json, 3),
     "training rows": Target(("rows.jsonl",), read_training_rows, mutate_lines, 3),
@@ -561,6 +574,13 @@ def build_base(base: Path) -> None:
     link = InnerLink("ln_res_adapter", 8)
     (base / "pickled").mkdir()
     torch.save(link.state_dict(), base / "pickled" / "adapter.pt")
+    write_json(base / "pickled" / "adapter_config.json", {"adapter_type": "ln_res_adapter"})
+    write_json(base / "pickled" / "innerlink_config.json", {"tasks": {"math": {"adapter.pt": "adapter.pt"}}})
+    outer, name = OuterLink("outer_ln_res_adapter", 8, 6), "Planner-Solver-Outerlink.pt"
+    torch.save(outer.state_dict(), base / "pickled" / name)
+    stated = {"adapter_type": "outer_ln_res_adapter", "in_dim": 8, "out_dim": 6}
+    adapters = [{"legacy_key": "outer_12", "filename": name, **stated}]
+    write_json(base / "pickled" / "outerlink_config.json", {"tasks": {"math": {"adapters": adapters}}})
     (base / "scanned").mkdir()
     save_file(link.state_dict(), base / "scanned" / "links.safetensors")
     write_json(base / "scanned" / "config.json", {"style": "test", "agents": {}})
