@@ -1,5 +1,6 @@
 """Base models: configuration, weights and tokenizer of an agent, read strictly from one place."""
 
+import copy
 import itertools
 import os
 from collections.abc import Collection, Iterator
@@ -195,6 +196,16 @@ def build_empty_model(source: Source, config: PreTrainedConfig) -> PreTrainedMod
     if (settings := read_generation_config(source)) is not None:
         model.generation_config = settings
     return model
+
+
+def copy_tokenizer(tokenizer: PreTrainedTokenizerBase, role: str) -> PreTrainedTokenizerBase:
+    """A tokenizer of one's own; copying writes and reads it, which a broken one does not survive."""
+    try:
+        return copy.deepcopy(tokenizer)
+    except Exception as error:  # the tokenizers library raises plain exceptions
+        what, where = "An agent's tokenizer cannot be copied.", f"agent {role}, {tokenizer.name_or_path}"
+        found, expected = f"{type(error).__name__}: {error}", "a whole tokenizer.json"
+        raise CheckpointError(what, where=where, found=found, expected=expected) from error
 
 
 def load_tokenizer(source: Source, role: str) -> PreTrainedTokenizerBase:

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent, Rollout
-from .bases_recursivemas import read_generation_config
+from .bases_recursivemas import copy_tokenizer, read_generation_config
 from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
 from .engine_recursivemas import Residency, Run, Solution
 from .errors_recursivemas import ArgumentError, ConfigError, InputError
@@ -95,7 +95,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         validate_parts(config, self.agents, self.outer_links)
         fill_config(config, self.agents, self.outer_links)
         decoder = self.agents[config.decoding_role]
-        self.tokenizer = copy.deepcopy(decoder.tokenizer)
+        self.tokenizer = copy_tokenizer(decoder.tokenizer, config.decoding_role)
         self.tokenizer.chat_template = CHAT_TEMPLATE
         self.generation_config: GenerationConfig = copy.deepcopy(decoder.model.generation_config)
         self.generation_config.pad_token_id = decoder.pad_token_id
