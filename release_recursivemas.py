@@ -137,7 +137,7 @@ def validate_stated(tensors: dict[str, torch.Tensor], stated: dict, where: str, 
     """Holds what a manifest states against the weights."""
     manifest = OUTER_MANIFEST if outer else INNER_KIND_MANIFEST
     kind, kinds = stated.get("adapter_type"), OUTER_KINDS if outer else INNER_KINDS
-    if kind is not None and kind not in kinds:
+    if kind is not None and not (isinstance(kind, str) and kind in kinds):
         raise CheckpointError(
             "A manifest states an unknown kind of link.",
             where=f"{where}, adapter_type in {manifest}",

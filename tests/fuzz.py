@@ -6,13 +6,13 @@
 
 Each case mutates one file of a tiny system, a released system, a style, a prompt set, rows, questions, results, a
 plan or settings, and reads it as the project does; what loads must answer a question. Cases run in forked processes
-with 10 seconds and a limit of memory each, under an audit hook. A case ends as
+with 10 seconds of the processor and a limit of memory each, under an audit hook. A case ends as
 
     unchanged   what comes out is what the whole file gives
     accepted    something else comes out (another number, another weight)
     refused     a `RecursiveMASError` of bounded length
     foreign     any other exception, or the process died
-    hang        more than 10 seconds
+    hang        more than 10 seconds of the processor, or two minutes of the clock
     code        something ran: a process, a connection, a pickle, code of the folder; or a write outside of it
 
 The last three must not be.
@@ -52,8 +52,9 @@ from recursivemas.evaluation.measure import load_rows
 from recursivemas.evaluation.results import markdown, read_results, table
 from recursivemas.evaluation.solve import read_questions
 from recursivemas.files_recursivemas import read_lines
-from recursivemas.links_recursivemas import InnerLink, build_link
-from recursivemas.sources_recursivemas import read_tensors
+from recursivemas.link_files_recursivemas import read_link
+from recursivemas.links_recursivemas import InnerLink, OuterLink, build_link
+from recursivemas.sources_recursivemas import Source, read_tensors
 from recursivemas.system_loader import ROOT, load_mas_system, read_style
 from recursivemas.training.arguments import read_arguments
 from recursivemas.training.data import Encoder, read_rows, refuse_bad_rows
@@ -62,7 +63,8 @@ from recursivemas.upload.scan import scan
 from safetensors.torch import load_file, save, save_file
 from transformers.utils import logging
 
-SECONDS = 10
+SECONDS = 10  # of the processor, so that a busy machine changes nothing
+PATIENCE = 120  # seconds of the clock until a process counts as stuck
 MEMORY = 3 << 30  # bytes beside what a process has already
 LONGEST = 2500  # characters of an error: what, where, 200 of what was found, expected, hint
 KINDS = ("unchanged", "accepted", "refused", "foreign", "hang", "code")
@@ -140,6 +142,14 @@ def read_staged_files(base: Path, file: Path) -> Any:
 def read_pickled_link(base: Path, file: Path) -> Any:
     link = build_link(read_tensors(str(file), file.name), where=file.name, in_features=8, kind="ln_res_adapter")
     return link(torch.ones(1, 8)).tolist()
+
+
+def read_manifests(base: Path, file: Path) -> Any:
+    place, found = {"source": str(base / "pickled")}, []
+    for name, key, width in (("planner", None, None), ("planner_to_solver", "outer_12", 6)):
+        tensors, where, kind = read_link(Source(str(base)), place, name, "math", key)
+        found.append(repr(build_link(tensors, where=where, in_features=8, out_features=width, kind=kind)))
+    return found
 
 
 @functools.cache
@@ -496,6 +506,10 @@ TARGETS = {
         read_system, mutate_safetensors, 3,
     ),
     "released links": Target(("pickled/adapter.pt",), read_pickled_link, mutate_pickle, 2),
+    "released manifests": Target(
+        ("pickled/adapter_config.json", "pickled/innerlink_config.json", "pickled/outerlink_config.json"),
+        read_manifests, mutate_json, 2,
+    ),
     "styles": Target(("style.json",), read_a_style, mutate_json, 3),
     "prompt sets": Target(("prompts.json",), read_prompt_set, mutate_json, 3),
     "training rows": Target(("rows.jsonl",), read_training_rows, mutate_lines, 3),
@@ -561,6 +575,13 @@ def build_base(base: Path) -> None:
     link = InnerLink("ln_res_adapter", 8)
     (base / "pickled").mkdir()
     torch.save(link.state_dict(), base / "pickled" / "adapter.pt")
+    write_json(base / "pickled" / "adapter_config.json", {"adapter_type": "ln_res_adapter"})
+    write_json(base / "pickled" / "innerlink_config.json", {"tasks": {"math": {"adapter.pt": "adapter.pt"}}})
+    outer, name = OuterLink("outer_ln_res_adapter", 8, 6), "Planner-Solver-Outerlink.pt"
+    torch.save(outer.state_dict(), base / "pickled" / name)
+    stated = {"adapter_type": "outer_ln_res_adapter", "in_dim": 8, "out_dim": 6}
+    adapters = [{"legacy_key": "outer_12", "filename": name, **stated}]
+    write_json(base / "pickled" / "outerlink_config.json", {"tasks": {"math": {"adapters": adapters}}})
     (base / "scanned").mkdir()
     save_file(link.state_dict(), base / "scanned" / "links.safetensors")
     write_json(base / "scanned" / "config.json", {"style": "test", "agents": {}})
@@ -604,7 +625,7 @@ def run_case(seed: int, case: int, name: str, base: Path, right: Any, events: li
     try:
         done = f"{file.relative_to(base)}: {target.mutate(chance, file)}"
         events.clear()
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             kind = "unchanged" if target.read(base, file) == right else "accepted"
         except RecursiveMASError as error:
@@ -616,7 +637,7 @@ def run_case(seed: int, case: int, name: str, base: Path, right: Any, events: li
         except BaseException as error:
             kind, found = "foreign", f"{type(error).__name__}: {error!s:.150} | {last_frame()}"
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         if events:
             kind, found = "code", "; ".join(events[:3])
     finally:
@@ -671,7 +692,7 @@ def work(seed: int, cases: list[int], names: list[str], base: Path, right: dict[
     def hang(*_: Any) -> None:
         raise Hang
 
-    signal.signal(signal.SIGALRM, hang)
+    signal.signal(signal.SIGPROF, hang)
     size = (
         int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 0
     )
@@ -741,7 +762,7 @@ def run(seed: int, cases: list[int], base: Path, names: list[str] | None = None,
                         outcomes.append(Outcome(**line))
                         state["left"], state["current"] = state["left"][1:], None
                 ended = not block
-            hung = time.monotonic() - state["since"] > 2 * SECONDS
+            hung = time.monotonic() - state["since"] > PATIENCE
             if not (ended or hung):
                 continue
             if hung:

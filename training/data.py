@@ -90,7 +90,10 @@ def _records(source: str | os.PathLike | Iterable[Mapping]) -> Iterator[tuple[in
     """(line number, object or the error that reading it gave) for everything in a source."""
     if not isinstance(source, str | os.PathLike):
         yield from enumerate(source, start=1)
-    elif not (path := Path(source)).is_file():
+    elif not (path := Path(source)).is_file() and path.suffix in (".json", ".jsonl"):
+        found = "a folder" if path.is_dir() else "nothing"
+        raise DataError("Training data cannot be found.", where=source, found=found, expected="a file of rows")
+    elif not path.is_file():
         yield from enumerate(_dataset(source), start=1)
     elif path.suffix == ".json":
         content = read_json(path, DataError)

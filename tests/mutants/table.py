@@ -397,6 +397,30 @@ CONFIGURATION = [
         "modeling::test_a_broken_repository_is_an_error_that_names_the_break[message]",
     ),
     remote(
+        "a-key-twice",
+        "if len(found) < len(pairs) and not lenient:",
+        "if False:",
+        "files::test_broken_json_is_a_short_error_that_names_the_file_whatever_reads_it",
+    ),
+    remote(
+        "infinity-of-many-digits",
+        "return value if math.isfinite(value) else constant(",
+        "return value if True else constant(",
+        "files::test_broken_json_is_a_short_error_that_names_the_file_whatever_reads_it",
+    ),
+    remote(
+        "deep-nesting-believed",
+        "> MAX_DEPTH and _depth(value) > MAX_DEPTH:",
+        "> MAX_DEPTH and False:",
+        "files::test_broken_json_is_a_short_error_that_names_the_file_whatever_reads_it",
+    ),
+    remote(
+        "link-of-two-dtypes",
+        "if dtype is None and len(dtypes := {tensor.dtype for tensor in state_dict.values()}) > 1:",
+        "if False:",
+        "files::test_weights_of_a_link_are_dense_and_of_one_dtype",
+    ),
+    remote(
         "unknown-key-accepted",
         "if name not in fields and name not in also:",
         "if False:",
@@ -1822,9 +1846,15 @@ RELEASE = [
 COMMANDS = [
     workshop(
         "bad-input-is-status-1",
-        'print(f"recursivemas {name}: {error}", file=sys.stderr)\n        return 2',
-        'print(f"recursivemas {name}: {error}", file=sys.stderr)\n        return 1',
+        'print(f"recursivemas {name}: {problem}", file=sys.stderr)\n    return 2',
+        'print(f"recursivemas {name}: {problem}", file=sys.stderr)\n    return 1',
         "cli::test_a_system_that_is_not_there_is_one_message_and_status_2",
+    ),
+    workshop(
+        "arguments-judged-after-loading",
+        "validate_field(value, kind, f\"--{name.replace('_', '-')}\", InputError)",
+        "pass",
+        "command_line::test_arguments_are_judged_before_anything_is_loaded",
     ),
     workshop(
         "rounds-of-the-command-ignored",
