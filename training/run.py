@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from ..agent_recursivemas import RecursiveMASAgent
 from ..errors_recursivemas import CheckpointError, ConfigError, InputError
+from ..evaluation.metrics import METRICS
 from ..evaluation.results import provenance
 from ..links_recursivemas import ABLATION_KINDS, OUTER_KINDS, AnyOuterLink, SoftPromptLink
 from ..modeling_recursivemas import RecursiveMASModel
@@ -246,6 +247,7 @@ def train(kind: Kind, arguments: LinkTrainingArguments, resume: bool = False) ->
         raise InputError("There are checkpoints of an earlier run.", where=checkpoint, hint=hint)
     if resume and not checkpoint:
         raise InputError("There is no complete checkpoint to go on from.", where=folder, hint="start without --resume")
+    METRICS[arguments.metric].require()
     torch.manual_seed(arguments.seed)  # for new links
     mas = load_mas_system(arguments.system, dtype=arguments.dtype, task=arguments.task)
     examples, report = read_examples(kind, arguments, mas, arguments.data, arguments.max_rows)
