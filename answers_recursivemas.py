@@ -1,6 +1,7 @@
 """Finding the answer in a text."""
 
 import re
+import unicodedata
 
 CODE_BLOCK = re.compile(r"(```+|~~~+)([^\n`]*)\n(.*?)\1", re.DOTALL)
 PYTHON = ("", "python", "python3", "py")  # what fences of programs say
@@ -22,22 +23,26 @@ BARE = (
 )
 LETTER = rf"(?P<letter>{BARE})(?P<more>(?:\s*(?:,|/|&|\band\b|\bor\b)\s*)+{BARE}(?!\s+(?:is|was)\b))?"
 NOT = (
-    r"(?!\s*\)?\s*(?:is|was|would be|can|could|must|seems|looks)?\s*"
-    r"(?:wrong|incorrect|false|not\b|n[o']t\b|ruled out|out\b))"
+    r"(?!\s*\)?\s*:?\s*(?i:is|was|would be|can|could|must|seems|looks)?\s*"
+    r"(?i:wrong|incorrect|false|not\b|n[o']t\b|ruled out|out\b))"
 )
-BE = r"(?:\s+(?:is|was|be|would be|should be|must be|will be|has to be|seems to be|appears to be))"
-CALLED = r"(?:\s+(?:the|my|our|answer|option|choice|letter|final|correct|best|right|therefore|thus|indeed|clearly))*"
+BE = r"(?:\s+(?i:is|was|be|would be|should be|must be|will be|has to be|seems to be|appears to be))"
+CALLED = (
+    r"(?:\s+(?i:the|my|our|answer|option|choice|letter|final|correct|best|right|therefore|thus|indeed|clearly|likely"
+    r"|probably|most|simply))*"
+)
 STATED = (  # the last of them counts
     rf"\b(?i:answer){CALLED}{BE}?{CALLED}\s*[:=–-]*{CALLED}\s*{LETTER}{NOT}",
     rf"\b(?i:correct|right|best)\s+(?i:option|choice|one){BE}{CALLED}\s*:?\s*{LETTER}{NOT}",
     rf"\b(?i:choose|chose|pick|select|go with|take){CALLED}\s*:?\s*{LETTER}{NOT}",
+    rf"\b(?i:so|thus|hence|therefore),?\s+{LETTER}(?=\s*(?:[.!\n]|$))",
     rf"\b(?i:it|this)\s+(?:is|must be|has to be|should be)\s+{LETTER}{NOT}",
     rf"(?<![\w'’]){LETTER}(?:[.:)]\s[^.\n]{{1,80}}?)?\s+is{CALLED}\s+(?i:correct|right|best|answer)\b",
 )
 MENTIONED = (rf"\b(?i:option|choice){BE}?\s*:?\s*{LETTER}{NOT}",)  # where none is stated
 DRESS = re.compile(
     r"\\(?:text(?:bf|rm|it|sf)?|math(?:bf|rm|it|sf)|mbox|boldsymbol|bf)\b\s*|\\[()\[\],;! ]|"
-    r"[*_$`{}~\"“”]|(?<!\w)['‘](?=[A-J]['’])|(?<=\b[A-J])['’](?!\w)|</?answer>"
+    r"[*_$`{}~\"“”]|(?<!\w)['‘](?=[A-J]['’])|(?<=\b[A-J])['’](?!\w)|</?answer>|\[(?=\[)|(?<=\])\]"
 )
 OPTION = re.compile(  # a line that is an option: "C", "(C) aspirin", "c) aspirin", "Option C: aspirin"
     r"(?:(?i:final\s+)?(?i:answer|option|choice)\s*:?\s*)?(?:[(\[]\s*([A-Ja-j])\s*[)\]]|([A-Ja-j])(?=\s*$|[.):](?:\s|$)))"
@@ -85,22 +90,25 @@ def option_letter(text: str) -> str | None:
 
 def stated_letter(text: str) -> str | None:
     """The letter that a text chooses, boxed or stated or a line of its own; `None` where it names none, or several."""
+    text = unicodedata.normalize("NFKC", text)  # bold letters and encircled ones are letters
     boxed = last_boxed(text)
     if boxed is not None:
         if letter := option_letter(boxed):
             return letter
         if re.fullmatch(rf"\W*(?i:either\s+)?{LETTER}\W*", DRESS.sub("", boxed)):
             return None  # more than one
-    if letter := option_letter(text) if "\n" not in text.strip() else None:
-        return letter
     plain = DRESS.sub("", text)
+    if re.fullmatch(r"[A-Ja-j]", plain.strip(" ()[].:\n")):
+        return plain.strip(" ()[].:\n").upper()
+    lines = {letter for line in text.splitlines() if (letter := option_letter(line))}
     for patterns in (STATED, MENTIONED):
         matches = [match for pattern in patterns for match in re.finditer(pattern, plain)]
         if matches:
             last = max(matches, key=lambda match: match.start("letter"))
             return None if last["more"] else last["letter"].strip("()[] ").upper()
-    letters = {letter for line in text.splitlines() if (letter := option_letter(line))}
-    return letters.pop() if len(letters) == 1 else None
+        if len(lines) == 1:
+            return lines.pop()
+    return None
 
 
 def program(text: str) -> str | None:

@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         judged(select(read_judged(path), chosen, f"{path} (--{name})"), str(path), arguments.verdict)
         for path, chosen, name in ((arguments.first, arguments.a, "a"), (arguments.second, arguments.b, "b"))
     )
-    found = compare(*by_question(first, second), group_by=arguments.group_by, seed=arguments.seed)
+    first_rows, second_rows = by_question(first, second)
+    found = compare(first_rows, second_rows, group_by=arguments.group_by, seed=arguments.seed)
     found = {
         "a": {"file": str(arguments.first), "rows": arguments.a},
         "b": {"file": str(arguments.second), "rows": arguments.b},
@@ -223,7 +224,9 @@ def compare(
             found=f"{len(different)}, for example {str(different[0][0])[:40]} and {str(different[0][1])[:40]}",
         )
     groups: dict[str, list[tuple[str, ...]]] = defaultdict(list)
-    for key in first if group_by else ():
+    for key in first:
+        if group_by is None:
+            break
         value = first[key].get(group_by, second[key].get(group_by))
         if value is None:
             raise InputError(

@@ -1,6 +1,8 @@
 """Answers as they are written: what only dresses them is dropped, what is in brackets stays together."""
 
 import re
+import unicodedata
+from collections.abc import Callable
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<![\\$])\$((?:\\\$|[^$])+?)(?<!\\)\$", re.DOTALL)
 UNICODE = {
@@ -13,7 +15,7 @@ UNICODE = {
     "“": "", "”": "",
     "≈": r"\approx ", "⁻": "^-", "{,}": ",", "√": r"\sqrt",
 }  # fmt: skip
-SUBSTITUTIONS = [
+SUBSTITUTIONS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\(?:displaystyle|textstyle|limits|nolimits|bigskip|hline|phantom\{[^{}]*\}|label\{[^{}]*\})", ""),
     (r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|big|Big|bigg|Bigg|middle)(?![A-Za-z])\s*\.?", ""),
     (r"\\[dtc]frac", r"\\frac"),
@@ -50,6 +52,9 @@ SUBSTITUTIONS = [
     (r"\\hspace\*?\{[^{}]*\}", " "),
     (r"\*\*", "^"),
     (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times "),
+    (r"\\frac\s+([A-Za-z\d])\s*([A-Za-z\d])", r"\\frac{\1}{\2}"),
+    (r"(?<=\d)\s*\^\s*\{?\s*(?:\\text\s*\{\s*)?(st|nd|rd|th)\s*\}?\s*\}?(?![A-Za-z])", r"\\text{\1}"),
+    (r"^\\text\s*\{\s*([A-Z](?:\s*(?:,|and|or|&)+\s*[A-Z])+)\s*\}$", r"\1"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
     (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
     (r"\\frac\s*(\{[^{}]*\})\s*(\w)", r"\\frac\1{\2}"),
@@ -75,7 +80,8 @@ def unwrapped(text: str, name: str) -> str:
 
 def clean(text: str) -> str:
     """An answer without what only dresses it: markers of formulas, sizes, spaces, fonts, and a full stop."""
-    text = text.strip()
+    text = re.sub(r"(?<=\d)(?:\.{3,}|…)", r"\\dots ", text.strip().removeprefix("="))
+    text = re.sub("[\U0001d400-\U0001d7ff]", lambda match: unicodedata.normalize("NFKC", match[0]), text)
     formulas = list(FORMULA.finditer(text))
     if formulas:
         text = FORMULA.sub(lambda match: next(part for part in match.groups() if part is not None), text)

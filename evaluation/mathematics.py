@@ -119,7 +119,7 @@ def form(text: str, thousands: bool = True) -> Form:
         else text
     )
     parts = [part for part in split(merged, LISTED) if part]
-    if len(parts) > 1 and words_of(text) is None:
+    if len(parts) > 1 and (words_of(text) is None or all(len(part) == 1 for part in parts)):
         intervals = [interval(part) for part in parts]
         if all(intervals) and re.search(r"or|vee", text):
             return Form("union", [found for found in intervals if found], text)
@@ -147,9 +147,7 @@ def form(text: str, thousands: bool = True) -> Form:
             return Form(kind, inner, text)
         if kind in ("()", "[]") and first in ("(", "["):
             return form(inside, thousands)
-    if found := interval(text):
-        return found
-    return Form("atom", [], text)
+    return interval(text) or Form("atom", [], text)
 
 
 def interval(text: str) -> Form | None:
@@ -288,6 +286,10 @@ def _sides(text: str) -> tuple[str, str]:
     return "", text
 
 
+def _is_equation(text: str) -> bool:
+    return len(split(text, r"(?<![<>!\\])=(?!=)")) > 1
+
+
 def _same_atom(one: str, other: str, prove: Prove | None) -> bool:
     if _squeezed(one) == _squeezed(other):
         return bool(one.strip())
@@ -299,9 +301,11 @@ def _same_atom(one: str, other: str, prove: Prove | None) -> bool:
         if re.search(r"[A-Za-z]", one_value) and re.search(r"[A-Za-z]", other_value) and prove is not None:
             return prove(one, other)  # y = x and x = y are one equation
         return False
-    equations = [text for text, value in ((one, one_value), (other, other_value)) if value == text and "=" in text]
+    equations = [
+        text for text, value in ((one, one_value), (other, other_value)) if value == text and _is_equation(text)
+    ]
     if equations:
-        return prove is not None and "=" in one and "=" in other and prove(one, other)
+        return prove is not None and _is_equation(one) and _is_equation(other) and prove(one, other)
     one, other = one_value, other_value
     if (words := words_of(one)) and (other_words := words_of(other)):
         return _same_words(words, other_words)
@@ -364,15 +368,18 @@ def _same_value(one: str, other: str, prove: Prove | None, scale: Fraction = Fra
     if len(ratios[0]) == len(ratios[1]) > 1:
         return _same_ratio(*ratios)
     bases = [re.fullmatch(r"\(?(\w+)\)?_\{?\(?(\d{1,2})\)?\}?", text) for text in (one, other)]
-    if any(bases):
-        if all(bases):
+    if bases[0] or bases[1]:
+        if bases[0] and bases[1]:
             return _in_base(*bases[0].groups()) == _in_base(*bases[1].groups()) is not None
         return _squeezed(bases[0][1] if bases[0] else one) == _squeezed(bases[1][1] if bases[1] else other)
+    one, other = (
+        re.sub(r"(?<=[a-z( ])(\d+(?:\.\d+)?)\s*\\text\{°\}", r"(\\frac{\1\\pi}{180})", text) for text in (one, other)
+    )
     if prove is None or r"\text" in re.sub(r"\\text\s*\{\s*[A-Za-z]?\s*\}", "", one + other):
         return _squeezed(one) == _squeezed(other)
     infinite = [re.fullmatch(r"([+-]?)\s*\\infty\s*", text) for text in (one, other)]
-    if any(infinite):
-        return all(infinite) and infinite[0][1].strip("+") == infinite[1][1].strip("+")
+    if infinite[0] or infinite[1]:
+        return bool(infinite[0] and infinite[1]) and infinite[0][1].strip("+") == infinite[1][1].strip("+")
     if not _may_be_rounded(one, other) or not _may_be_rounded(other, one):
         return False
     if scale != 1:

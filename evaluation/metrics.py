@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..answers_recursivemas import extract_answer, last_boxed, without_thoughts
+from ..answers_recursivemas import extract_answer, last_boxed
 from ..engine_recursivemas import Solution
 from . import mathematics, release_rules
 from .prover import require_math_verify
-from .stated import stated_gold
+from .stated import stated_gold, tagged
 
 Judge = Callable[[str, str], bool]
 # A program and the tests of a row -> whether all of them passed; who runs code decides how (see `code_metric`).
@@ -49,7 +49,7 @@ def choice(text: str, answer: str) -> bool:
 
 def phrase_of(text: str) -> str:
     """The phrase that a text answers with: boxed, after "answer:" or "the answer is", else the whole text."""
-    text = without_thoughts(text).strip()
+    text = tagged(text)
     boxed = last_boxed(text)
     if boxed is not None:
         text = re.sub(r"\\text(?:bf|it|rm)?\s*\{([^{}]*)\}", r"\1", boxed)

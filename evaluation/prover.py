@@ -22,7 +22,8 @@ class Prover:
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self.seconds = seconds
-        self._lock, self._process, self._owner = threading.Lock(), None, 0
+        self._lock, self._owner = threading.Lock(), 0
+        self._process: subprocess.Popen[str] | None = None
         atexit.register(self.close)
 
     def __call__(self, prediction: str, gold: str) -> bool:
@@ -49,7 +50,8 @@ class Prover:
             self._process = None
 
     @staticmethod
-    def _ask(process: subprocess.Popen, prediction: str, gold: str) -> str:
+    def _ask(process: subprocess.Popen[str], prediction: str, gold: str) -> str:
+        assert process.stdin and process.stdout
         try:
             process.stdin.write(json.dumps([prediction, gold]) + "\n")
             process.stdin.flush()
@@ -57,7 +59,7 @@ class Prover:
         except OSError:
             return ""
 
-    def _running(self) -> subprocess.Popen:
+    def _running(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
             self.close()
             # Its folder and the current one stay out of the path: their modules have names that libraries have too.

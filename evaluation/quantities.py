@@ -35,6 +35,8 @@ def number(text: str) -> Fraction | None:
         whole, fixed, period = found[1] or "0", found[2], found[3] or found[4] or found[5]
         repeated = Fraction(int(period), 10 ** len(period) - 1) / 10 ** len(fixed)
         return Fraction(f"{whole}.{fixed or 0}") + repeated
+    if found := re.fullmatch(r"(\d*)\.(\d*?)(\d)\3\3+\s*\\dots\s*", text):
+        return number(rf"{found[1]}.{found[2]}\overline{{{found[3]}}}")
     if found := re.fullmatch(r"(.+?)\s*(thousand|million|billion|trillion|dozen)", text):
         factor = number(found[1])
         return None if factor is None else factor * POWERS[found[2]]
@@ -143,6 +145,8 @@ def measure_of(text: str) -> tuple[str, tuple[str, Fraction] | None]:
     value, tail = found["value"].strip(), text[len(found["value"]) :]
     if re.search(r"\\text", value) or (re.fullmatch(r"[A-Za-z]", value) and "text" not in tail):
         return text, None
+    if re.search(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])", value) and "°" in tail:
+        return text, None  # of an angle
     bare = tail.strip()
     if re.fullmatch(r"[A-Za-z]", bare) and not (
         tail[:1].isspace() and bare in SINGLE_LETTERS and number(value) is not None

@@ -16,20 +16,27 @@ NUMBER = r"(?<![\w.])[-−+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?:\s*/\
 BETWEEN_BOXES = re.compile(r"[\s$.]*(?:,|\band\b|\bor\b|,\s*and\b|,\s*or\b)[\s$]*(?:[A-Za-z]\w*\s*=\s*)?")
 
 
+def tagged(text: str) -> str:
+    """What stands in the last `<answer>…</answer>` of a text outside of thoughts, else that text."""
+    text = without_thoughts(text)
+    found = re.findall(r"(?is)<answer>(.*?)</answer>", text)
+    return (found[-1] if found else text).strip()
+
+
 def stated_answer(text: str) -> str | None:
     r"""The answer in what a system wrote: boxed (boxes joined by "and" or commas are one list, else the last counts),
     after "####" or "the answer is", the whole of a text that is nothing else, or the only formula or number at the
     end. Thoughts do not count. `None` where nothing can be read.
     """
-    text = without_thoughts(text).strip()
+    text = tagged(text)
     if found := boxes(text):
         contents = [found[-1][2]]
         for before, after in zip(reversed(found[:-1]), reversed(found[1:]), strict=True):
             if before[1] > after[0] or not BETWEEN_BOXES.fullmatch(text[before[1] : after[0]]):
                 break
             contents.insert(0, before[2])
-        answer = ", ".join(contents) if all(contents) else ""
-        while (inner := last_boxed(answer)) is not None and answer.startswith("\\"):
+        answer: str | None = ", ".join(contents) if all(contents) else None
+        while answer and answer.startswith("\\") and (inner := last_boxed(answer)) is not None:
             answer = inner
         return answer or None
     for match in reversed(list(STATEMENT.finditer(text))):
@@ -46,12 +53,18 @@ def _short(text: str, first: bool) -> str | None:
         if first
         else text
     )
+    if first:  # "5, not 6", "5 because …"
+        sentence = re.split(r"(?<=[\d$)}\]A-Za-z]),?\s+(?:(?:and\s+|but\s+)?not|because|since|as)\s", sentence)[0]
     formulas = list(FORMULA.finditer(sentence))
     outside = FORMULA.sub(" ", sentence)
     if not _is_prose(outside) and (sentence or first):
         return sentence or None
     if formulas:
         match = formulas[0 if first else -1]
+        if not first and len(formulas) > 1:
+            between = sentence[formulas[-2].end() : match.start()]
+            if re.fullmatch(r"\s*(?:,|,?\s*and|,?\s*or)\s*", between):
+                return f"{formulas[-2][0]}, {match[0]}"  # several answers
         tail = re.match(r"\s*(?:\\?%|[A-Za-z]+)", sentence[match.end() :])
         unit = tail[0] if tail and unit_of(tail[0]) is not None and tail[0].strip() not in "aAI" else ""
         return sentence[match.start() : match.end()] + unit

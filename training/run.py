@@ -10,6 +10,7 @@ import torch
 from ..agent_recursivemas import RecursiveMASAgent
 from ..errors_recursivemas import ConfigError, InputError
 from ..evaluation.interrupts import Interrupted, interruptible, signals_to
+from ..evaluation.metrics import METRICS
 from ..evaluation.results import PROVENANCE, provenance
 from ..folders_recursivemas import write_text
 from ..links_recursivemas import ABLATION_KINDS, OUTER_KINDS, AnyOuterLink, SoftPromptLink
@@ -226,6 +227,7 @@ def _train(kind: Kind, arguments: LinkTrainingArguments, resume: bool, folder: P
         raise InputError("There are checkpoints of an earlier run.", where=checkpoint, hint=hint)
     if resume and not checkpoint and not done:
         raise InputError("There is no complete checkpoint to go on from.", where=folder, hint="start without --resume")
+    METRICS[arguments.metric].require()
     if resume:
         validate_settings(arguments, folder)
     torch.manual_seed(arguments.seed)  # for new links

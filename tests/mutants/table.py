@@ -65,8 +65,8 @@ ANSWERS = [
     ),
     remote(
         "choice-guesses-a",
-        "return letters.pop() if len(letters) == 1 else None",
-        'return letters.pop() if len(letters) == 1 else "A"',
+        "            return lines.pop()\n    return None",
+        '            return lines.pop()\n    return "A"',
         "answers::test_a_choice_is_never_guessed",
     ),
     remote(
