@@ -28,7 +28,7 @@ from .kernels_recursivemas import use_fast_linear
 from .limits_recursivemas import position_limit
 from .link_files_recursivemas import link_filename, read_link
 from .links_recursivemas import AnyInnerLink, ExpectedEmbeddingLink, build_link, mixture_options, vocabulary_logits
-from .probe_recursivemas import accept_embeddings, probe
+from .probe_recursivemas import probe
 from .sources_recursivemas import Source, split_arguments, write_code, write_tensors
 from .stamps_recursivemas import validate_stamp, write_stamp
 from .steps_recursivemas import CompiledSteps
@@ -84,7 +84,6 @@ class RecursiveMASAgent(PreTrainedModel):
         self._compiled_steps: CompiledSteps | None = None
         self.post_init()
         use_fast_linear(self.model)
-        accept_embeddings(self.model)
         self.inner_link = inner_link
         self.traits = probe(self)
         self.set_inner_link(inner_link)

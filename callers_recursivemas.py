@@ -1,13 +1,8 @@
-"""Between a caller and a base model's `generate`: what the caller's functions see, arguments judged before compute.
-
-The base model is asked from token ids, as always; where a prompt has latents, its input embeddings give these.
-"""
+"""Between a caller and a base model's `generate`: what the caller's functions see, arguments judged before compute."""
 
 import copy
 import functools
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -26,8 +21,7 @@ from transformers.generation.utils import GENERATION_MODES_MAPPING
 from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent
-from .batching_recursivemas import PromptBatch
-from .errors_recursivemas import CheckpointError, InputError, RecursiveMASError
+from .errors_recursivemas import InputError, RecursiveMASError
 
 # Attributes of transformers' own processors and criteria that count positions of the caller's prompt.
 _COUNTS = (
@@ -38,56 +32,6 @@ _COUNTS = (
     "regulation_start",
     "prompt_ignore_length",
 )
-
-
-@contextmanager
-def prompt_embeddings(agent: RecursiveMASAgent, prompt: PromptBatch, ids: torch.Tensor, once: bool) -> Iterator[None]:
-    """While it lasts, the agent's input embeddings are the prompt's wherever this thread asks for the prompt's ids.
-
-    So the base model reads latents as it reads tokens, whatever its way of generating is: in chunks, with candidates
-    behind the prompt, or all over again at each step.
-
-    Args:
-        agent: the agent that writes.
-        prompt: its prompts.
-        ids: what stands in for them, (batch, length), see `PromptBatch.input_ids`.
-        once: the prompt is read only once.
-
-    Raises:
-        CheckpointError: the model did not ask its input embeddings for the prompt.
-    """
-    owner, length, read = threading.get_ident(), ids.shape[1], prompt.past
-
-    def embeddings(module: torch.nn.Module, arguments: tuple, kwargs: dict, output: torch.Tensor) -> Any:
-        nonlocal read
-        asked = arguments[0] if arguments else kwargs.get("input")
-        if threading.get_ident() != owner or not isinstance(asked, torch.Tensor) or asked.ndim != 2:
-            return None
-        start = read if read < length else 0
-        width = min(asked.shape[1], length - start)
-        if read >= length and width < length:
-            return None  # a step
-        copies = asked.shape[0] // ids.shape[0]
-        expected = ids[:, start : start + width].repeat_interleave(copies, dim=0)
-        if not torch.equal(expected.to(asked.device), asked[:, :width]):
-            return None
-        read = max(read, start + width)
-        if once and read == length:
-            handle.remove()
-        embeds = prompt.inputs_embeds[:, start : start + width].repeat_interleave(copies, dim=0)
-        return torch.cat([embeds.to(output), output[:, width:]], dim=1)
-
-    handle = agent.get_input_embeddings().register_forward_hook(embeddings, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
-    if read < length:
-        raise CheckpointError(
-            "A model does not read its prompt through its input embeddings, so that latents do not reach it.",
-            where=f"agent {agent.role}",
-            found=type(agent.model).__name__,
-        )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from .agent_recursivemas import RecursiveMASAgent
 from .answers_recursivemas import OPENINGS
 from .batching_recursivemas import PromptBatch
 from .caches_recursivemas import cache_argument
-from .callers_recursivemas import CallerView, prompt_embeddings, reads_once
+from .callers_recursivemas import CallerView, reads_once
+from .embeddings_recursivemas import prompt_embeddings
 from .errors_recursivemas import InputError
 from .limits_recursivemas import FiniteLogits
 from .prompts_recursivemas import PromptRenderer
@@ -186,8 +187,9 @@ def generate_from(
         arguments |= cache_argument(agent.model.forward, prompt.past_key_values)
     finite = FiniteLogits(agent.dtype, prompt.where)
     arguments["logits_processor"] = LogitsProcessorList([finite, *(arguments.get("logits_processor") or [])])
-    reads = prompt_embeddings(agent, prompt, ids, once) if prompt.latent else nullcontext()
-    with reads:
+    place, where = agent.get_input_embeddings(), f"agent {agent.role}, {type(agent.model).__name__}"
+    given = prompt_embeddings(place, prompt.inputs_embeds, ids, past=prompt.past, once=once, where=where)
+    with given if prompt.latent else nullcontext():
         output = agent.model.generate(
             ids, attention_mask=prompt.attention_mask, generation_config=generation_config, **arguments
         )

@@ -4,27 +4,23 @@ What its class is called says nothing: a model that needs ids beside embeddings,
 think without an error, and wrongly.
 """
 
-import inspect
 import itertools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from .caches_recursivemas import cache_argument, can_crop
+from .embeddings_recursivemas import prompt_embeddings
 from .errors_recursivemas import CheckpointError
 
-LENGTH, STEPS, PADDING, HEAD = (
-    6,
-    3,
-    3,
-    5,
-)  # of the prompt that is asked, in positions; the head is read before the rest
+LENGTH, STEPS, PADDING, HEAD = 6, 3, 3, 5  # positions of the prompt that is asked; its head is read before the rest
 # How far from the model's own answer, relative to its norm, another way to it may lead. In 16 bits or fewer, rounding
 # (and experts that are chosen otherwise for it) may lead astray by some percent; what reads other inputs, by more.
 TOLERANCE = {torch.float32: 0.001, torch.float64: 0.001}
@@ -33,21 +29,7 @@ TAIL = 10
 LOST = 0.2  # of what a head changes behind it: more is not rounding
 
 
-class Agent(Protocol):
-    """What is asked."""
-
-    model: PreTrainedModel
-    role: str
-    inner_link: Any
-    control_token_ids: torch.Tensor
-    device: torch.device
-    dtype: torch.dtype
-    decoder: PreTrainedModel
-    new_cache: Callable[[], Cache]
-    embed: Callable[[torch.Tensor], torch.Tensor]
-    encode: Callable[..., torch.Tensor]
-    logits: Callable[[torch.Tensor], torch.Tensor]
-    rollout: Callable[..., Any]
+Agent: TypeAlias = Any  # `RecursiveMASAgent`, which stands a floor above
 
 
 @dataclass(frozen=True)
@@ -63,20 +45,6 @@ class Traits:
     reads_on: bool = True
     skips_holes: bool = True
     plain_head: bool = True
-
-
-def accept_embeddings(model: PreTrainedModel) -> None:
-    """Lets `generate` take embeddings where a model hands them on, and only its signature does not say so.
-
-    transformers asks the signature of `prepare_inputs_for_generation`; multimodal Gemma 3, Bamba and others hand on
-    all keyword arguments there. Whether they do so rightly, `probe` sees.
-    """
-    function = type(model).prepare_inputs_for_generation
-    signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    if "inputs_embeds" not in signature.parameters and parameters[-1].kind == inspect.Parameter.VAR_KEYWORD:
-        taken = inspect.Parameter("inputs_embeds", inspect.Parameter.KEYWORD_ONLY, default=None)
-        setattr(function, "__signature__", signature.replace(parameters=[*parameters[:-1], taken, parameters[-1]]))  # noqa: B010 (types)
 
 
 @torch.no_grad()
@@ -164,7 +132,7 @@ class _Probe:
             Traits(True, False, plain_head),
             Traits(False, False, plain_head),
         ):
-            if self._tries(lambda traits=traits: self._can(traits)):
+            if self._tries(partial(self._can, traits)):
                 return traits
         raise self._diagnose()
 
@@ -205,7 +173,7 @@ class _Probe:
     def _rows(self, holes: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings and mask of the prompt behind padding, of a neighbour, and of the prompt with a hole in it."""
         prompt, length = self.ids[:LENGTH], PADDING + LENGTH
-        rows = [[None] * PADDING + prompt, self.other[:length]]
+        rows: list[list[int | None]] = [[None] * PADDING + prompt, self.other[:length]]
         if holes:
             before = HEAD - 1
             rows.append([None, *prompt[:before], *[None] * (PADDING - 1), *prompt[before:]])
@@ -230,18 +198,21 @@ class _Probe:
 
     def _write(self, traits: Traits, rows: tuple[torch.Tensor, torch.Tensor] | None = None) -> bool:
         embeds, mask = rows or self._rows(traits.skips_holes)
-        cache, _ = self._read_head(embeds, mask, traits.reads_on)
+        cache, past = self._read_head(embeds, mask, traits.reads_on)
         said = self.ids[LENGTH:]
+        ids = torch.full(mask.shape, said[0], device=mask.device)  # stand in for what the embeddings say
         settings = GenerationConfig(
             max_new_tokens=len(said), do_sample=False, pad_token_id=0, output_logits=True, return_dict_in_generate=True
         )
-        output: ModelOutput = self.agent.model.generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([_Say(said)]),
-            **cache_argument(self.agent.model.forward, cache),
-        )
+        place = self.agent.get_input_embeddings()
+        with prompt_embeddings(place, embeds, ids, past=past, once=True, where=self.agent.role):
+            output: ModelOutput = self.agent.model.generate(
+                ids,
+                attention_mask=mask,
+                generation_config=settings,
+                logits_processor=LogitsProcessorList([_Say(said)]),
+                **cache_argument(self.agent.model.forward, cache),
+            )
         logits = torch.stack(output["logits"], dim=1)
         own = self.own[0, LENGTH - 1 : LENGTH - 1 + len(said)]
         return all(self._close(logits[row], own) for row in range(0, len(logits), 2))

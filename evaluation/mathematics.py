@@ -378,8 +378,9 @@ def _same_value(one: str, other: str, prove: Prove | None, scale: Fraction = Fra
     if prove is None or r"\text" in re.sub(r"\\text\s*\{\s*[A-Za-z]?\s*\}", "", one + other):
         return _squeezed(one) == _squeezed(other)
     infinite = [re.fullmatch(r"([+-]?)\s*\\infty\s*", text) for text in (one, other)]
-    if infinite[0] or infinite[1]:
-        return bool(infinite[0] and infinite[1]) and infinite[0][1].strip("+") == infinite[1][1].strip("+")
+    if any(infinite):
+        first, second = (match and match[1].strip("+") for match in infinite)
+        return first == second and all(infinite)
     if not _may_be_rounded(one, other) or not _may_be_rounded(other, one):
         return False
     if scale != 1:

@@ -167,13 +167,13 @@ def _row(
         if name not in roles and (name not in known_roles if known_roles else _near(name, set(roles) - given.keys())):
             hint = _near(name, {*roles, *known_roles} - given.keys())
             return f"an unknown role in `targets`: {shown(name, 40)}" + (f"; did you mean {hint}?" if hint else "")
-    targets = {}
+    targets: dict[str, tuple[str, ...]] = {}
     for role in roles:
-        found = [given.get(role), *map(record.get, RELEASE_COLUMNS.get(role, ()))]
+        said = [given.get(role), *map(record.get, RELEASE_COLUMNS.get(role, ()))]
         if role in columns:
-            found = [record.get(columns[role])]
-        value = next((value for value in found if value not in (None, "", [])), None)
-        texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (value,)
+            said = [record.get(columns[role])]
+        value = next((value for value in said if value not in (None, "", [])), None)
+        texts: tuple[Any, ...] = tuple(value) if isinstance(value, list | tuple) else (value,)
         texts = () if value is None else texts
         if not texts:
             return f"no target text for {role}{_misspelt(record, columns.get(role, 'targets'))}"

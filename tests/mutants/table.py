@@ -771,15 +771,9 @@ BATCHING = [
     ),
     remote(
         "nobody-asked",
-        "            if self._tries(lambda traits=traits: self._can(traits)):\n",
+        "            if self._tries(partial(self._can, traits)):\n",
         "            if True:\n",
         "architectures::test_an_architecture_thinks_and_answers_as_the_model_itself_or_is_refused_by_name[bart]",
-    ),
-    remote(
-        "embeddings-not-accepted",
-        "        accept_embeddings(self.model)\n",
-        "",
-        "architectures::test_an_architecture_thinks_and_answers_as_the_model_itself_or_is_refused_by_name[bamba]",
     ),
     remote(
         "masks-of-the-past-for-recurrent-states",
