@@ -173,7 +173,7 @@ class _Probe:
     def _rows(self, holes: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings and mask of the prompt behind padding, of a neighbour, and of the prompt with a hole in it."""
         prompt, length = self.ids[:LENGTH], PADDING + LENGTH
-        rows: list[list[int | None]] = [[None] * PADDING + prompt, self.other[:length]]
+        rows: list[list[int | None]] = [[None] * PADDING + prompt, [*self.other[:length]]]
         if holes:
             before = HEAD - 1
             rows.append([None, *prompt[:before], *[None] * (PADDING - 1), *prompt[before:]])

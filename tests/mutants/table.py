@@ -462,8 +462,8 @@ SOURCES = [
     ),
     remote(
         "right-padding",
-        'AutoTokenizer.from_pretrained(source.path, padding_side="left", ',
-        "AutoTokenizer.from_pretrained(source.path, ",
+        'source.path, padding_side="left", trust_remote_code=trust_remote_code',
+        "source.path, trust_remote_code=trust_remote_code",
         "modeling::test_every_tokenizer_pads_on_the_left_whatever_is_stored",
     ),
     remote(
@@ -474,8 +474,8 @@ SOURCES = [
     ),
     remote(
         "tokenizer-of-an-agent-trusted",
-        'padding_side="left", trust_remote_code=trust_remote_code)',
-        'padding_side="left", trust_remote_code=True)',
+        'padding_side="left", trust_remote_code=trust_remote_code',
+        'padding_side="left", trust_remote_code=True',
         "trust::test_an_agents_own_code_runs_nowhere_unasked_and_nobody_is_asked",
     ),
     remote(
@@ -534,8 +534,8 @@ SOURCES = [
     ),
     workshop(
         "a-started-process-left-behind",
-        "os.killpg(process.pid, signal.SIGKILL)",
-        "process.kill()",
+        "os.killpg(process.pid, signal.SIGKILL)\n    process.kill()",
+        "process.kill()\n    process.kill()",
         "trust::test_a_script_that_takes_too_long_is_ended_with_what_it_started",
     ),
 ]
@@ -1134,8 +1134,8 @@ ENGINE = [
     ),
     remote(
         "adapters-passed-over",
-        '    refuse_adapter(source, role)\n    source.find_json("generation_config.json")',
-        '    source.find_json("generation_config.json")',
+        "    refuse_adapter(source, role)\n    _read_settings(source, role)",
+        "    _read_settings(source, role)",
         "adapters::test_an_adapter_in_an_agents_folder_is_refused_by_name",
     ),
     remote(
