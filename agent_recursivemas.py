@@ -20,12 +20,13 @@ from .bases_recursivemas import (
     refuse_unmerged,
     save_base_model,
 )
-from .caches_recursivemas import cache_argument, can_crop, new_cache
-from .errors_recursivemas import ArgumentError, ConfigError, InputError
+from .caches_recursivemas import cache_argument, can_crop, new_cache, past_length
+from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
 from .kernels_recursivemas import use_fast_linear
 from .limits_recursivemas import position_limit
 from .link_files_recursivemas import link_filename, read_link
 from .links_recursivemas import AnyInnerLink, ExpectedEmbeddingLink, build_link, mixture_options, vocabulary_logits
+from .probe_recursivemas import accept_embeddings, probe
 from .sources_recursivemas import Source, split_arguments, write_code, write_tensors
 from .steps_recursivemas import CompiledSteps
 
@@ -58,6 +59,9 @@ class RecursiveMASAgent(PreTrainedModel):
         inner_link: last hidden state -> next input embedding (`.inner_link`).
         tokenizer: the base model's tokenizer, padding on the left (`.tokenizer`).
         role: the agent's name in its system.
+
+    Raises:
+        CheckpointError: the model cannot be an agent, see `probe`.
     """
 
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
@@ -74,9 +78,12 @@ class RecursiveMASAgent(PreTrainedModel):
         self._half_norms: torch.Tensor | None = None
         self._control_token_ids: torch.Tensor | None = None
         self._compiled_steps: CompiledSteps | None = None
-        self.set_inner_link(inner_link)
         self.post_init()
         use_fast_linear(self.model)
+        accept_embeddings(self.model)
+        self.inner_link = inner_link
+        self.traits = probe(self)
+        self.set_inner_link(inner_link)
 
     def set_inner_link(self, inner_link: AnyInnerLink) -> None:
         """Puts an inner link in the place of the present one.
@@ -92,6 +99,13 @@ class RecursiveMASAgent(PreTrainedModel):
                 expected=f"width {self.hidden_size}, the agent's",
             )
         if isinstance(inner_link, ExpectedEmbeddingLink):
+            if not self.traits.plain_head:
+                raise CheckpointError(
+                    "A model's logits are more than its vocabulary projection, which an inner link mixes tokens by.",
+                    where=f"agent {self.role}, {type(self.model).__name__}",
+                    found=f"inner link {inner_link.kind}",
+                    expected="an inner link that is trained, or a model of another architecture",
+                )
             inner_link.bind(self.model, self.control_token_ids)
         use_fast_linear(inner_link)
         self.inner_link = inner_link
@@ -221,7 +235,9 @@ class RecursiveMASAgent(PreTrainedModel):
     def decoder(self) -> PreTrainedModel:
         """The text model under the vocabulary projection (inside a multimodal model, its language part)."""
         decoder = self.model.get_decoder()
-        return self.model.model if decoder is self.model else decoder  # transformers does not find Llama 4's
+        if decoder is not self.model and isinstance(decoder, PreTrainedModel):
+            return decoder
+        return self.model.model  # transformers does not find Llama 4's, and takes ModernBERT's head for one
 
     @property
     def position_limit(self) -> int | None:
@@ -291,10 +307,12 @@ class RecursiveMASAgent(PreTrainedModel):
             Hidden states after the final norm, (batch, new, hidden_size).
         """
         new = inputs_embeds.shape[1]
+        past = 0 if past_key_values is None else past_length(past_key_values)
+        if past is None:  # a recurrent state alone masks what it reads, not what it has read
+            past, attention_mask = 0, None if attention_mask is None else attention_mask[:, -new:]
         if position_ids is not None:
             pass
         elif attention_mask is None:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(past, past + new, device=inputs_embeds.device)[None]
         else:
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new:]

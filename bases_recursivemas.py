@@ -124,17 +124,39 @@ def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel
                 hint="fetch the repository again, or check that config.json belongs to the weights",
             )
     for name, parameter in model.named_parameters():
-        # A sum in float32 is finite where the parameter is, and needs no second copy of it.
-        if parameter.is_floating_point() and not bool(parameter.sum(dtype=torch.float32).isfinite()):
+        if not _is_finite(parameter):
             raise CheckpointError(
                 f"A weight of an agent holds NaN or infinity: {name}.",
                 where=f"agent {role}, {source}",
                 expected="finite numbers",
                 hint="fetch the repository again",
             )
+    needed = (model.get_input_embeddings(), model.get_output_embeddings())
+    if any(part is not None and any(weight.is_meta for weight in part.parameters()) for part in needed):
+        raise CheckpointError(
+            "The token embeddings of an agent, or its head, are offloaded.",
+            where=f"agent {role}, {source}, device_map",
+            found=getattr(model, "hf_device_map", None),
+            expected="a device that holds them; other layers may be offloaded",
+            hint='give them a device in `device_map`, or use offload="cpu", which moves whole agents',
+        )
     for name in ("auto_map", "inner_link"):  # of an agent's own repository; the base model knows nothing of them
         vars(model.config).pop(name, None)
     return model
+
+
+def _is_finite(parameter: torch.Tensor) -> bool:
+    """Whether a weight is finite, as far as it is here and its library can say so."""
+    if parameter.is_meta or not parameter.is_floating_point():
+        return True
+    try:
+        # A sum in float32 is finite where the parameter is, and needs no second copy of it.
+        return bool(parameter.sum(dtype=torch.float32).isfinite())
+    except (NotImplementedError, RuntimeError, TypeError):  # of 8 bits, or packed by a library
+        try:
+            return bool(parameter.float().sum().isfinite())
+        except (NotImplementedError, RuntimeError, TypeError):
+            return True
 
 
 def widen_where_slow(model: PreTrainedModel) -> PreTrainedModel:

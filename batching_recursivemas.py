@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache
 
 from .agent_recursivemas import RecursiveMASAgent
 from .caches_recursivemas import Prefix, can_crop
+from .errors_recursivemas import InputError
 from .prompts_recursivemas import Slot
 
 # A forward pass over a few positions costs as much as one over about so many: it reads the same weights.
@@ -47,13 +48,29 @@ class PromptBuilder:
     def __init__(self, agent: RecursiveMASAgent, rows: dict[str, list[list[list[int] | Slot]]], uses: int) -> None:
         self.agent, self.rows, self.uses_left = agent, rows, uses
         self._prefix: Prefix | None = None
+        self._validate_ids()
         heads = [_common([_head(pieces) for pieces in phases]) for phases in zip(*rows.values(), strict=True)]
         # Rows that differ after a shared head leave masked holes behind it, which only full attention ignores.
-        shared = _common(heads) if can_crop(agent.new_cache()) else []
+        self._holes = can_crop(agent.new_cache()) and agent.traits.skips_holes
+        shared = _common(heads) if self._holes else []
         self._shared_length = len(shared) if (len(heads) - 1) * len(shared) > PASS_COST else 0
         if (uses - 1) * min(map(len, heads)) <= PASS_COST:
             heads = [head[: self._shared_length] for head in heads]
-        self._heads = heads if any(heads) else []
+        self._heads = heads if any(heads) and agent.traits.reads_on else []
+
+    def _validate_ids(self) -> None:
+        """Raises InputError where a prompt holds a token that the model has no embedding for."""
+        size = self.agent.get_input_embeddings().num_embeddings
+        pieces = (piece for rows in self.rows.values() for row in rows for piece in row if isinstance(piece, list))
+        largest = max((max(piece) for piece in pieces if piece), default=0)
+        if largest >= size:
+            raise InputError(
+                "A prompt holds a token that its agent's model has no embedding for.",
+                where=f"agent {self.agent.role}",
+                found=f"token {largest}, {self.agent.tokenizer.convert_ids_to_tokens(largest)!r}",
+                expected=f"ids below {size}",
+                hint="take it out of the prompt",
+            )
 
     def build(
         self,
@@ -101,7 +118,7 @@ class PromptBuilder:
         # Rows whose tails differ in length leave masked holes between head and tail. Full attention does not see
         # them; a sliding window or a recurrent state would count them, so such a prompt is read anew.
         tails = {sum(map(len, row)) - len(head) for row, head in zip(rows, self._heads, strict=True)}
-        return None if len(tails) > 1 and not can_crop(cache) else (self._prefix, cache)
+        return None if len(tails) > 1 and not self._holes else (self._prefix, cache)
 
     @torch.no_grad()
     def _read_heads(self) -> Prefix:

@@ -76,6 +76,14 @@ def can_crop(cache: Cache) -> bool:
     return all(type(layer) is GrowingLayer for layer in cache.layers)
 
 
+def past_length(cache: Cache) -> int | None:
+    """How many positions a cache holds; `None` for recurrent states alone, which do not count."""
+    try:
+        return cache.get_seq_length()
+    except ValueError:
+        return None
+
+
 class Prefix:
     """Keys and values of the head of a prompt that does not change between rounds; every use continues from them.
 

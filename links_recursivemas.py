@@ -125,7 +125,7 @@ def vocabulary_logits(
     config = model.config.get_text_config()
     logits = model.get_output_embeddings()(hidden_states) if rows is None else functional.linear(hidden_states, *rows)
     logits = logits * (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
-    softcap = getattr(config, "final_logit_softcapping", None)
+    softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 

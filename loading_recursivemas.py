@@ -341,16 +341,26 @@ def fill_config(
 def validate_tokenizer(
     tokenizer: PreTrainedTokenizerBase, agent_config: PreTrainedConfig, role: str, chat_template_kwargs: dict
 ) -> None:
-    """Checks that the model knows every token, and that the chat template can be rendered."""
-    if len(tokenizer) > agent_config.get_text_config().vocab_size:
-        raise CheckpointError(
-            "A tokenizer has more tokens than its model has embeddings.",
-            where=f"agent {role}, {tokenizer.name_or_path}",
-            found=f"{len(tokenizer)} tokens",
-            expected=f"at most {agent_config.get_text_config().vocab_size} (vocab_size in config.json)",
-            hint="check that tokenizer and model belong together",
-        )
-    PromptRenderer(tokenizer, role, chat_template_kwargs).render(None, "")
+    """Checks that the model knows every token that prompts can hold, and that the chat template can be rendered.
+
+    Special tokens beyond the model's embeddings (of pictures, in Gemma 3) count only where the chat template writes
+    them: a text is never read as one.
+    """
+    size = agent_config.get_text_config().vocab_size
+    added = tokenizer.added_tokens_decoder
+    pieces = PromptRenderer(tokenizer, role, chat_template_kwargs).pieces(None, "", "")
+    held = {index for piece in pieces if isinstance(piece, list) for index in piece}
+    if max([len(tokenizer), *(index + 1 for index in added)]) > size:
+        special = {index for index, token in added.items() if token.special}
+        beyond = {i for i in tokenizer.get_vocab().values() if i >= size and (i not in special or i in held)}
+        if beyond:
+            raise CheckpointError(
+                "A tokenizer has more tokens than its model has embeddings, and prompts can hold them.",
+                where=f"agent {role}, {tokenizer.name_or_path}",
+                found=f"{len(tokenizer)} tokens; beyond: {tokenizer.convert_ids_to_tokens(sorted(beyond)[:5])}",
+                expected=f"at most {size} (vocab_size in config.json)",
+                hint="check that tokenizer and model belong together",
+            )
 
 
 def quiet_progress(items: Iterable[T], description: str, unit: str) -> Iterator[T]:

@@ -36,6 +36,7 @@ from ..evaluation.commands import limit_threads
 from ..evaluation.results import write_results
 from ..gguf_recursivemas import agent_place
 from ..links_recursivemas import CODEBOOK, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, ExpectedEmbeddingLink
+from ..loading_recursivemas import validate_tokenizer
 from ..modeling_recursivemas import RecursiveMASModel
 from ..sources_recursivemas import Source
 from ..system_loader import load_mas_system, read_style
@@ -60,6 +61,7 @@ def load_agent(config: RecursiveMASConfig, role: str, folder: Path, dtype: str =
     tokenizer = load_tokenizer(place, role)
     model = load_base_model(place, role, dtype=dtype)
     model = widen_where_slow(model) if dtype == "auto" else model
+    validate_tokenizer(tokenizer, model.config, role, config.chat_template_kwargs)
     width = model.config.get_text_config().hidden_size
     return RecursiveMASAgent(model, ExpectedEmbeddingLink(width), tokenizer, role)
 

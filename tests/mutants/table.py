@@ -371,8 +371,8 @@ SOURCES = [
     ),
     remote(
         "nan-in-an-agent",
-        "not bool(parameter.sum(dtype=torch.float32).isfinite())",
-        "False",
+        "return bool(parameter.sum(dtype=torch.float32).isfinite())",
+        "return True",
         "broken_releases::test_a_broken_repository_is_one_clear_error[a weight is NaN]",
     ),
     remote(
@@ -425,8 +425,8 @@ LOADING = [
     ),
     remote(
         "vocabulary-unchecked",
-        "if len(tokenizer) > agent_config.get_text_config().vocab_size:",
-        "if False:",
+        "        if beyond:\n",
+        "        if False:\n",
         "broken_releases::test_a_broken_repository_is_one_clear_error[the tokenizer is another agent's]",
     ),
     remote(
@@ -527,8 +527,8 @@ AGENT = [
     ),
     remote(
         "llama4-decoder",
-        "self.model.model if decoder is self.model else decoder",
-        "decoder",
+        "if decoder is not self.model and isinstance(decoder, PreTrainedModel):",
+        "if True:",
         "engine::test_latent_thoughts_are_the_last_hidden_states[llama4_text]",
     ),
     remote(
@@ -566,13 +566,49 @@ AGENT = [
 BATCHING = [
     remote(
         "ragged-tails-on-a-window",
-        "return None if len(tails) > 1 and not can_crop(cache) else (self._prefix, cache)",
+        "return None if len(tails) > 1 and not self._holes else (self._prefix, cache)",
         "return self._prefix, cache",
         "engine::test_tails_of_different_lengths_are_exact_for_every_kind_of_cache",
     ),
     remote(
+        "holes-that-count",
+        "can_crop(agent.new_cache()) and agent.traits.skips_holes",
+        "can_crop(agent.new_cache())",
+        "architectures::test_an_architecture_thinks_and_answers_as_the_model_itself_or_is_refused_by_name[mpt]",
+    ),
+    remote(
+        "lost-heads-unseen",
+        "can_crop(self.agent.new_cache()) or self._remembers()",
+        "True",
+        "architectures::test_an_architecture_thinks_and_answers_as_the_model_itself_or_is_refused_by_name[mamba]",
+    ),
+    remote(
+        "nobody-asked",
+        "            if self._tries(partial(self._can, traits)):\n",
+        "            if True:\n",
+        "architectures::test_an_architecture_thinks_and_answers_as_the_model_itself_or_is_refused_by_name[bart]",
+    ),
+    remote(
+        "embeddings-not-accepted",
+        "        accept_embeddings(self.model)\n",
+        "",
+        "architectures::test_an_architecture_thinks_and_answers_as_the_model_itself_or_is_refused_by_name[bamba]",
+    ),
+    remote(
+        "masks-of-the-past-for-recurrent-states",
+        "attention_mask[:, -new:]",
+        "attention_mask",
+        "architectures::test_an_architecture_thinks_and_answers_as_the_model_itself_or_is_refused_by_name[mamba]",
+    ),
+    remote(
+        "ids-without-embeddings",
+        "if largest >= size:",
+        "if False:",
+        "vocabularies::test_a_token_that_no_prompt_holds_disturbs_nobody",
+    ),
+    remote(
         "ragged-heads-on-a-window",
-        "shared = _common(heads) if can_crop(agent.new_cache()) else []",
+        "shared = _common(heads) if self._holes else []",
         "shared = _common(heads)",
         "engine::test_the_fast_path_equals_the_slow_reference[gemma3_text-qwen2-7-2]",
     ),
