@@ -28,6 +28,7 @@ SMALL = {
 # Where a model is built of what these names do not say
 OWN = {
     "bamba": {"attn_layer_indices": [1]},
+    "moshi": {"sliding_window": 512},  # beyond its window it answers itself otherwise with a cache than without
     "nemotron_h": {"hybrid_override_pattern": "M*"},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "deepseek_v2": {"num_experts_per_tok": 2},
