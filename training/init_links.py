@@ -197,6 +197,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError(
                 "Name the roles whose agents are swapped.", where="--agent", found=found, expected=expected
             )
+    validate_output(arguments.output, arguments.replace)
     for role, entry in sources.items():
         config.agents[role] = entry
     for field, value in (
@@ -255,6 +256,5 @@ def _validate(arguments: argparse.Namespace) -> None:
         if useless:
             found = "--no-probe" if option == "--probe-data" and arguments.no_probe else f"--inner {arguments.inner}"
             raise InputError("An option does nothing here.", where=option, found=found)
-    validate_output(arguments.output, arguments.replace)
     if arguments.codebook_size < 1:
         raise InputError("A codebook has tokens.", where="--codebook-size", found=arguments.codebook_size)
