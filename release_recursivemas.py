@@ -146,7 +146,7 @@ def validate_stated(tensors: dict[str, torch.Tensor], stated: dict, where: str, 
         )
     first = tensors.get("proj1.weight")
     last = next((tensors[key] for key in ("proj2.weight", "proj1.weight") if key in tensors), None)
-    found = {"adapter_type": kind}
+    found: dict[str, Any] = {"adapter_type": kind}
     fitting = fitting_kinds(tensors, outer)
     if fitting and kind not in fitting:
         found["adapter_type"] = " or ".join(fitting)

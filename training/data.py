@@ -169,11 +169,11 @@ def _row(
             return f"an unknown role in `targets`: {shown(name, 40)}" + (f"; did you mean {hint}?" if hint else "")
     targets = {}
     for role in roles:
-        found = [given.get(role), *map(record.get, RELEASE_COLUMNS.get(role, ()))]
+        values = [given.get(role), *map(record.get, RELEASE_COLUMNS.get(role, ()))]
         if role in columns:
-            found = [record.get(columns[role])]
-        value = next((value for value in found if value not in (None, "", [])), None)
-        texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else (value,)
+            values = [record.get(columns[role])]
+        value = next((value for value in values if value not in (None, "", [])), None)
+        texts: tuple[Any, ...] = tuple(value) if isinstance(value, list | tuple) else (value,)
         texts = () if value is None else texts
         if not texts:
             return f"no target text for {role}{_misspelt(record, columns.get(role, 'targets'))}"
