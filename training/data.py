@@ -169,10 +169,10 @@ def _row(
             return f"an unknown role in `targets`: {shown(name, 40)}" + (f"; did you mean {hint}?" if hint else "")
     targets: dict[str, tuple[str, ...]] = {}
     for role in roles:
-        said = [given.get(role), *map(record.get, RELEASE_COLUMNS.get(role, ()))]
+        values = [given.get(role), *map(record.get, RELEASE_COLUMNS.get(role, ()))]
         if role in columns:
-            said = [record.get(columns[role])]
-        value = next((value for value in said if value not in (None, "", [])), None)
+            values = [record.get(columns[role])]
+        value = next((value for value in values if value not in (None, "", [])), None)
         texts: tuple[Any, ...] = tuple(value) if isinstance(value, list | tuple) else (value,)
         texts = () if value is None else texts
         if not texts:
