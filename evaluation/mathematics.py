@@ -383,9 +383,9 @@ def _same_value(one: str, other: str, prove: Prove | None, scale: Fraction = Fra
     )
     if prove is None or r"\text" in re.sub(r"\\text\s*\{\s*[A-Za-z]?\s*\}", "", one + other):
         return _squeezed(one) == _squeezed(other)
-    infinite = [re.fullmatch(r"([+-]?)\s*\\infty\s*", text) for text in (one, other)]
-    if infinite[0] or infinite[1]:
-        return bool(infinite[0] and infinite[1]) and infinite[0][1].strip("+") == infinite[1][1].strip("+")
+    signs = [found[1].strip("+") for text in (one, other) if (found := re.fullmatch(r"([+-]?)\s*\\infty\s*", text))]
+    if signs:
+        return len(signs) == 2 and signs[0] == signs[1]
     if not _may_be_rounded(one, other) or not _may_be_rounded(other, one):
         return False
     if scale != 1:
