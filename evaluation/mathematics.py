@@ -383,7 +383,7 @@ def _same_value(one: str, other: str, prove: Prove | None, scale: Fraction = Fra
     )
     if prove is None or r"\text" in re.sub(r"\\text\s*\{\s*[A-Za-z]?\s*\}", "", one + other):
         return _squeezed(one) == _squeezed(other)
-    signs = [found[1].strip("+") for text in (one, other) if (found := re.fullmatch(r"([+-]?)\s*\\infty\s*", text))]
+    signs = [sign[1].strip("+") for text in (one, other) if (sign := re.fullmatch(r"([+-]?)\s*\\infty\s*", text))]
     if signs:
         return len(signs) == 2 and signs[0] == signs[1]
     if not _may_be_rounded(one, other) or not _may_be_rounded(other, one):
