@@ -21,7 +21,7 @@ from .prover import prove
 from .quantities import measure_of, number
 from .stated import stated_answer, stated_gold
 
-LONGEST = 2000  # characters of an answer; a longer one is a text
+LONGEST = 1000  # characters of an answer; a longer one is a text
 
 Prove = Callable[[str, str], bool]
 
@@ -191,6 +191,10 @@ def equal(prediction: str, gold: str, prove: Prove | None = prove) -> bool:
         return False
     if _squeezed(one) == _squeezed(other):
         return True
+    if any(re.sub(r"\\[{}]", "", side).count("{") != re.sub(r"\\[{}]", "", side).count("}") for side in (one, other)):
+        return False  # cut short
+    if any(len(re.findall(r"[(\[]", side)) != len(re.findall(r"[)\]]", side)) for side in (one, other)):
+        return False
     letters = [re.fullmatch(r"(?:\\text\s*\{)?\s*\(?([A-Za-z])\)?\s*\}?", side) for side in (one, other)]
     if letters[0] and letters[1]:
         return letters[0][1] == letters[1][1]  # `\\text{(C)}` and C, but not x and X
@@ -367,20 +371,21 @@ def _same_value(one: str, other: str, prove: Prove | None, scale: Fraction = Fra
     ratios = [text.split(":") for text in (one, other)]
     if len(ratios[0]) == len(ratios[1]) > 1:
         return _same_ratio(*ratios)
-    bases = [re.fullmatch(r"\(?(\w+)\)?_\{?\(?(\d{1,2})\)?\}?", text) for text in (one, other)]
-    if bases[0] or bases[1]:
-        if bases[0] and bases[1]:
-            return _in_base(*bases[0].groups()) == _in_base(*bases[1].groups()) is not None
-        return _squeezed(bases[0][1] if bases[0] else one) == _squeezed(bases[1][1] if bases[1] else other)
+    based, other_based = (
+        re.fullmatch(r"\(?(\d+|[\dA-F]{2,})\)?_\{?\(?(\d{1,2})\)?\}?", text) for text in (one, other)
+    )
+    if based and other_based:
+        return _in_base(*based.groups()) == _in_base(*other_based.groups()) is not None
+    if based or other_based:
+        return _squeezed(based[1] if based else one) == _squeezed(other_based[1] if other_based else other)
     one, other = (
         re.sub(r"(?<=[a-z( ])(\d+(?:\.\d+)?)\s*\\text\{°\}", r"(\\frac{\1\\pi}{180})", text) for text in (one, other)
     )
     if prove is None or r"\text" in re.sub(r"\\text\s*\{\s*[A-Za-z]?\s*\}", "", one + other):
         return _squeezed(one) == _squeezed(other)
-    infinite = [re.fullmatch(r"([+-]?)\s*\\infty\s*", text) for text in (one, other)]
-    if any(infinite):
-        first, second = (match and match[1].strip("+") for match in infinite)
-        return first == second and all(infinite)
+    signs = [sign[1].strip("+") for text in (one, other) if (sign := re.fullmatch(r"([+-]?)\s*\\infty\s*", text))]
+    if signs:
+        return len(signs) == 2 and signs[0] == signs[1]
     if not _may_be_rounded(one, other) or not _may_be_rounded(other, one):
         return False
     if scale != 1:
