@@ -34,6 +34,7 @@ from recursivemas.upload.files import PUSHED, fingerprint
 from recursivemas.upload.plan import load_plan
 from released import build_clones
 from tiny import tiny_chain
+from tqdm import tqdm
 
 # What a process does to files; it is killed in front of one of these.
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.truncate", "fcntl.flock"}
@@ -95,6 +96,7 @@ def staged_digest(folder: Path) -> str | None:
 
 def works(folder: Path) -> dict[str, Work]:
     """Everything that writes, by name; the systems that it needs are made in a folder."""
+    tqdm.monitor_interval = 0  # its thread may hold a lock that a fork would wait for
     old, new = tiny_chain(num_rounds=2, latent_steps=3), tiny_chain(num_rounds=3, latent_steps=2)
     torch.manual_seed(5)
     with torch.no_grad():
@@ -153,7 +155,7 @@ def works(folder: Path) -> dict[str, Work]:
     }
 
 
-def in_a_process(work: Callable[[], object], before: Callable[[], None] = lambda: None, limit: float = 1e9) -> int:
+def in_a_process(work: Callable[[], object], before: Callable[[], None] = lambda: None, limit: float = 300) -> int:
     """Runs something in a fork, killed after `limit` seconds; returns its exit status, -9 where it was killed."""
     sys.stdout.flush()
     if (process := os.fork()) == 0:
