@@ -1,53 +1,46 @@
 """transformers' generation settings: their names and kinds, judged where they come in (a call, a file)."""
 
-import difflib
 import inspect
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin
 
 from .errors_recursivemas import ArgumentError, CheckpointError, InputError
+from .fields_recursivemas import ANYTHING, TEXT, TRUTH, Kind, did_you_mean, list_of, one_of, validate_field
 
 
-class Kind(NamedTuple):
-    """What a setting may be: in words, and as a test."""
-
-    expected: str
-    fits: Callable[[Any], bool]
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def _whole(least: int) -> Kind:
+    """Whole numbers of any library, but truth values."""
+    return Kind(
+        lambda value: isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= MOST,
+        f"a whole number >= {least}, at most {MOST}",
+    )
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+def _real(least: float, most: float) -> Kind:
+    """Finite numbers of any library, but truth values."""
+    return Kind(
+        lambda value: (
+            isinstance(value, Real)
+            and not isinstance(value, bool)
+            and least <= (value if isinstance(value, int) else float(value)) <= most
+        ),
+        f"a number from {least:g} to {most:g}",
+    )
 
 
-def _each(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: test(value) or (isinstance(value, list | tuple) and all(map(test, value)))
-
-
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-COUNT = Kind("a whole number >= 1", lambda value: _whole(value) and value >= 1)
-LENGTH = Kind("a whole number >= 0", lambda value: _whole(value) and value >= 0)
-NUMBER = Kind("a finite number", _finite)
-TEXT = Kind("a text", lambda value: isinstance(value, str))
-TEXTS = Kind("a text, or a list of texts", _each(lambda value: isinstance(value, str) and value != ""))
-TOKENS = Kind(
-    "a token id, or a list of token ids",
-    lambda value: _each(_whole)(value) or (isinstance(value, torch.Tensor) and not value.is_floating_point()),
-)
-TOKEN_LIST = Kind("a list of token ids", lambda value: isinstance(value, list | tuple) and all(map(_whole, value)))
-TOKEN_LISTS = Kind(
-    "a list of lists of token ids",
-    lambda value: isinstance(value, list | tuple) and bool(value) and all(map(TOKEN_LIST.fits, value)),
-)
-OPEN = Kind("what transformers takes", lambda value: True)  # judged by transformers alone
+MOST = 2**31 - 1
+COUNT, LENGTH, TOKEN = _whole(1), _whole(0), _whole(-1)
+SHARE, AMOUNT, NUMBER = _real(0, 1), _real(0, 1e9), _real(-1e9, 1e9)
+TEXTS = Kind(lambda value: isinstance(value, str) and value != "", "a text")
+TEXTS |= list_of(TEXTS)
+TENSOR = Kind(lambda value: isinstance(value, torch.Tensor) and not value.is_floating_point(), "a tensor of them")
+TOKEN_LIST = list_of(TOKEN)
+TOKENS = TOKEN | TOKEN_LIST | TENSOR
+TOKEN_LISTS = Kind(lambda value: bool(value) and list_of(TOKEN_LIST).holds(value), "a list of lists of token ids")
 
 # Every field of transformers' GenerationConfig; a law of the tests holds the table to it.
 KINDS: dict[str, Kind] = {
@@ -57,24 +50,25 @@ KINDS: dict[str, Kind] = {
     **dict.fromkeys(("prefill_chunk_size", "num_beam_groups"), COUNT),
     **dict.fromkeys(("min_length", "min_new_tokens", "top_k"), LENGTH),
     **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), LENGTH),
-    **dict.fromkeys(("temperature", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"), NUMBER),
-    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "max_time"), NUMBER),
-    **dict.fromkeys(("guidance_scale", "assistant_confidence_threshold", "assistant_ensemble_weight"), NUMBER),
-    **dict.fromkeys(("penalty_alpha", "diversity_penalty"), NUMBER),
-    **dict.fromkeys(("do_sample", "use_mtp", "use_cache", "renormalize_logits", "remove_invalid_values"), FLAG),
-    **dict.fromkeys(("token_healing", "output_attentions", "output_hidden_states", "output_scores"), FLAG),
-    **dict.fromkeys(("output_logits", "return_dict_in_generate", "is_assistant", "disable_compile"), FLAG),
-    **dict.fromkeys(("low_memory",), FLAG),
+    **dict.fromkeys(("top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"), SHARE),
+    **dict.fromkeys(("temperature", "repetition_penalty", "encoder_repetition_penalty", "max_time"), AMOUNT),
+    **dict.fromkeys(("penalty_alpha", "diversity_penalty", "assistant_ensemble_weight"), AMOUNT),
+    **dict.fromkeys(("length_penalty", "guidance_scale"), NUMBER),
+    "assistant_confidence_threshold": SHARE,
+    **dict.fromkeys(("do_sample", "use_mtp", "use_cache", "renormalize_logits", "remove_invalid_values"), TRUTH),
+    **dict.fromkeys(("token_healing", "output_attentions", "output_hidden_states", "output_scores"), TRUTH),
+    **dict.fromkeys(("output_logits", "return_dict_in_generate", "is_assistant", "disable_compile"), TRUTH),
+    **dict.fromkeys(("low_memory",), TRUTH),
     **dict.fromkeys(("cache_implementation", "num_assistant_tokens_schedule", "speculation_type"), TEXT),
     **dict.fromkeys(("stop_strings",), TEXTS),
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), TOKENS),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id"), TOKENS),
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), TOKEN_LIST),
     **dict.fromkeys(("bad_words_ids",), TOKEN_LISTS),
-    "early_stopping": Kind('true, false or "never"', lambda value: isinstance(value, bool) or value == "never"),
-    **dict.fromkeys(("cache_config", "compile_config", "continuous_batching_config", "watermarking_config"), OPEN),
-    **dict.fromkeys(("sequence_bias", "exponential_decay_length_penalty", "dola_layers"), OPEN),
-    **dict.fromkeys(("constraints", "force_words_ids"), OPEN),
+    "early_stopping": TRUTH | one_of(["never"]),
+    **dict.fromkeys(("cache_config", "compile_config", "continuous_batching_config", "watermarking_config"), ANYTHING),
+    **dict.fromkeys(("sequence_bias", "exponential_decay_length_penalty", "dola_layers"), ANYTHING),
+    **dict.fromkeys(("constraints", "force_words_ids"), ANYTHING),
 }
 _OF_A_MODEL = "_from_model_config"
 METADATA = {"transformers_version", _OF_A_MODEL, "_commit_hash", "_original_object_hash"}
@@ -102,8 +96,7 @@ def fields() -> set[str]:
 
 def unknown_name(name: str, known: Collection[str]) -> dict[str, str]:
     """What an error says about a name that nobody knows: `found` and the nearest that is known."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return {"found": name, "hint": f"did you mean `{near[0]}`?" if near else "see transformers' GenerationConfig"}
+    return {"found": name, "hint": did_you_mean(name, known) or "see transformers' GenerationConfig"}
 
 
 def validate_kinds(
@@ -111,14 +104,8 @@ def validate_kinds(
 ) -> None:
     """Raises an error for the first setting whose value is of the wrong kind; `None` is always right."""
     for name, value in settings.items():
-        if value is not None and name in KINDS and not KINDS[name].fits(value):
-            place = f"{where}, {name}" if where else name
-            raise error(
-                "A generation setting cannot be used.",
-                where=place,
-                found=repr(value)[:200],
-                expected=KINDS[name].expected,
-            )
+        if value is not None and name in KINDS:
+            validate_field(value, KINDS[name], f"{where}, {name}" if where else name, error)
 
 
 def validate_arguments(given: Mapping[str, Any], known: Collection[str]) -> None:
@@ -185,7 +172,7 @@ def read_settings(content: Mapping[str, Any], where: str, known: Collection[str]
         config = GenerationConfig.from_dict({name: value for name, value in content.items() if name != _OF_A_MODEL})
         config._from_model_config = content.get(_OF_A_MODEL)
         return config
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except Exception as error:  # transformers trips over values in many ways
         raise CheckpointError(
             "transformers refuses a generation setting.", where=where, found=str(error)[:200]
         ) from error

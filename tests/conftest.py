@@ -1,8 +1,10 @@
 """Tests run offline, in a cache of their own, on one thread (fast at this size, and the same everywhere)."""
 
 import atexit
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,6 +15,8 @@ import pytest
 import torch
 from transformers.utils import logging
 
+with contextlib.suppress(ValueError):  # jobs in the background of a script ignore Ctrl-C, and so would what is tested
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
 torch.set_num_threads(1)
 logging.disable_progress_bar()

@@ -128,7 +128,10 @@ def works(folder: Path) -> dict[str, Work]:
         else:
             shutil.copytree(folder / "staged-old", place / "staged")
 
-    results = [{"date": date, "settings": {}, "figures": [{"answers": ["x"] * 5000}]} for date in ("old", "new")]
+    row = {"mode": "latent", "num_rounds": 1, "accuracy": 1.0, "interval": [0.5, 1.0], "by_group": {}, "seconds": 1.0}
+    row |= dict.fromkeys(("prompt_tokens", "latent_positions", "slot_positions", "new_tokens"), 1.0)
+    row["answers"] = ["x"] * 5000
+    results = [{"date": date, "settings": {}, "figures": [row]} for date in ("old", "new")]
     file = place / "results.json"
 
     def look_at_results() -> str | None:

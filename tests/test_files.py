@@ -139,11 +139,12 @@ def test_unknown_and_misspelt_names_are_errors_that_say_what_was_meant(change, m
 )  # fmt: skip
 def test_generation_settings_are_judged_when_they_are_read(settings, chain_folder, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
-    from recursivemas.bases_recursivemas import read_generation_config
     from recursivemas.modeling_recursivemas import RUN_ARGUMENTS
+    from recursivemas.settings_recursivemas import read_settings
 
+    content = Source(str(tmp_path)).json("generation_config.json", lenient=True)
     with pytest.raises(CheckpointError, match=rf"(?s)generation_config\.json.*{next(iter(settings))}"):
-        read_generation_config(Source(str(tmp_path)), RUN_ARGUMENTS)
+        read_settings(content, "generation_config.json", RUN_ARGUMENTS)
 
 
 def test_numbers_beyond_a_limit_are_refused_and_the_limit_is_named(chain):

@@ -156,7 +156,7 @@ TABLE: dict[str, list[Entry]] = {
     "epsilon_cutoff": [samples(temperature=3.0, epsilon_cutoff=0.02)],
     "eta_cutoff": [samples(eta_cutoff=0.2)],
     "repetition_penalty": [sets(repetition_penalty=5.0, reads_prompt=True),
-        refuses("`penalty`", repetition_penalty=-1.0),
+        refuses("`repetition_penalty`", repetition_penalty=-1.0),
         refuses("repetition_penalty", repetition_penalty=float("nan"))],
     "encoder_repetition_penalty": [sets(encoder_repetition_penalty=0.2, reads_prompt=True)],
     "length_penalty": [sets(num_beams=3, length_penalty=-3.0)],
@@ -651,11 +651,7 @@ def test_a_setting_of_the_method_in_generation_config_counts_for_every_door(chai
 
 def written_config(folder, tmp_path, settings: dict[str, Any]):
     """A system's folder with other generation settings."""
-    target = tmp_path / "system"
-    target.mkdir()
-    for path in folder.iterdir():
-        if path.name != "generation_config.json":
-            (target / path.name).symlink_to(path)
+    target = shutil.copytree(folder, tmp_path / "system")
     saved = json.loads((folder / "generation_config.json").read_text())
     (target / "generation_config.json").write_text(json.dumps(saved | settings))
     return target

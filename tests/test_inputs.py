@@ -345,7 +345,8 @@ def test_a_system_with_fields_is_published_with_a_card_that_says_how_to_ask(pair
     assert json.loads(asked) == BOTH[0] and "pipeline(" not in card and "question, a-hint, facts" in card
     agent = (tmp_path / "s" / "Tiny-Expert" / "README.md").read_text()
     assert json.dumps(as_text(BOTH[0])) in agent
-    assert probe.probe_system(pair, load_plan(tmp_path / "s").question) == probe.probe_system(pair, BOTH[0])
+    plan_question = load_plan(tmp_path / "s").question
+    assert probe.probe_system(pair, pair.tokenizer, plan_question) == probe.probe_system(pair, pair.tokenizer, BOTH[0])
 
 
 @pytest.mark.slow

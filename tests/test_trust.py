@@ -404,6 +404,7 @@ def with_nan(folder):
     name = next(name for name, tensor in tensors.items() if tensor.ndim == 1)
     tensors[name][0] = float("nan")
     save_file(tensors, path, {"format": "pt"})
+    (folder / "weights.json").unlink()  # which would tell
 
 
 def with_a_broken_tokenizer(folder):
@@ -558,7 +559,7 @@ def test_a_plan_names_no_folder_but_its_own(name, staged):
     content = json.loads((staged / files.PLAN).read_text())
     content["repositories"][0]["id"] = name
     (staged / files.PLAN).write_text(json.dumps(content))
-    with pytest.raises(InputError, match="A plan cannot be used"):
+    with pytest.raises(InputError, match=r"(?s)plan\.json"):
         plan.load_plan(staged)
 
 
@@ -567,14 +568,14 @@ def test_a_plan_that_lacks_something_is_refused(field, staged):
     content = json.loads((staged / files.PLAN).read_text())
     del content[field]
     (staged / files.PLAN).write_text(json.dumps(content))
-    with pytest.raises(InputError, match="A plan cannot be used"):
+    with pytest.raises(InputError, match=f"(?s)lacks `{field}`.*plan\\.json"):
         plan.load_plan(staged)
 
 
 def test_a_repository_of_a_plan_is_no_link_to_another_folder(staged, tmp_path):
     shutil.move(staged / "Tiny", tmp_path / "elsewhere")
     (staged / "Tiny").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="A plan cannot be used"):
+    with pytest.raises(InputError, match="symbolic link"):
         plan.load_plan(staged)
 
 

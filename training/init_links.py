@@ -215,6 +215,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise InputError(
                 "Name the roles whose agents are swapped.", where="--agent", found=found, expected=expected
             )
+    validate_output(arguments.output, arguments.replace)
     for role, entry in sources.items():
         config.agents[role] = entry
     for field, value in (
@@ -273,7 +274,6 @@ def _validate(arguments: argparse.Namespace) -> None:
         if useless:
             found = "--no-probe" if option == "--probe-data" and arguments.no_probe else f"--inner {arguments.inner}"
             raise InputError("An option does nothing here.", where=option, found=found)
-    validate_output(arguments.output, arguments.replace)
     validate_field(arguments.codebook_size, whole(1, 10_000_000), "--codebook-size", InputError)
     for name in ("temperature", "norm"):
         if (value := getattr(arguments, name)) not in (None, "mean", "none"):
