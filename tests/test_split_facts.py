@@ -24,17 +24,28 @@ def words_of(text):
     return re.findall(r"\w+", text.lower())
 
 
+def pattern_of(wording):
+    blanks = {r"\{name\}": r"(?P<name>\w+)", r"\{value\}": r"(?P<value>\w+)"}
+    pattern = re.escape(wording)
+    for blank, group in blanks.items():
+        pattern = pattern.replace(blank, group)
+    return re.compile(pattern)
+
+
+PATTERNS = {
+    wordings: [
+        (kind, index, pattern_of(wording))
+        for kind, entry in KINDS.items()
+        for index, wording in enumerate(entry[wordings])
+    ]
+    for wordings in ("facts", "questions")
+}
+
+
 def kind_and_wording(text, wordings):
     """(kind, number of the wording, name, value) of a fact or (…, name) of a question, for every one that fits."""
-    found = []
-    for kind, entry in KINDS.items():
-        for index, wording in enumerate(entry[wordings]):
-            pattern = (
-                re.escape(wording).replace(r"\{name\}", r"(?P<name>\w+)").replace(r"\{value\}", r"(?P<value>\w+)")
-            )
-            if match := re.fullmatch(pattern, text):
-                found.append((kind, index, *match.groupdict().values()))
-    return found
+    found = ((kind, index, pattern.fullmatch(text)) for kind, index, pattern in PATTERNS[wordings])
+    return [(kind, index, *match.groupdict().values()) for kind, index, match in found if match]
 
 
 def test_there_are_many_kinds_names_values_and_wordings():

@@ -517,6 +517,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("kind", ["settings", *(pytest.param(k, marks=pytest.mark.slow) for k in list(SPOILT)[:3])])
+@pytest.mark.slow
 def test_the_composites_own_tokenizer_template_and_settings_are_tried(kind, staged, chain):
     change, message = SPOILT[kind]
     change(staged / "Tiny")

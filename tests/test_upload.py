@@ -321,6 +321,7 @@ sys.exit(cli.main(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_and_a_second_run_completes(workplace, tmp_path):
     command = ["publish", "stage", str(workplace / "system"), "--namespace", "my-org", "--name", "Tiny"]
     command += ["--output", str(tmp_path / "staged")]
@@ -405,6 +406,7 @@ def test_weights_are_no_pickle_whatever_their_header_begins_with(tmp_path):
     assert "cannot be read" in scan.scan(tmp_path)[0]
 
 
+@pytest.mark.slow
 def test_the_check_notices_changed_weights(pair, unchecked):
     """The repository still loads; only the comparison with the source can tell."""
     file = unchecked / "Tiny-Expert-Base" / "inner_link.safetensors"
@@ -603,6 +605,7 @@ print(json.dumps(mas.generate(**inputs, max_new_tokens=16, do_sample=False).toli
 """
 
 
+@pytest.mark.slow
 def test_a_stranger_uses_every_card_as_it_is_printed(pair, hub, client, staged, tmp_path):
     """Fresh process, empty cache, empty folder: all code blocks of all cards, then the tokens of the source."""
     assert client.run(*push_command(staged, "--yes"))[0] == 0
@@ -622,6 +625,7 @@ def test_a_stranger_uses_every_card_as_it_is_printed(pair, hub, client, staged, 
     assert json.loads(output.splitlines()[-1]) == expected.tolist()
 
 
+@pytest.mark.slow
 def test_without_a_token_a_private_system_says_so(hub, client, staged, tmp_path):
     assert client.run(*push_command(staged, "--yes"))[0] == 0
     with Worker(hub, tmp_path / "stranger", token=None) as stranger:
