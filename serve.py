@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from .configuration_recursivemas import RecursiveMASConfig
 from .errors_recursivemas import InputError
 from .fields_recursivemas import validate_field, whole
+from .folders_recursivemas import settle
 from .loading_recursivemas import validate_place
 from .modeling_recursivemas import RecursiveMASModel
 from .system_loader import ROOT, find_system
@@ -56,6 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     setattr(transformers, RecursiveMASModel.__name__, AutoModelForCausalLM)
     options = ["--host", arguments.host, "--port", arguments.port, "--device", arguments.device]
     name = str(Path(arguments.system).resolve()) if Path(arguments.system).is_dir() else arguments.system
+    if Path(name).is_dir():
+        settle(name)  # Auto classes read the settings of what is registered by themselves
     print(f'Requests name the model "{name}".', flush=True)
     sys.argv = ["transformers", "serve", name, *options]
     main()

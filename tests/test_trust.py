@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 from recursivemas import cli
 from recursivemas.agent_recursivemas import RecursiveMASAgent
 from recursivemas.errors_recursivemas import CheckpointError, ConfigError, InputError, RecursiveMASError
@@ -17,7 +18,7 @@ from recursivemas.sources_recursivemas import Source
 from recursivemas.system_loader import load_mas_system
 from recursivemas.upload import check, code, files, plan, push, stage
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 QUESTION = "What is the answer?"
 OWNED = "import os\nopen(os.environ['OWNED'], 'a').write(__name__ + chr(10))\n"
@@ -168,6 +169,16 @@ def test_trust_in_nobody_and_trust_that_is_no_yes_or_no_are_refused(trust, folde
         load_mas_system(folder, **trust)
 
 
+@pytest.fixture
+def registered():
+    """Takes back what a server registers with transformers."""
+    yield
+    CONFIG_MAPPING._extra_content.pop("recursivemas", None)
+    AutoModelForCausalLM._model_mapping._extra_content.clear()
+    vars(transformers).pop("RecursiveMASModel", None)
+
+
+@pytest.mark.usefixtures("registered")
 def test_the_server_runs_the_clones_code_and_not_the_folders(folder, owned, monkeypatch):
     pytest.importorskip("transformers.cli.transformers", reason="needs the extra [serve]", exc_type=ImportError)
     for path in folder.glob("*.py"):
