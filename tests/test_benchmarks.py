@@ -9,7 +9,7 @@ from recursivemas.benchmarks import baselines, harness
 from recursivemas.benchmarks.bench import BENCHMARKS
 from recursivemas.benchmarks.systems import random_agent, random_questions, random_system
 
-SLOW = ("loading", "pipeline")  # they start processes of their own
+SLOW = ("loading", "pipeline", "sandbox", "training", "growth")  # they start processes, or take seconds
 NEEDS = {"handover": "avp", "pipeline": "ray"}
 
 

@@ -166,6 +166,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, cache, monkeypatch):
     assert Path(place_of(tmp_path).path, "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_system_names_a_gguf_file_and_holds_an_ordinary_agent_once_it_is_copied(chain_folder, tmp_path, cache):
     folder = shutil.copytree(chain_folder, tmp_path / "system")
     shutil.rmtree(folder / "agents" / "solver")

@@ -248,6 +248,7 @@ print(mas.config.link_task, imports.is_peft_available())
 """
 
 
+@pytest.mark.slow
 def test_the_usage_on_the_release_cards_works_in_a_clone_without_peft(released_cache):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(released_cache)}
     run = subprocess.run(

@@ -535,8 +535,8 @@ def test_a_changed_system_replaces_its_own_files(hub, client, workplace, staged)
         pytest.param("PUT", r"^/lfs/", None, marks=pytest.mark.slow),
         ("PUT", r"^/lfs/", 403),
         ("POST", r"Tiny-Learner/commit/", None),  # a connection that breaks at the commit
-        ("POST", r"Tiny-Outerlinks/commit/", 409),
-        ("POST", r"/api/repos/create", 403),
+        pytest.param("POST", r"Tiny-Outerlinks/commit/", 409, marks=pytest.mark.slow),
+        pytest.param("POST", r"/api/repos/create", 403, marks=pytest.mark.slow),
         ("POST", r"/api/collections", 403),
     ],
 )

@@ -106,7 +106,18 @@ class Workplace:
 
     def pytest(self, tests: list[str], timeout: float) -> tuple[int | None, str]:
         """Exit status (`None`: not in time) and output."""
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "slow or not slow",
+            *tests,
+        ]
         with tempfile.TemporaryDirectory(dir=self.root.parent) as scratch:
             environment = {**os.environ, "PYTHONPATH": str(self.root.parent), "PYTHONDONTWRITEBYTECODE": "1"}
             environment |= {"TMPDIR": scratch, "OMP_NUM_THREADS": "1"}
