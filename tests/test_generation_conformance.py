@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 from recursivemas.agent_recursivemas import RecursiveMASAgent
+from recursivemas.callers_recursivemas import judge_arguments
 from recursivemas.engine_recursivemas import Run
 from recursivemas.errors_recursivemas import ArgumentError, CheckpointError, InputError, RecursiveMASError
+from recursivemas.generation_recursivemas import answer_config
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.prompts_recursivemas import template_for
 from recursivemas.settings_recursivemas import ARGUMENTS, KINDS, REFUSED, fields
@@ -647,6 +649,13 @@ def test_a_setting_of_the_method_in_generation_config_counts_for_every_door(chai
     ]
     assert usage[0]["prompt_tokens"] == usage[1]["prompt_tokens"]
     assert usage[0]["latent_positions"] == usage[1]["latent_positions"]
+
+
+def test_judging_asks_no_generate_that_was_put_onto_the_model(pair, monkeypatch):
+    agent = pair.agents[pair.config.decoding_role]
+    monkeypatch.setitem(vars(agent.model), "generate", lambda *_, **__: pytest.fail("generated"))
+    config, arguments = answer_config(agent, pair.generation_config, {}, prompt_length=0, default_new_tokens=4)
+    judge_arguments(agent, config, arguments, 1)
 
 
 def written_config(folder, tmp_path, settings: dict[str, Any]):
