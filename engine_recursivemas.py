@@ -157,12 +157,14 @@ def fit_positions(
     Raises:
         InputError: a prompt has no room.
     """
-    schedule = settings.turns(system.topology)
+    schedule, seen = settings.turns(system.topology), set()
     for round_index, role in schedule:
         agent, renderer = system.agents[role], system.renderers[role]
-        if (limit := agent.position_limit) is None:
-            continue
         answers, slots = (round_index, role) == schedule[-1], 0
+        turn = (role, settings.phase(round_index), answers)  # the same in every later round
+        if (limit := agent.position_limit) is None or turn in seen:
+            continue
+        seen.add(turn)
         more = config.max_new_tokens if answers else _positions_behind(settings)
         if settings.thinks and not settings.silent:
             links = [system.outer_links[link.name] for link in system.topology.incoming(role, round_index)]
@@ -180,9 +182,9 @@ def fit_positions(
                 config.max_new_tokens = more = min(more, limit - tokens - slots)
             validate_positions(
                 limit,
-                [tokens + slots + more],
+                {index: tokens + slots + more},
                 where=f"agent {role}, round {round_index}",
-                names=[name_of(index, as_text(question))],
+                name=lambda row: name_of(row, as_text(questions[row])),
                 what=f"prompt {tokens}, slots {slots}, {'new tokens' if answers else 'latents or message'} {more}",
             )
 
@@ -321,11 +323,12 @@ class Run:
         builder, phase = self._builders[role], self.settings.phase(round_index)
         answers = (round_index, role) == self.schedule[-1]
         more = self.generation_config.max_new_tokens or 0 if answers else _positions_behind(self.settings)
+        needs = [_text_tokens(row) + slot + more for row, slot in zip(builder.rows[phase], slots, strict=True)]
         validate_positions(
             self.agents[role].position_limit,
-            [_text_tokens(row) + slot + more for row, slot in zip(builder.rows[phase], slots, strict=True)],
+            dict(enumerate(needs)),
             where=where,
-            names=[name_of(index, as_text(question)) for index, question in enumerate(self.questions)],
+            name=lambda row: name_of(row, as_text(self.questions[row])),
             what=f"prompt, what was sent, and {more} new ones",
         )
         prompt, tokens = builder.build(phase, messages, reuse)

@@ -1,6 +1,6 @@
 """What an agent can hold: positions up to its limit, and numbers that are finite in its dtype."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,25 +27,25 @@ def position_limit(config: PreTrainedConfig) -> int | None:
 
 
 def validate_positions(
-    limit: int | None, needs: Sequence[int], *, where: str, names: Sequence[str], what: str
+    limit: int | None, needs: Mapping[int, int], *, where: str, name: Callable[[int], str], what: str
 ) -> None:
     """Checks prompts with all that follows them against an agent's limit, before any of it is computed.
 
     Args:
         limit: most positions of the agent, see `position_limit`.
-        needs: positions that each row needs.
+        needs: row -> positions that it needs.
         where: agent and round.
-        names: of the rows' questions.
+        name: row -> what its question is called.
         what: what is counted.
 
     Raises:
         InputError: a row needs more.
     """
-    if limit is not None and max(needs) > limit:
-        row = max(range(len(needs)), key=needs.__getitem__)
+    row = max(needs, key=needs.__getitem__)
+    if limit is not None and needs[row] > limit:
         raise InputError(
             "An agent has too few positions.",
-            where=f"{where}, {names[row]}",
+            where=f"{where}, {name(row)}",
             found=f"{needs[row]} positions ({what})",
             expected=f"at most {limit}, the agent's limit (max_position_embeddings)",
             hint="shorten the question, or ask for fewer latent steps (`latent_steps`) or tokens (`max_new_tokens`)",

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors_recursivemas import InputError
+from ..files_recursivemas import read_bytes, text_of
 from .paired import only_right, paired_difference
 
 IDENTITIES = ("id", "unique_id", "task_id", "question_id", "question", "row")
@@ -68,10 +69,7 @@ def read_judged(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: the file cannot be read, or holds neither judged rows nor results with their questions.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("A file cannot be read.", where=path, found=error) from error
+    text = text_of(read_bytes(path, InputError), InputError, path)
     try:
         whole = json.loads(text)
     except ValueError:

@@ -19,6 +19,8 @@ from typing import Any
 
 from ..answers_recursivemas import extract_answer
 from ..errors_recursivemas import InputError
+from ..files_recursivemas import read_bytes, text_of
+from ..folders_recursivemas import write_text
 from .measure import wilson_interval
 from .metrics import METRICS, f1_score
 
@@ -32,10 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     METRICS[arguments.metric].require()
     name = str(arguments.file or "standard input")
-    try:
-        text = arguments.file.read_text(encoding="utf-8") if arguments.file else sys.stdin.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("The rows cannot be read.", where=name, found=error) from error
+    stream = getattr(sys.stdin, "buffer", sys.stdin)  # a text, where somebody has put one in its place
+    content = read_bytes(arguments.file, InputError) if arguments.file else stream.read()
+    text = text_of(content, InputError, name) if isinstance(content, bytes) else content
     rows = list(read_outputs(text.split("\n"), name))  # all are read before any is judged
     if not rows:
         raise InputError("There is nothing to judge.", where=name, expected="rows with prediction and answer")
@@ -45,8 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         for row, verdicts in zip(rows, judged, strict=True)
     )
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(lines, encoding="utf-8")
+        write_text(arguments.output, lines)
     else:
         print(lines, end="")
     print(summary(judged, arguments.metric), file=sys.stderr)

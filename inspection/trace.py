@@ -32,6 +32,7 @@ from ..evaluation.commands import (
     progress,
     solve_arguments,
 )
+from ..folders_recursivemas import write_text
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question, Slot, as_inputs, as_text, template_for
 
@@ -212,8 +213,7 @@ def run(arguments: argparse.Namespace) -> int:
         bar.update()
     if arguments.output:
         try:
-            arguments.output.parent.mkdir(parents=True, exist_ok=True)
-            arguments.output.write_text(as_page(found), encoding="utf-8")
+            write_text(arguments.output, as_page(found))
         except OSError as error:
             raise InputError("A page cannot be written.", where=arguments.output, found=error) from error
     if arguments.json:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from ..errors_recursivemas import CheckpointError, ConfigError, InputError
 from ..evaluation.results import fingerprint
 from ..folders_recursivemas import write_text
+from ..stamps_recursivemas import file_digest
 from .arguments import SETTINGS, LinkTrainingArguments, canonical, default_of
 from .data import Example
 from .objectives import LinkObjective
@@ -36,7 +37,7 @@ def needed_files(processes: int) -> list[str]:
 
 def seal(checkpoint: Path, losses: tuple[float, int]) -> None:
     """Says that a checkpoint is complete; `losses` are the sum of the steps' losses and their number so far."""
-    files = {path.name: _sha256(path) for path in sorted(checkpoint.iterdir()) if path.is_file()}
+    files = {path.name: file_digest(path) for path in sorted(checkpoint.iterdir()) if path.is_file()}
     write_text(checkpoint / SEAL_FILE, json.dumps({"losses": losses, "files": files}, indent=1) + "\n")
 
 
@@ -61,7 +62,7 @@ def what_lacks(checkpoint: Path, processes: int = 1) -> str | None:
             for name, digest in json.loads(path.read_text(encoding="utf-8"))["files"].items():
                 if not (checkpoint / name).is_file():
                     return f"{name} is missing"
-                if _sha256(checkpoint / name) != digest:
+                if file_digest(checkpoint / name) != digest:
                     return f"{name} is not what was written"
         else:
             for name in needed_files(processes):
@@ -83,14 +84,6 @@ def _read(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             if (broken := archive.testzip()) is not None:
                 raise ValueError(f"{broken} has a wrong checksum")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _by_step(folder: Path) -> list[Path]:

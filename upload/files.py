@@ -8,6 +8,7 @@ from typing import Any
 from ..errors_recursivemas import CheckpointError
 from ..files_recursivemas import read_object
 from ..folders_recursivemas import write_text
+from ..stamps_recursivemas import file_digest
 
 PLAN, CHECKED, PUSHED = "plan.json", "checked.json", "pushed.json"
 
@@ -34,9 +35,5 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in files_of(folder) if folder.is_dir() else [Path()]:
         digest.update(f"{path.as_posix()}\0".encode())
-        content = hashlib.sha256()
-        with open(folder / path, "rb") as file:
-            while block := file.read(1 << 20):
-                content.update(block)
-        digest.update(content.digest())
+        digest.update(bytes.fromhex(file_digest(folder / path)))
     return digest.hexdigest()

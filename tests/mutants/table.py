@@ -1414,7 +1414,7 @@ TRAINING = [
     ),
     workshop(
         "half-a-checkpoint-counts",
-        "if _sha256(checkpoint / name) != digest:",
+        "if file_digest(checkpoint / name) != digest:",
         "if False:",
         "long_training::test_only_a_whole_checkpoint_counts[optimizer.pt-cut-sealed]",
     ),
