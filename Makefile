@@ -82,7 +82,7 @@ help-texts: $(VENV)/installed  ## store what `--help` prints (cli_help.json), af
 
 evaluate: $(VENV)/installed-test  ## measure the shipped system again: figures and plot of the README
 	$(BIN)/recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 10 11 12 \
-		--num-questions 1200 --batch-size 100 --output evaluation/results/sequential.json
+		--num-questions 1200 --batch-size 100 --replace --output evaluation/results/sequential.json
 
 clean:  ## remove what the commands above made
 	rm -rf $(VENV) $(VENV)-oldest .pytest_cache .ruff_cache .mypy_cache *.egg-info build

@@ -242,11 +242,18 @@ def _read_settings(source: Source, role: str = "") -> GenerationConfig | None:
     return None if settings is None else read_settings(settings, where)
 
 
+def _raise_unless_of_a_library(error: BaseException) -> None:
+    # The tokenizers library raises plain exceptions, and panics, which are no `Exception`.
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        raise error
+
+
 def copy_tokenizer(tokenizer: PreTrainedTokenizerBase, role: str) -> PreTrainedTokenizerBase:
     """A tokenizer of one's own; copying writes and reads it, which a broken one does not survive."""
     try:
         return copy.deepcopy(tokenizer)
-    except Exception as error:  # the tokenizers library raises plain exceptions
+    except BaseException as error:
+        _raise_unless_of_a_library(error)
         what, where = "An agent's tokenizer cannot be copied.", f"agent {role}, {tokenizer.name_or_path}"
         found, expected = f"{type(error).__name__}: {error}", "a whole tokenizer.json"
         raise CheckpointError(what, where=where, found=found, expected=expected) from error
@@ -269,7 +276,8 @@ def load_tokenizer(source: Source, role: str, trust_remote_code: bool = False) -
         )
         tokenizer.decode(tokenizer("Is it so?")["input_ids"])  # values that it believed come out here
         return tokenizer
-    except Exception as error:  # the tokenizers library raises plain exceptions
+    except BaseException as error:
+        _raise_unless_of_a_library(error)
         raise CheckpointError(
             "An agent's tokenizer cannot be loaded.",
             where=f"agent {role}, {source}",

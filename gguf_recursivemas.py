@@ -1,10 +1,8 @@
 """Agents out of GGUF files: converted once into an ordinary model folder, which everything else reads."""
 
-import contextlib
 import hashlib
 import importlib.util
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from transformers.integrations.gguf import read_gguf_metadata
 
 from .bases_recursivemas import load_base_model
 from .errors_recursivemas import CheckpointError, InputError
+from .folders_recursivemas import scratch_folder
 from .sources_recursivemas import Source, cache_folder
 
 # What transformers reads GGUF files with; the extra `[gguf]`.
@@ -71,12 +70,13 @@ def convert_gguf(file: str | os.PathLike, folder: Path, label: str) -> None:
     model.generation_config.eos_token_id = eos_token_ids
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            model.save_pretrained(Path(scratch, "model"))
-            tokenizer.save_pretrained(Path(scratch, "model"))
-            with contextlib.suppress(FileExistsError):  # another process has been as fast
-                os.rename(Path(scratch, "model"), folder)
+        with scratch_folder(folder.parent) as scratch:
+            model.save_pretrained(scratch / "model")
+            tokenizer.save_pretrained(scratch / "model")
+            os.rename(scratch / "model", folder)
     except OSError as error:
+        if folder.is_dir():  # another process has been as fast
+            return
         raise CheckpointError(
             "A converted model cannot be written.", where=folder, found=error, hint="free some space, or set HF_HOME"
         ) from error

@@ -99,7 +99,7 @@ class Source:
                 )
             clones = [Path(self.clones, name) for name in (source, source.rpartition("/")[2])] if self.clones else []
             for candidate in (*clones, cache_folder(source)):
-                if candidate.is_dir():
+                if os.path.isdir(candidate):  # False for names that are too long, too
                     source = str(candidate)
                     break
         return Source(source, revision=revision, hub=self.hub, clones=self.clones)

@@ -90,7 +90,9 @@ def find_system(name: str | os.PathLike) -> str:
     text, known = str(name), small_systems()
     if text in known and not os.path.isdir(text):
         return str(known[text])
-    ours = text.startswith("small/") or text == str(ROOT) or (text.startswith("systems/") and (ROOT / text).is_dir())
+    ours = (
+        text.startswith("small/") or text == str(ROOT) or (text.startswith("systems/") and os.path.isdir(ROOT / text))
+    )
     if ours and not os.path.isfile(os.path.join(text, "config.json")):
         hint = did_you_mean(text.replace("systems/", "small/"), known)
         hint = hint or (None if known else "clone the repository: an installed package has no small systems")
@@ -112,7 +114,7 @@ def read_style(style: str | os.PathLike) -> dict:
     """
     path = Path(style) if str(style).endswith(".json") else STYLES / f"{style}.json"
     names = sorted(file.stem for file in STYLES.glob("*.json") if file.stem != "released")
-    if not path.is_file() or path.stem == "released":
+    if not os.path.isfile(path) or path.stem == "released":
         expected, hint = f"{', '.join(names)}, or a JSON file of your own", did_you_mean(style, names)
         raise InputError("Unknown collaboration style.", where="style", found=style, expected=expected, hint=hint)
     table = read_object(path, ConfigError)

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from ..errors_recursivemas import InputError
+from ..evaluation.commands import add_replace_argument, validate_file
 from .harness import CLOCKS, Option, chosen, report, save, table, use_clock
 from .systems import SHAPES
 
@@ -61,7 +62,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
         command.add_argument("--repeats", type=int, help="how often each way runs (default: 3; 1 with --quick)")
         command.add_argument("--quick", action="store_true", help="small sizes: whether it runs, in seconds")
-        command.add_argument("--output", help="folder for <benchmark>.json and <benchmark>.png")
+        command.add_argument("--output", type=Path, help="folder for <benchmark>.json and <benchmark>.png")
+        add_replace_argument(command)
         command.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -89,7 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads or arguments.quick:
         torch.set_num_threads(arguments.threads or 1)
     use_clock(arguments.clock)
-    for name in BENCHMARKS if arguments.benchmark == "all" else [arguments.benchmark]:
+    names = list(BENCHMARKS) if arguments.benchmark == "all" else [arguments.benchmark]
+    for name in names if arguments.output else []:
+        validate_file(arguments.output / f"{name}.json", arguments.replace, beside=(".png",))
+    for name in names:
         values = _filled(name, arguments)
         load, threads = os.getloadavg()[0], torch.get_num_threads()
         try:
@@ -110,5 +115,5 @@ def run(arguments: argparse.Namespace) -> int:
         result = report(name, {**shared, **settings}, rows, load)
         print(json.dumps(result, ensure_ascii=False) if values.json else table(result), flush=True)
         if values.output:
-            save(result, Path(values.output))
+            save(result, values.output)
     return 0

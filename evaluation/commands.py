@@ -93,11 +93,13 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_questions: int) -> N
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
-    """The arguments that say where the output goes, and whether it goes on where a run was stopped."""
+    """The arguments that say where the output goes, and whether it goes on where a run was stopped or begins anew."""
     parser.add_argument("--output", type=Path, help=what)
-    parser.add_argument(
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
         "--resume", action="store_true", help="go on where a run was stopped: the same command, with --output"
     )
+    add_replace_argument(ways)
 
 
 class ToolNames(argparse.Action):
@@ -166,7 +168,7 @@ def solve_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names} | {"tools": named_tools(arguments.tools, **chosen)}
 
 
-def add_replace_argument(parser: argparse.ArgumentParser) -> None:
+def add_replace_argument(parser: argparse._ActionsContainer) -> None:
     """The argument without which nothing that is there is overwritten, see `validate_output`."""
     parser.add_argument("--replace", action="store_true", help="overwrite what an earlier command wrote there")
 
@@ -199,6 +201,19 @@ def validate_output(
         raise InputError("The output cannot be written.", where=f"{where} {output}", found=f"{there} is read-only")
     if there != output.absolute() and not there.is_dir():
         raise InputError("The output cannot be written.", where=f"{where} {output}", found=f"{there} is a file")
+
+
+def validate_file(output: Path | None, replace: bool = False, beside: tuple[str, ...] = ()) -> None:
+    """`validate_output` for a file, if any, and those of its name with other endings that are written `beside` it.
+
+    Raises:
+        InputError: one is there, or cannot be written.
+    """
+    for path in [output, *(output.with_suffix(ending) for ending in beside)] if output else []:
+        if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+            found = "a folder" if path.is_dir() else "a file that is read-only"
+            raise InputError("The output cannot be written.", where=f"--output {path}", found=found)
+        validate_output(path, replace)
 
 
 def validate_arguments(arguments: argparse.Namespace) -> None:

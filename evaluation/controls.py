@@ -75,7 +75,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     asked = asked_of(arguments, rows)
     if results := finished_results(arguments.output, asked, arguments.resume, "controls"):
         return results
-    with keeping_rows(arguments.output, asked, arguments.resume) as row_file:
+    with keeping_rows(arguments.output, asked, arguments.resume, arguments.replace) as row_file:
         mas = load_from_arguments(arguments)
         if row_file:
             row_file.of_system(mas)

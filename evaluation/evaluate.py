@@ -72,7 +72,7 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     asked = asked_of(arguments, rows, free=["group_by"])
     if results := finished_results(arguments.output, asked, arguments.resume):
         return results
-    with keeping_rows(arguments.output, asked, arguments.resume) as row_file:
+    with keeping_rows(arguments.output, asked, arguments.resume, arguments.replace) as row_file:
         mas = without(load_from_arguments(arguments), arguments.without)
         if row_file:
             row_file.of_system(mas)

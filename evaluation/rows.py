@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 from ..errors_recursivemas import InputError
 from ..folders_recursivemas import write_text
 from ..modeling_recursivemas import RecursiveMASModel
+from .commands import validate_file
 from .interrupts import interruptible
 from .results import fingerprint, read_results, write_results
 
@@ -23,7 +23,7 @@ except ImportError:  # no such locks on Windows
 
 
 # Arguments of commands that change no answer.
-FREE = {"questions", "file", "json", "output", "resume", "stored", "batch_size", "device"}
+FREE = {"questions", "file", "json", "output", "resume", "replace", "stored", "batch_size", "device"}
 
 
 class RowFile:
@@ -32,8 +32,8 @@ class RowFile:
     Args:
         path: the file.
         asked: what the rows depend on, name -> something that is JSON.
-        resume: go on behind the rows that are there; without it there must be none.
-        hint: what to do about rows that are there.
+        resume: go on behind the rows that are there; without it, or `replace`, there must be none.
+        replace: rows that are there go as soon as the system is loaded.
 
     Attributes:
         rows: those that are there.
@@ -43,7 +43,7 @@ class RowFile:
             by another process.
     """
 
-    def __init__(self, path: Path, asked: Mapping[str, Any], resume: bool, hint: str = "") -> None:
+    def __init__(self, path: Path, asked: Mapping[str, Any], resume: bool, replace: bool = False) -> None:
         self.path, self.beside = path, path.with_name(f"{path.name}.run")
         self.asked = json.loads(json.dumps(asked))
         self.rows: list[dict[str, Any]] = []
@@ -59,17 +59,17 @@ class RowFile:
         try:
             self._file.seek(0)
             content = self._file.read()
-            if content and not resume:
+            if content and not resume and not replace:
                 raise InputError(
                     "There are answers already.",
                     where=path,
                     found=f"{content.count(10)} rows",
-                    hint=f"go on with --resume, remove the file, or name another one{hint}",
+                    hint="go on with --resume, begin anew with --replace, or name another file",
                 )
-            if content:
+            if content and resume:
                 self._validate_asked(self.asked)
                 self._read(content)
-            else:
+            elif not content:
                 self._store()
         except BaseException:
             self.close()
@@ -85,6 +85,8 @@ class RowFile:
         asked = {"weights": fingerprint(mas.state_dict().items()), "system's prompts": prompts}
         if self.rows:
             self._validate_asked(asked)
+        else:
+            self._file.truncate(0)
         self.asked |= json.loads(json.dumps(asked))
         self._store()
 
@@ -177,23 +179,26 @@ def validate_asked(before: Any, asked: Mapping[str, Any], where: Path) -> None:
 
 
 @contextmanager
-def keeping_rows(output: Path | None, asked: Mapping[str, Any], resume: bool) -> Iterator[RowFile | None]:
+def keeping_rows(
+    output: Path | None, asked: Mapping[str, Any], resume: bool, replace: bool = False
+) -> Iterator[RowFile | None]:
     """The rows behind a file of results, `<name>.rows.jsonl` beside it, until `RowFile.end`; without output none.
 
     Raises:
-        InputError: see `RowFile`; or the results could not be written; or `resume` without an output.
+        InputError: see `RowFile`; the results could not be written, or are there and may not be replaced; or `resume`
+            without an output.
         Interrupted: by Ctrl-C or SIGTERM; says how to go on.
     """
     if output is None and resume:
         raise InputError("There is nothing to go on with.", where="--resume", hint="name the --output of the run")
-    if output and (output.is_dir() or (output.exists() and not os.access(output, os.W_OK))):
-        raise InputError("The output cannot be written.", where=output, expected="a file that may be written")
+    if output:
+        validate_file(output, replace or resume, beside=(".png",))
     kept = "nothing is kept; with --output every answer is, and --resume goes on"
     with interruptible(lambda: f"interrupted: {kept}"):
         if output is None:
             yield None
             return
-        with RowFile(output.with_suffix(".rows.jsonl"), asked, resume) as row_file:
+        with RowFile(output.with_suffix(".rows.jsonl"), asked, resume, replace) as row_file:
             kept = f"the answers so far are kept in {row_file.path}; the same command with --resume goes on"
             yield row_file
 

@@ -21,6 +21,7 @@ from ..answers_recursivemas import extract_answer
 from ..errors_recursivemas import InputError
 from ..files_recursivemas import read_bytes, text_of
 from ..folders_recursivemas import write_text
+from .commands import add_replace_argument, validate_file
 from .measure import wilson_interval
 from .metrics import METRICS, f1_score
 
@@ -29,9 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metric", choices=METRICS, required=True, help="when an answer is right")
     parser.add_argument("--file", type=Path, help="JSON-lines file of the rows (default: standard input)")
     parser.add_argument("--output", type=Path, help="file for the judged rows (default: standard output)")
+    add_replace_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    validate_file(arguments.output, arguments.replace)
     METRICS[arguments.metric].require()
     name = str(arguments.file or "standard input")
     stream = getattr(sys.stdin, "buffer", sys.stdin)  # a text, where somebody has put one in its place

@@ -155,7 +155,7 @@ def opened(arguments: argparse.Namespace, questions: list) -> AbstractContextMan
     asked = asked_of(arguments, questions)
     if arguments.prompts and Path(arguments.prompts).is_file():
         asked["prompts"] = Path(arguments.prompts).read_text(encoding="utf-8", errors="replace")
-    row_file = RowFile(arguments.output, asked, arguments.resume)
+    row_file = RowFile(arguments.output, asked, arguments.resume, arguments.replace)
     if arguments.control == "other_question" and 0 < len(row_file.rows) < len(questions):
         row_file.close()
         raise InputError(

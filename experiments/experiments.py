@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from ..evaluation.commands import add_replace_argument, validate_file
 from ..evaluation.measure import measure
 from ..evaluation.plots import plot_curves
 from ..evaluation.results import provenance
@@ -203,11 +204,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("experiment", choices=("starts", "outer", "lifts", "gradients"))
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
+    add_replace_argument(parser)
     parser.add_argument("--questions", type=int, default=520, help="of `starts` (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="of each run (default: 200 in `outer`; its own in `lifts`)")
     parser.add_argument("--only", action="append", help="a run of `outer` or `lifts`; repeatable (default: all)")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
+    validate_file(arguments.output, arguments.replace, beside=(".png",))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     made = {**provenance(), "experiment": arguments.experiment}
     experiments: dict[str, Callable[[], Iterable[dict[str, Any]]]] = {

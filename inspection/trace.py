@@ -27,10 +27,12 @@ from ..errors_recursivemas import InputError
 from ..evaluation.commands import (
     add_input_argument,
     add_inputs,
+    add_replace_argument,
     add_system_arguments,
     load_from_arguments,
     progress,
     solve_arguments,
+    validate_file,
 )
 from ..folders_recursivemas import write_text
 from ..modeling_recursivemas import RecursiveMASModel
@@ -199,11 +201,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, help="recursion rounds (default: the system's)")
     parser.add_argument("--without-comparison", action="store_true", help="latents only: no text, no agent alone")
     parser.add_argument("--output", type=Path, metavar="FILE.html", help="write the page there")
+    add_replace_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the trace as JSON")
     add_system_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    validate_file(arguments.output, arguments.replace)
     mas = load_from_arguments(arguments)
     ways = WAYS[:1] if arguments.without_comparison else WAYS
     question = add_inputs(arguments.question, arguments.input)

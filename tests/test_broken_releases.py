@@ -64,6 +64,13 @@ def first_adapter(manifest):
     return manifest["tasks"]["math"]["adapters"][0]
 
 
+POST_PROCESSOR = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
+
 # name -> (how to break the folder of clones, what the message must say)
 BREAKS = {
     "an agent's repository is missing": (
@@ -102,6 +109,10 @@ BREAKS = {
     "the tokenizer is broken": (
         lambda root: truncate(root / SOLVER / "tokenizer.json"),
         ["tokenizer cannot be loaded", SOLVER, "tokenizer.json"],
+    ),
+    "the tokenizer puts in a token that it has not": (  # at which the tokenizers library panics
+        lambda root: edit(root / SOLVER / "tokenizer.json", lambda c: c.update(post_processor=POST_PROCESSOR)),
+        ["tokenizer cannot be loaded", SOLVER],
     ),
     "the tokenizer has no chat template": (
         lambda root: (root / SOLVER / "chat_template.jinja").unlink(),

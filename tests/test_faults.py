@@ -3,15 +3,16 @@
 import json
 import os
 import random
+import re
 import shutil
 
 import pytest
 import torch
 from faults import DISTURBED, Faults, works
-from recursivemas.cli import main
+from recursivemas.cli import help_texts, main
 from recursivemas.errors_recursivemas import CheckpointError
 from recursivemas.folders_recursivemas import is_unused, replacing, settle
-from recursivemas.system_loader import load_mas_system
+from recursivemas.system_loader import ROOT, load_mas_system
 from safetensors.torch import load_file, save_file
 from tiny import tiny_chain
 from transformers import AutoConfig
@@ -242,13 +243,50 @@ OVERWRITING = {
 }  # fmt: skip
 
 
+DATA = ("--data", "arithmetic", "--num-questions", "2")
+FILES = {  # commands that write one file
+    "evaluate": ["evaluate", *DATA],
+    "controls": ["controls", *DATA],
+    "score": ["score", "--metric", "exact", "--file", "no.jsonl"],
+    "trace": ["trace", "1+1"],
+    "train data": ["train", "data", "--data", "arithmetic", "--system", "no"],
+    "index": ["index", str(ROOT / "docs")],
+}
+
+
+def files_of(place):
+    return {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+
+
+@pytest.mark.parametrize("command", FILES.values(), ids=FILES)
+def test_no_command_writes_over_a_file_unless_it_is_told_to(tmp_path, capsys, command):
+    place = tmp_path / "notes.json"
+    place.write_text("somebody's")
+    before = files_of(tmp_path)
+    assert main([*command, "--output", str(place)]) == 2
+    assert str(place) in capsys.readouterr().err and files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["step.json", "step.png"])
+def test_no_benchmark_writes_over_figures_unless_it_is_told_to(tmp_path, capsys, name):
+    (tmp_path / name).write_text("somebody's")
+    before = files_of(tmp_path)
+    assert main(["bench", "step", "--quick", "--output", str(tmp_path)]) == 2
+    assert name in capsys.readouterr().err and files_of(tmp_path) == before
+
+
+def test_every_command_with_an_output_is_among_these():
+    writing = {name.split()[0] for name in (*OVERWRITING, *FILES, "bench", "solve")}  # solve: test_long_work.py
+    found = {name.split()[0] for name, text in help_texts().items() if re.search("^  --output", text, re.M)}
+    assert found == writing - {"convert"}  # whose folder is no option
+
+
 @pytest.mark.parametrize("command", OVERWRITING.values(), ids=OVERWRITING)
 def test_no_command_overwrites_what_is_there_unless_it_is_told_to(pair, tmp_path, capsys, command):
     place = shutil.copytree(pair / "new", tmp_path / "system")
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    before = files_of(tmp_path)
     assert main(command(pair, place)) == 2
-    assert str(place) in capsys.readouterr().err
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert str(place) in capsys.readouterr().err and files_of(tmp_path) == before
 
 
 def test_init_links_replaces_a_system_when_it_is_told_to(pair, tmp_path):

@@ -167,6 +167,25 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, cache, monkeypatch):
 
 
 @pytest.mark.slow
+def test_two_conversions_at_once_give_one_folder(tmp_path, cache, monkeypatch):
+    write_gguf(tmp_path / "tiny.gguf")
+    rename, expected = os.rename, []
+
+    def after_another(source, target):
+        expected.append(shutil.copytree(source, target))
+        return rename(source, target)
+
+    monkeypatch.setattr(gguf_recursivemas.os, "rename", after_another)
+    assert [Path(place_of(tmp_path).path)] == expected and [path.name for path in cache.iterdir()] == [expected[0].name]
+
+
+def test_remains_of_a_killed_conversion_go_with_the_next(tmp_path, cache):
+    write_gguf(tmp_path / "tiny.gguf")
+    (cache / ".saving-dead" / "model").mkdir(parents=True)
+    place = Path(place_of(tmp_path).path)
+    assert list(cache.iterdir()) == [place]
+
+
 def test_a_system_names_a_gguf_file_and_holds_an_ordinary_agent_once_it_is_copied(chain_folder, tmp_path, cache):
     folder = shutil.copytree(chain_folder, tmp_path / "system")
     shutil.rmtree(folder / "agents" / "solver")

@@ -184,6 +184,27 @@ def test_answers_are_not_written_over(commands, stopped_after, capsys, command):
     assert "--resume" in capsys.readouterr().err and rows.read_bytes() == before
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_replaced_is_that_of_a_run_alone(commands, stopped_after, capsys, command):
+    words, rows = commands[command]
+    assert cli.main(words) == 0
+    expected = outcome(rows)
+    assert cli.main(words) == 2 and "--replace" in capsys.readouterr().err and outcome(rows) == expected
+    stopped_after(2)
+    assert cli.main([*words, "--replace"]) == 128 + signal.SIGTERM
+    assert cli.main([*words, "--replace"]) == 0
+    assert outcome(rows) == expected
+
+
+@pytest.mark.parametrize("command", ["solve", "evaluate"])
+def test_what_was_to_be_replaced_is_kept_where_nothing_takes_its_place(commands, command):
+    words, rows = commands[command]
+    assert cli.main(words) == 0
+    expected = outcome(rows)
+    assert cli.main([*words, "--replace", "--system", "no/where"]) == 2
+    assert outcome(rows) == expected
+
+
 def a_folder(tmp_path):
     return tmp_path
 

@@ -147,6 +147,8 @@ def build_index(folder: str | os.PathLike, output: str | os.PathLike | None = No
     if not folder.is_dir():
         raise InputError("There is no such folder.", where="recursivemas index", found=folder)
     output = Path(output) if output is not None else folder / INDEX_NAME
+    if output.exists():
+        FolderIndex(output)  # an index is made anew, nothing else is written over
     part, files, passages = output.with_name(f"{output.name}.part"), 0, 0
     try:
         part.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 
 from ..errors_recursivemas import ConfigError, InputError
-from ..evaluation.commands import progress
+from ..evaluation.commands import progress, validate_file
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
 from ..tasks import TASKS
@@ -45,12 +45,13 @@ def own_answers(mas: RecursiveMASModel, rows: list[Row], num_rounds: int, batch_
                 yield {**row.inputs, "targets": targets} | ({} if row.answer is None else {"answer": row.answer})
 
 
-def write_own_answers(arguments: LinkTrainingArguments) -> dict[str, int]:
+def write_own_answers(arguments: LinkTrainingArguments, replace: bool = False) -> dict[str, int]:
     """`recursivemas train data`: questions in, rows with the system's own answers out, each written as it is there.
 
     Args:
         arguments: `system`, `data` (rows with questions, or a task by name), `output` (the file), and where wanted
             `num_rounds`, `max_rows`, `task`, `columns`, `seed`, `dtype`, `per_device_eval_batch_size`.
+        replace: a file that is there may be overwritten.
 
     Returns:
         "rows" written, and "left_out" because an agent said nothing.
@@ -62,8 +63,7 @@ def write_own_answers(arguments: LinkTrainingArguments) -> dict[str, int]:
         if not getattr(arguments, name):
             raise ConfigError("A setting is missing.", where=name, hint=f"give it with --{name}")
     output = Path(arguments.output)
-    if output.exists():
-        raise InputError("The file exists.", where="output", found=output, hint="choose another, or remove it")
+    validate_file(output, replace)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = None if arguments.use_cpu else arguments.device

@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.kind == "data":
         from .own_answers import write_own_answers
 
-        result: dict[str, Any] = dict(write_own_answers(settings))
+        result: dict[str, Any] = dict(write_own_answers(settings, arguments.replace))
     else:
         from .run import train
 

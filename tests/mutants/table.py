@@ -1457,9 +1457,28 @@ TRAINING = [
     ),
     workshop(
         "answers-are-written-over",
-        "if content and not resume:",
+        "if content and not resume and not replace:",
         "if False:",
         "long_work::test_answers_are_not_written_over",
+    ),
+    workshop(
+        "what-is-replaced-goes-before-the-system-is-there",
+        "elif not content:",
+        "elif not self._file.truncate(0):",
+        "long_work::test_what_was_to_be_replaced_is_kept_where_nothing_takes_its_place",
+    ),
+    workshop(
+        "replaced-answers-stay",
+        "            self._file.truncate(0)\n        self.asked",
+        "            pass\n        self.asked",
+        "long_work::test_what_is_replaced_is_that_of_a_run_alone",
+    ),
+    workshop(
+        "a-file-is-written-over",
+        "        validate_output(path, replace)\n",
+        "        validate_output(path, True)\n",
+        "faults::test_no_command_writes_over_a_file_unless_it_is_told_to",
+        "faults::test_no_benchmark_writes_over_figures_unless_it_is_told_to",
     ),
     workshop(
         "half-a-row-stays",
@@ -1909,9 +1928,25 @@ REAL_MODELS = [
     ),
     remote(
         "gguf-written-in-place",
-        'os.rename(Path(scratch, "model"), folder)',
-        'model.save_pretrained(folder), os.rename(Path(scratch, "model"), folder)',
+        'os.rename(scratch / "model", folder)',
+        'model.save_pretrained(folder), os.rename(scratch / "model", folder)',
         "gguf::test_an_interrupted_conversion_leaves_nothing",
+    ),
+    remote(
+        "two-conversions-fail",
+        "if folder.is_dir():  # another",
+        "if False:  # another",
+        "gguf::test_two_conversions_at_once_give_one_folder",
+    ),
+    remote(
+        "a-panic-comes-through",
+        """    except BaseException as error:
+        _raise_unless_of_a_library(error)
+        raise CheckpointError(""",
+        """    except Exception as error:
+        _raise_unless_of_a_library(error)
+        raise CheckpointError(""",
+        "broken_releases::test_a_broken_repository_is_one_clear_error",
     ),
     remote(
         "gguf-name-kept-beside-the-copy",
