@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors_recursivemas import InputError
-from ..files_recursivemas import read_bytes, text_of
+from ..fields_recursivemas import OBJECT, TRUTH, Kind, list_of, validate_field, validate_fields
+from ..files_recursivemas import parse_json, read_bytes, text_of
 from .paired import only_right, paired_difference
+from .results import read_results
 
 IDENTITIES = ("id", "unique_id", "task_id", "question_id", "question", "row")
 Rows = dict[tuple[str, ...], dict[str, Any]]
@@ -70,27 +72,21 @@ def read_judged(path: Path) -> list[dict[str, Any]]:
         InputError: the file cannot be read, or holds neither judged rows nor results with their questions.
     """
     text = text_of(read_bytes(path, InputError), InputError, path)
-    try:
-        whole = json.loads(text)
-    except ValueError:
-        whole = None
-    if isinstance(whole, dict) and isinstance(whole.get("rows"), list):  # of controls
-        return [{("prediction" if name == "answer" else name): row[name] for name in row} for row in whole["rows"]]
-    if isinstance(whole, dict) and "figures" in whole:
-        return _rows_of_figures(whole, path)
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError("A line is no JSON.", where=f"{path}, line {number}", found=error) from error
-        if not isinstance(row, dict):
-            raise InputError("A line is no judged row.", where=f"{path}, line {number}", found=line[:80])
-        rows.append(row)
-    if not rows:
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
         raise InputError("A file holds no rows.", where=path)
+    if len(lines) > 1 and lines[0][1].strip() != "{":
+        rows = [parse_json(line, InputError, f"{path}, line {number}") for number, line in lines]
+    else:
+        whole = parse_json(text, InputError, path)
+        if isinstance(whole, dict) and "figures" in whole:
+            return _rows_of_figures(read_results(path), path)
+        if isinstance(whole, dict) and "rows" in whole:  # of controls
+            validate_field(whole["rows"], list_of(OBJECT), f"{path}, rows", InputError)
+            names = {"answer": "prediction"}
+            return [{names.get(name, name): value for name, value in row.items()} for row in whole["rows"]]
+        rows = [whole]
+    validate_field(rows, list_of(OBJECT), f"{path}, rows", InputError)
     return rows
 
 
@@ -103,11 +99,16 @@ def _rows_of_figures(results: dict[str, Any], path: Path) -> list[dict[str, Any]
             expected="questions, as `recursivemas evaluate --output` stores them",
             hint="measure again: older results hold none",
         )
+    validate_field(questions, list_of(OBJECT), f"{path}, questions", InputError)
+    verdicts = Kind(
+        lambda value: list_of(TRUTH).holds(value) and len(value) == len(questions), "true or false of each question"
+    )
     rows = []
-    for figure in results["figures"]:
-        released = figure.get("release", figure["right"])
+    for index, figure in enumerate(results["figures"], start=1):
+        of = {name: figure.get(name, figure.get("right")) for name in ("right", "release")}
+        validate_fields(of, dict.fromkeys(of, verdicts), f"{path}, figures, number {index}", InputError)
         setting = {name: figure[name] for name in SETTINGS if name in figure}
-        for question, strict, release in zip(questions, figure["right"], released, strict=True):
+        for question, strict, release in zip(questions, of["right"], of["release"], strict=True):
             rows.append({**question, **setting, "strict": strict, "release": release})
     return rows
 

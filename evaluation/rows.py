@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors_recursivemas import InputError
+from ..fields_recursivemas import OBJECT, validate_field
+from ..files_recursivemas import parse_json, read_object
 from ..folders_recursivemas import write_text
 from ..modeling_recursivemas import RecursiveMASModel
 from .commands import validate_file
@@ -132,11 +134,7 @@ class RowFile:
         write_text(self.beside, json.dumps(self.asked, ensure_ascii=False, indent=1) + "\n")
 
     def _validate_asked(self, asked: Mapping[str, Any]) -> None:
-        try:
-            before = json.loads(self.beside.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError("What was asked before is not known.", where=self.beside, found=error) from error
-        validate_asked(before, asked, self.path)
+        validate_asked(read_object(self.beside, InputError), asked, self.path)
 
     def _read(self, content: bytes) -> None:
         """Takes the whole lines; what a kill left of one more is cut off."""
@@ -145,16 +143,9 @@ class RowFile:
             print(f"{self.path}: the last line is not whole and is written anew", file=sys.stderr)
             self._file.truncate(len(content) - len(rest))
         for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not an object")
-            except ValueError as error:
-                raise InputError(
-                    "A line is no row of answers.",
-                    where=f"{self.path}, line {number}",
-                    found=f"{line[:80].decode('utf-8', 'replace')} ({error})",
-                ) from error
+            where = f"{self.path}, line {number}"
+            row = parse_json(line, InputError, where)
+            validate_field(row, OBJECT, f"{where}, row", InputError)
             self.rows.append(row)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..answers_recursivemas import extract_answer
 from ..errors_recursivemas import InputError
-from ..files_recursivemas import read_bytes, text_of
+from ..files_recursivemas import parse_json, read_bytes, text_of
 from ..folders_recursivemas import write_text
 from .commands import add_replace_argument, validate_file
 from .measure import wilson_interval
@@ -65,15 +65,12 @@ def read_outputs(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            problem = _problem(row)
-        except (ValueError, RecursionError) as error:
-            problem = f"no JSON: {error}"
-        if problem:
+        where = f"{name}, line {number}"
+        row = parse_json(line, InputError, where)
+        if problem := _problem(row):
             raise InputError(
                 "A line is no output with its answer.",
-                where=f"{name}, line {number}",
+                where=where,
                 found=f"{line.strip()[:80]} ({problem})",
                 expected='{"prediction": "what was written", "answer": "the right one"}',
             )

@@ -48,8 +48,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.errors_recursivemas import InputError, RecursiveMASError
+from recursivemas.evaluation.compare import by_question, compare, judged, read_judged
+from recursivemas.evaluation.compare import select as rows_of_setting
 from recursivemas.evaluation.measure import load_rows
+from recursivemas.evaluation.metrics import METRICS
 from recursivemas.evaluation.results import markdown, read_results, table
+from recursivemas.evaluation.rows import RowFile
+from recursivemas.evaluation.score import read_outputs, spelled
 from recursivemas.evaluation.solve import read_questions
 from recursivemas.files_recursivemas import read_lines
 from recursivemas.link_files_recursivemas import read_link
@@ -57,6 +62,15 @@ from recursivemas.links_recursivemas import InnerLink, OuterLink, build_link
 from recursivemas.sources_recursivemas import Source, read_tensors
 from recursivemas.system_loader import ROOT, load_mas_system, read_style
 from recursivemas.training.arguments import read_arguments
+from recursivemas.training.checkpoints import (
+    finished,
+    last_checkpoint,
+    seal,
+    sealed_losses,
+    step_of,
+    validate_continuation,
+    validate_settings,
+)
 from recursivemas.training.data import Encoder, read_rows, refuse_bad_rows
 from recursivemas.upload.plan import load_plan
 from recursivemas.upload.scan import scan
@@ -69,6 +83,10 @@ MEMORY = 3 << 30  # bytes beside what a process has already
 LONGEST = 2500  # characters of an error: what, where, 200 of what was found, expected, hint
 KINDS = ("unchanged", "accepted", "refused", "foreign", "hang", "code")
 FORBIDDEN = KINDS[3:]
+
+ASKED = {"questions": {"number": 4, "sha256": "0"}, "mode": "latent"}  # of the answers that are kept
+RUN = {"system": "x", "data": "y", "output": "out", "max_steps": 5}
+STAMP = {"processes": 1, "rows": 4, "texts": "0", "prompts": "0", "frozen": "0"}  # of the run
 
 # ── What is read, and how ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -125,6 +143,35 @@ def read_question_file(base: Path, file: Path) -> Any:
 def read_stored_results(base: Path, file: Path) -> Any:
     results = read_results(file)
     return table(results["figures"]), markdown(results)
+
+
+def read_judged_rows(base: Path, file: Path) -> Any:
+    chosen = ["mode=latent"] if file.name == "results.json" else []
+    rows = judged(rows_of_setting(read_judged(file), chosen, "A"), "A", "strict")
+    return compare(*by_question(rows, rows))
+
+
+def read_outputs_to_judge(base: Path, file: Path) -> Any:
+    lines = (line.decode("utf-8", "surrogateescape") for _, line in read_lines(file, InputError))
+    return [METRICS["exact"].judge(row["prediction"], row["answer"]) for row in spelled(read_outputs(lines, "A"))]
+
+
+def read_kept_answers(base: Path, file: Path) -> Any:
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("kept.jsonl", "kept.jsonl.run"):
+            copy = shutil.copytree if (base / name).is_dir() else functools.partial(shutil.copy, follow_symlinks=False)
+            copy(base / name, Path(scratch, name))
+        with RowFile(Path(scratch, "kept.jsonl"), ASKED, resume=True) as row_file:
+            return row_file.rows, row_file.kept({"mode": "latent"})
+
+
+def read_run(base: Path, file: Path) -> Any:
+    folder = base / "run"
+    checkpoint = last_checkpoint(folder)
+    validate_settings(read_arguments(None, flags=RUN, kind="outer"), folder)
+    validate_continuation(folder, checkpoint, STAMP, {"link"})
+    losses = sealed_losses(checkpoint) if checkpoint else None
+    return checkpoint and step_of(checkpoint), losses, finished(folder, checkpoint, 5)
 
 
 def read_staged_plan(base: Path, file: Path) -> Any:
@@ -518,6 +565,16 @@ TARGETS = {
     "questions": Target(("asked.jsonl",), read_question_file, mutate_lines, 2),
     "questions, text": Target(("questions.txt",), read_question_file, mutate_text, 1),
     "results": Target(("results.json",), read_stored_results, mutate_json, 3),
+    "judged rows": Target(("judged.jsonl",), read_judged_rows, mutate_lines, 2),
+    "judged results": Target(("results.json",), read_judged_rows, mutate_json, 2),
+    "outputs to judge": Target(("judged.jsonl",), read_outputs_to_judge, mutate_lines, 2),
+    "kept answers": Target(("kept.jsonl",), read_kept_answers, mutate_lines, 2),
+    "what was asked": Target(("kept.jsonl.run",), read_kept_answers, mutate_json, 1),
+    "runs": Target(
+        ("run/training_config.json", "run/stamp.json", "run/result.json", "run/checkpoint-5/whole.json",
+         "run/checkpoint-5/trainer_state.json"),
+        read_run, mutate_json, 3,
+    ),
     "plans": Target(("staged/plan.json",), read_staged_plan, mutate_json, 3),
     "training settings": Target(("settings.json",), read_training_settings, mutate_json, 3),
     "staged files": Target(
@@ -555,7 +612,17 @@ def build_base(base: Path) -> None:
     }  # fmt: skip
     settings = {"style": "test", "data": "arithmetic", "num_questions": 2, "seed": 0, "group_by": "level"}
     figures = [figure, {**figure, "mode": "alone"}]
-    write_json(base / "results.json", {"date": "2026-01-01", "commit": None, "settings": settings, "figures": figures})
+    asked = [{"row": row, "question": f"What is {row}?", "level": row} for row in range(2)]
+    stored = {"date": "2026-01-01", "commit": None, "settings": settings, "figures": figures, "questions": asked}
+    write_json(base / "results.json", stored)
+    made = [
+        {"prediction": f"{i}", "answer": "1", "strict": i == 1, "release": True, **row} for i, row in enumerate(rows)
+    ]
+    (base / "judged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made), encoding="utf-8")
+    kept = [{"row": row, "mode": "latent", "text": "1", "usage": {"new_tokens": 1}} for row in range(4)]
+    (base / "kept.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+    write_json(base / "kept.jsonl.run", ASKED)
+    build_run(base / "run")
     (base / "staged").mkdir()
     repositories = [
         {"id": f"org/Tiny-{name}", "kind": kind, "note": name, "role": role, "base_model": None}
@@ -587,6 +654,20 @@ def build_base(base: Path) -> None:
     write_json(base / "scanned" / "config.json", {"style": "test", "agents": {}})
     (base / "scanned" / "README.md").write_text("# A card\n", encoding="utf-8")
     write_json(base / "scanned" / "outerlink_config.json", {"adapters": [{"filename": "links.safetensors"}]})
+
+
+def build_run(folder: Path) -> None:
+    """A training run of five steps that ended."""
+    checkpoint = folder / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    save_file({"link": torch.zeros(2)}, checkpoint / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({"step": 5}, checkpoint / name)
+    write_json(checkpoint / "trainer_state.json", {"global_step": 5, "log_history": [{"loss": 1.0, "step": 5}]})
+    seal(checkpoint, (5.0, 5))
+    write_json(folder / "training_config.json", read_arguments(None, flags=RUN, kind="outer").settings())
+    write_json(folder / "stamp.json", STAMP)
+    write_json(folder / "result.json", {"step": 5, "loss": 1.0})
 
 
 def write_json(file: Path, content: Any) -> None:

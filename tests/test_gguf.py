@@ -176,7 +176,9 @@ def test_two_conversions_at_once_give_one_folder(tmp_path, cache, monkeypatch):
         return rename(source, target)
 
     monkeypatch.setattr(gguf_recursivemas.os, "rename", after_another)
-    assert [Path(place_of(tmp_path).path)] == expected and [path.name for path in cache.iterdir()] == [expected[0].name]
+    assert [Path(place_of(tmp_path).path)] == expected and [path.name for path in cache.iterdir()] == [
+        expected[0].name
+    ]
 
 
 def test_remains_of_a_killed_conversion_go_with_the_next(tmp_path, cache):

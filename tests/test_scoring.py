@@ -181,7 +181,7 @@ def test_score_gives_back_the_same_rows_with_both_verdicts(capsys, monkeypatch, 
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{", "no JSON"),
+        ("{", "not valid JSON"),
         ("[1]", "no object"),
         ('{"answer": "5"}', "no prediction"),
         ('{"prediction": "5"}', "no answer"),

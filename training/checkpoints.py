@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from ..errors_recursivemas import CheckpointError, ConfigError, InputError
 from ..evaluation.results import fingerprint
+from ..files_recursivemas import read_object
 from ..folders_recursivemas import write_text
 from ..stamps_recursivemas import file_digest
 from .arguments import SETTINGS, LinkTrainingArguments, canonical, default_of
@@ -44,8 +45,8 @@ def seal(checkpoint: Path, losses: tuple[float, int]) -> None:
 def sealed_losses(checkpoint: Path) -> tuple[float, int]:
     """What `seal` was told; of a checkpoint from before there were seals nothing is known."""
     path = checkpoint / SEAL_FILE
-    total, steps = json.loads(path.read_text(encoding="utf-8"))["losses"] if path.is_file() else (0.0, 0)
-    return total, steps
+    total, steps = read_object(path, CheckpointError)["losses"] if path.is_file() else (0.0, 0)
+    return float(total), int(steps)
 
 
 def what_lacks(checkpoint: Path, processes: int = 1) -> str | None:
@@ -59,7 +60,8 @@ def what_lacks(checkpoint: Path, processes: int = 1) -> str | None:
     path = checkpoint / SEAL_FILE
     try:
         if path.is_file():
-            for name, digest in json.loads(path.read_text(encoding="utf-8"))["files"].items():
+            sealed_losses(checkpoint)
+            for name, digest in read_object(path, CheckpointError)["files"].items():
                 if not (checkpoint / name).is_file():
                     return f"{name} is missing"
                 if file_digest(checkpoint / name) != digest:
@@ -67,7 +69,7 @@ def what_lacks(checkpoint: Path, processes: int = 1) -> str | None:
         else:
             for name in needed_files(processes):
                 _read(checkpoint / name)
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        read_object(checkpoint / "trainer_state.json", CheckpointError, lenient=True)["global_step"]
     except Exception as error:  # whatever a reader raises at a file that a kill has cut
         return f"a file cannot be read: {type(error).__name__}: {str(error)[:200]}"
     return None
@@ -79,7 +81,7 @@ def _read(path: Path) -> None:
         with safe_open(path, "pt") as file:
             file.keys()
     elif path.suffix == ".json":
-        json.loads(path.read_text(encoding="utf-8"))
+        read_object(path, CheckpointError, lenient=True)
     else:
         with zipfile.ZipFile(path) as archive:
             if (broken := archive.testzip()) is not None:
@@ -131,10 +133,10 @@ def finished(folder: Path, checkpoint: Path | None, max_steps: int) -> dict[str,
     Where the last checkpoint was lost, while earlier ones are there, the run has not ended.
     """
     try:
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        result = read_object(folder / "result.json", CheckpointError)
         ended = result["step"] >= max_steps and (checkpoint is None or step_of(checkpoint) >= max_steps)
         return result if ended else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (CheckpointError, KeyError, TypeError):
         return None
 
 
@@ -145,11 +147,7 @@ def validate_settings(arguments: LinkTrainingArguments, folder: Path) -> None:
         ConfigError: settings that change the weights differ, or those of the run cannot be read.
     """
     path = folder / SETTINGS_FILE
-    try:
-        before = canonical(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError) as error:
-        hint = "start anew in another `output`"
-        raise ConfigError("The settings of a run cannot be read.", where=path, found=error, hint=hint) from error
+    before = canonical(read_object(path, ConfigError))
     now = arguments.settings()
     pairs = {name: [given.get(name, default_of(name)) for given in (before, now)] for name in SETTINGS}
     changed = {name: (a, b) for name, (a, b) in pairs.items() if a != b and name not in FREE_SETTINGS}
@@ -198,7 +196,7 @@ def validate_continuation(folder: Path, checkpoint: Path | None, stamp: dict[str
     """
     path = folder / STAMP_FILE
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_object(path, InputError)
         names = {
             "processes": "the number of processes", "rows": "the number of rows of `data`",
             "texts": "the texts of the rows of `data`",
