@@ -159,6 +159,8 @@ def read_outputs_to_judge(base: Path, file: Path) -> Any:
 def read_kept_answers(base: Path, file: Path) -> Any:
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("kept.jsonl", "kept.jsonl.run"):
+            if not os.path.lexists(base / name):
+                continue
             copy = shutil.copytree if (base / name).is_dir() else functools.partial(shutil.copy, follow_symlinks=False)
             copy(base / name, Path(scratch, name))
         with RowFile(Path(scratch, "kept.jsonl"), ASKED, resume=True) as row_file:
