@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from ..errors_recursivemas import CheckpointError, ConfigError, InputError
 from ..evaluation.results import fingerprint
+from ..fields_recursivemas import is_whole
 from ..files_recursivemas import read_object
 from ..folders_recursivemas import write_text
 from ..stamps_recursivemas import file_digest
@@ -151,7 +152,8 @@ def validate_settings(arguments: LinkTrainingArguments, folder: Path) -> None:
     now = arguments.settings()
     pairs = {name: [given.get(name, default_of(name)) for given in (before, now)] for name in SETTINGS}
     changed = {name: (a, b) for name, (a, b) in pairs.items() if a != b and name not in FREE_SETTINGS}
-    if "max_steps" in changed and changed["max_steps"][0] < changed["max_steps"][1]:
+    before_steps, steps = changed.get("max_steps", (None, 0))
+    if is_whole(before_steps) and before_steps < steps:
         del changed["max_steps"]
     if changed:
         raise ConfigError(
