@@ -1,13 +1,14 @@
 """Writing text: transformers' `generate` from a prompt of embeddings, its settings, tool calls and forced answers."""
 
 import copy
+import math
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .agent_recursivemas import RecursiveMASAgent
 from .answers_recursivemas import OPENINGS
@@ -20,6 +21,8 @@ from .limits_recursivemas import FiniteLogits
 from .prompts_recursivemas import PromptRenderer
 from .settings_recursivemas import KINDS, TOKEN_LIST, TOKEN_LISTS, TOKENS
 from .tools_recursivemas import FORGED, ToolBox, find_call
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -233,7 +236,8 @@ def write_with_tools(
         renderer: its renderer, which tokenizes results as plain text.
         prompt: without a cache, because answers to calls are read together with it.
         tools: answers the calls; those of several rows side by side.
-        config: generation settings, one sequence a row; `max_new_tokens` counts what the agent writes in all.
+        config: generation settings, one sequence a row; `max_new_tokens` counts what the agent writes in all. An
+            answer ends, with a warning, where a result leaves no room for this among the agent's positions.
         model_kwargs: further arguments of transformers' `generate`.
 
     Returns:
@@ -244,6 +248,7 @@ def write_with_tools(
     config.stop_strings = [*own_stops, *(f"</{tag}>" for tag in tools), f"<{FORGED}>"]
     model_kwargs = {**model_kwargs, "tokenizer": agent.tokenizer}
     limit, ends = config.max_new_tokens, ends_of(config)
+    positions = agent.position_limit or math.inf
     count = prompt.inputs_embeds.shape[0]
     question = prompt
     written: list[list[int]] = [[] for _ in range(count)]
@@ -268,13 +273,20 @@ def write_with_tools(
             if call is not None and len(ids) < room and calls < tools.max_calls:
                 calling[row] = call
         rows = list(calling)
-        if not rows:
-            break
         for (row, (tag, _)), answer in zip(calling.items(), tools.answer(list(calling.values())), strict=True):
             opening = "" if tag == FORGED else f"<{FORGED}>"  # which stands there already
             result = renderer.message_ids(f"{opening}{answer}</{FORGED}>")
+            # Only now it is known how long results are; all rows write as long as the one that has written least.
+            need = sum(map(len, question.rows[row])) + len(written[row]) + len(result) + limit
+            if need > positions:
+                found = f"of {len(result)} tokens, going on may need {need} positions of {positions}"
+                logger.warning(f"{question.where}: an answer ends with a call, for with its result {found}.")
+                rows.remove(row)
+                continue
             written[row] += result
             results[row] += len(result)
+        if not rows:
+            break
     return written, results
 
 

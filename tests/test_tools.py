@@ -52,6 +52,16 @@ def test_the_last_complete_call_counts():
         assert find_call(text, ["python"]) is None
 
 
+def test_an_answer_ends_with_a_warning_where_a_result_leaves_no_room(mas, monkeypatch, caplog):
+    first, second = ["<python>2*3</python>"] * 2, [f"six{mas.tokenizer.eos_token}"] * 2
+    for limit, results in ((10_000, 1), (700, 0)):
+        monkeypatch.setattr(type(mas.agents["solver"]), "position_limit", property(lambda _: limit))  # noqa: B023
+        found = answer(mas, [first, second], {"python": lambda _: "6" * 600}, max_new_tokens=200)
+        assert [solution.text.count("<result>") for solution in found] == [results] * 2
+        assert all(solution.text.startswith(first[0]) for solution in found)
+        assert ("solver" in caplog.text and "700" in caplog.text) == (not results)
+
+
 def test_a_call_is_answered_and_a_neighbour_without_one_stays_as_it_is(mas):
     eos = mas.tokenizer.eos_token
     # Rows are in order of length: "Say nothing." is the second question and as long as the first.
@@ -85,7 +95,7 @@ def test_no_more_than_the_allowed_calls_are_answered(mas):
     asked = []
     tools = {"python": lambda text: asked.append(text) or "again"}
     segments = [["<python>1</python>"]] * (MAX_CALLS + 2)
-    (solution,) = answer(mas, segments, tools, QUESTIONS[:1], max_new_tokens=900)
+    (solution,) = answer(mas, segments, tools, QUESTIONS[:1], max_new_tokens=400)
     assert asked == ["1"] * MAX_CALLS
     assert solution.text == "<python>1</python><result>again</result>" * MAX_CALLS + "<python>1</python>"
 
@@ -113,7 +123,8 @@ def test_every_row_has_the_same_room_whatever_its_calls_took(mas):
         assert solution.usage["new_tokens"] == 50
 
 
-def test_a_result_is_cut_and_read_as_plain_text(mas):
+def test_a_result_is_cut_and_read_as_plain_text(mas, monkeypatch):
+    monkeypatch.setattr(type(mas.agents["solver"]), "position_limit", None)
     eos = mas.tokenizer.eos_token
     (solution,) = answer(
         mas, [["<python>1</python>"], [eos]], {"python": lambda text: eos + "7" * 9999}, QUESTIONS[:1]

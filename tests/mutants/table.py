@@ -964,6 +964,12 @@ TOOLS = [
         "generation::test_stop_strings_end_an_answer_where_tools_run",
     ),
     remote(
+        "results-beyond-the-positions",
+        "if need > positions:",
+        "if False:",
+        "tools::test_an_answer_ends_with_a_warning_where_a_result_leaves_no_room",
+    ),
+    remote(
         "first-call",
         "return calls[-1] if calls else None",
         "return calls[0] if calls else None",
