@@ -8,6 +8,8 @@ import zlib
 import datasets
 import pytest
 import torch
+import yaml
+from huggingface_hub import ModelCard
 from recursivemas import cli
 from recursivemas.errors_recursivemas import InputError
 from recursivemas.evaluation.metrics import METRICS
@@ -20,6 +22,7 @@ from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.sandbox.judging import private_tests
 from recursivemas.system_loader import release_settings, released_styles
 from recursivemas.tasks import TASKS
+from recursivemas.upload import plan, scan, stage
 
 DOUBLE = "def double(x):\n    return 2 * x"
 LCB_FUNCTION = {
@@ -358,6 +361,27 @@ def test_a_report_says_what_was_measured_with_what_and_both_scorers(whole, quest
     text = (whole / "gsm8k.md").read_text(encoding="utf-8")
     assert f"| strict | {found['accuracy']:.3f} |" in text and "pass@k" in text and str(questions.name) in text
     assert {path.suffix for path in whole.iterdir()} == {".json", ".jsonl", ".md", ".png"}
+
+
+def test_cards_carry_whole_benchmarks_by_both_scorers_and_what_controls_found(whole, chain_folder, tmp_path):
+    results = json.loads((whole / "gsm8k.json").read_text(encoding="utf-8"))
+    results["verdicts"] = ["r = 1: nothing shows that the channel carries anything"]
+    for name, size in [("part", results["settings"]["of"]), ("whole", results["settings"]["num_questions"])]:
+        results["settings"]["of"] = size
+        (tmp_path / f"{name}.json").write_text(json.dumps(results), encoding="utf-8")
+        options = plan.Options("my-org", "Tiny", results=[str(tmp_path / f"{name}.json")])
+        stage.stage(str(chain_folder), tmp_path / name, options)
+    place = tmp_path / "whole" / "Tiny" / ".eval_results" / "gsm8k.yaml"
+    (entry,) = yaml.safe_load(place.read_text(encoding="utf-8"))
+    accuracy = results["figures"][0]["accuracy"]
+    assert entry["dataset"] == {"id": "openai/gsm8k", "task_id": "main"}
+    assert entry["value"] == round(100 * accuracy, 2) and "strict scorer" in entry["notes"]
+    assert not (tmp_path / "part" / "Tiny" / ".eval_results").exists()  # no leaderboard for a part
+    card = tmp_path / "whole" / "Tiny" / "README.md"
+    values = {result.metric_name: result.metric_value for result in ModelCard.load(card).data.eval_results}
+    assert [round(accuracy, 4), round(results["figures"][0]["release_accuracy"], 4)] == list(values.values())
+    assert "nothing shows that the channel carries anything" in card.read_text(encoding="utf-8")
+    assert not scan.scan(tmp_path / "whole" / "Tiny")
 
 
 class Killed(BaseException):
