@@ -28,6 +28,7 @@ COMMANDS = {
         "measure accuracy and cost against rounds, text hand-over and one agent alone",
     ),
     "controls": (".evaluation.controls", "see whether what is handed over carries anything"),
+    "benchmark": (".exams.benchmark", "measure a system on published benchmarks"),
     "score": (".evaluation.score", "judge finished outputs, strictly and by the release's rules"),
     "compare": (".evaluation.compare", "compare two sets of answers to the same questions"),
     "sandbox": (".sandbox.sandbox", "run a Python program where it can do no harm"),

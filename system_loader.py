@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,12 @@ from recursivemas.errors_recursivemas import (
 )
 from recursivemas.fields_recursivemas import did_you_mean, validate_fields
 from recursivemas.files_recursivemas import read_object
-from recursivemas.links_recursivemas import InnerLink, OuterLink
+from recursivemas.folders_recursivemas import settle
+from recursivemas.links_recursivemas import EXPECTED_EMBEDDING, InnerLink, OuterLink
+from recursivemas.loading_recursivemas import read_configuration
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.prompts_recursivemas import read_prompts, validate_task
+from recursivemas.sources_recursivemas import Source, split_arguments
 from recursivemas.tools_recursivemas import calculator
 
 __all__ = [
@@ -67,8 +71,10 @@ __all__ = [
     "calculator",
     "extract_answer",
     "load_mas_system",
+    "put_overrides",
     "read_prompts",
     "read_style",
+    "release_settings",
     "released_config",
     "released_styles",
     "small_systems",
@@ -128,6 +134,37 @@ def released_styles() -> dict:
     return json.loads((STYLES / "released.json").read_text(encoding="utf-8"))
 
 
+def release_settings(style: str, dataset: str = "math500") -> dict[str, Any]:
+    """The release's recommended settings of a released system for a dataset.
+
+    Returns:
+        "task", "num_rounds", "latent_steps", "batch_size", "samples" (runs a question), and "generation" (settings of
+        transformers).
+
+    Raises:
+        InputError: there is no such released system.
+    """
+    release = released_styles()
+    if style not in release["styles"]:
+        raise InputError(
+            "Unknown system.",
+            where="style",
+            found=style,
+            expected=f"{', '.join([*release['styles'], *small_systems()])}; a folder with a config.json; or a Hub"
+            " repository (org/name)",
+            hint=did_you_mean(style, [*release["styles"], *small_systems()]),
+        )
+    entry = release["styles"][style]
+    # "evalplus/mbppplus", "MBPP+" and "MATH-500" are known by their plain names.
+    name = re.sub(r"[^a-z0-9]", "", dataset.lower().rpartition("/")[2].replace("+", "plus"))
+    settings: dict[str, Any] = {"task": "math"}
+    generation: dict[str, Any] = {}
+    for layer in (release["defaults"], release["datasets"].get(name, {}), entry.get("datasets", {}).get(name, {})):
+        settings |= layer
+        generation |= layer.get("generation", {})
+    return settings | {"generation": generation}
+
+
 def released_config(
     style: str,
     dataset: str = "math500",
@@ -146,26 +183,9 @@ def released_config(
     Raises:
         InputError: unknown style, task or role.
     """
-    release = released_styles()
-    if style not in release["styles"]:
-        raise InputError(
-            "Unknown system.",
-            where="style",
-            found=style,
-            expected=f"{', '.join([*release['styles'], *small_systems()])}; a folder with a config.json; or a Hub"
-            " repository (org/name)",
-            hint=did_you_mean(style, [*release["styles"], *small_systems()]),
-        )
-    entry = release["styles"][style]
-    # "evalplus/mbppplus", "MBPP+" and "MATH-500" are known by their plain names.
-    name = re.sub(r"[^a-z0-9]", "", dataset.lower().rpartition("/")[2].replace("+", "plus"))
-    layers = (release["defaults"], release["datasets"].get(name, {}), entry.get("datasets", {}).get(name, {}))
-    settings: dict[str, Any] = {}
-    generation: dict[str, Any] = {}
-    for layer in layers:
-        settings |= layer
-        generation |= layer.get("generation", {})
-    task = settings.get("task", "math") if task is None else task
+    entry, settings = released_styles()["styles"].get(style), release_settings(style, dataset)
+    assert entry is not None  # or `release_settings` has said so
+    task = settings["task"] if task is None else task
     validate_task(task)
     parts = [*entry["agents"], "outer_links"]
     if isinstance(revision, dict) and not revision.keys() <= set(parts):
@@ -186,7 +206,79 @@ def released_config(
         link_task=("code" if task == "code" else "math") if entry["per_task"] else None,
         **{**table, "links": [{**link, "weights": dict(outer)} for link in table["links"]]},
     )
-    return config, GenerationConfig(**generation)
+    return config, GenerationConfig(**settings["generation"])
+
+
+def put_overrides(config: RecursiveMASConfig, override: Mapping[str, str | os.PathLike]) -> None:
+    """Puts locally trained parts in the places of a system's own.
+
+    Args:
+        config: the system's, changed here.
+        override: role -> a folder with an agent, its inner link, or both: as the release writes it (`adapter.pt`, with
+            or without the model), or as this project does (an agent's repository; of a system, the role's inner link).
+            `outer_links` -> a folder with all outer links: with the release's manifest, or a system of this project.
+            What a folder does not hold stays.
+
+    Raises:
+        InputError: no such role or folder, or nothing in it that could take the part's place.
+    """
+    for part, place in override.items():
+        folder = Path(place).expanduser().resolve()
+        where, parts = f"override, {part}", [*config.agents, "outer_links"]
+        if part not in parts:
+            hint = did_you_mean(part, parts)
+            raise InputError("Unknown role.", where="override", found=part, expected=", ".join(parts), hint=hint)
+        if not folder.is_dir():
+            raise InputError("There is no such folder.", where=where, found=str(place))
+        settle(folder)
+        file = folder / "config.json"
+        content = read_object(file, InputError) if file.is_file() else {}
+        entry = config.agents.get(part, {})
+        if found := bool(content) and content.get("model_type") != "recursivemas" and part in config.agents:
+            fixed = ("source", "revision", "gguf_file", "model_type", "hidden_size")
+            entry = {"source": str(folder)} | {name: of for name, of in entry.items() if name not in fixed}
+            config.agents[part] = entry
+        if part in config.agents:
+            if link := _local_link(folder, content, part, "innerlink_config.json", "adapter*.pt"):
+                entry["inner_link"], found = link, True
+        else:
+            names = [f"{link['source']}_to_{link['target']}" for link in config.links]
+            links = [_local_link(folder, content, name, "outerlink_config.json") for name in names]
+            found = all(links)
+            ends = ("source", "target", "feedback", "legacy_key")
+            config.links = [
+                {name: of for name, of in old.items() if name in ends} | (new or {})
+                for old, new in zip(config.links, links, strict=True)
+            ]
+        if not found:
+            files = ", ".join(sorted(path.name for path in folder.iterdir())[:8])
+            raise InputError(
+                "A folder holds nothing that could take the part's place.",
+                where=where,
+                found=f"{place}: {files or 'empty'}",
+                expected="a system's folder, or one with outerlink_config.json, with all outer links"
+                if part == "outer_links"
+                else "a model's config.json, adapter.pt, or a system with this role",
+            )
+
+
+def _local_link(folder: Path, content: dict, name: str, *release: str) -> dict[str, Any] | None:
+    """The entry of a link that lies in a folder with this config.json; `release` are the release's files of links."""
+    links = {f"{link.get('source')}_to_{link.get('target')}": link for link in content.get("links", [])}
+    inner = {role: agent.get("inner_link") for role, agent in content.get("agents", {}).items()}
+    entry = content["inner_link"] if "inner_link" in content and "_to_" not in name else (links | inner).get(name)
+    if entry is None:
+        found = any(next(folder.glob(pattern), None) for pattern in release)
+        return {"weights": {"source": str(folder)}} if found else None
+
+    def there(weights: Any) -> Any:
+        if isinstance(weights, dict):
+            tasks = {task: there(of) for task, of in weights.get("tasks", {}).items()}
+            return {"tasks": tasks} if tasks else weights
+        return {"source": str(folder), "filename": weights or f"links/{name}.safetensors"}
+
+    kept = {key: of for key, of in entry.items() if key not in ("source", "target", "feedback", "legacy_key", "task")}
+    return kept if entry.get("kind") == EXPECTED_EMBEDDING else kept | {"weights": there(entry.get("weights"))}
 
 
 def load_mas_system(
@@ -201,6 +293,7 @@ def load_mas_system(
     revision: str | dict[str, str] | None = None,
     executor: str | None = None,
     executor_options: dict[str, dict] | None = None,
+    override: Mapping[str, str | os.PathLike] | None = None,
     **kwargs: Any,
 ) -> RecursiveMASModel:
     """Loads a system: one of the public release by its name, or any other from its folder or Hub repository.
@@ -221,6 +314,7 @@ def load_mas_system(
         revision: of the repository; for a released system also role -> revision.
         executor: "ray" lets every agent run as a Ray actor of its own; `solve` is used as ever (docs/performance.md).
         executor_options: role -> what its actors get, see `RayExecutor`.
+        override: role or `outer_links` -> folder of a locally trained part, see `put_overrides`.
         kwargs: see `RecursiveMASModel.from_pretrained` (`clones`, `cache_dir`, `local_files_only`, `token`,
             `device_map`, `attn_implementation`, `quantization_config`, `prompts`, `offload`, ...).
 
@@ -234,7 +328,8 @@ def load_mas_system(
             raise InputError("Unknown executor.", where="executor", found=repr(executor), expected='"ray", or none')
         from recursivemas.distributed.ray_executor import RayExecutor  # needs an extra
 
-        arguments = {"style": style, "dataset": dataset, "task": task, "revision": revision, **kwargs}
+        arguments = {"style": style, "dataset": dataset, "task": task, "revision": revision, "override": override}
+        arguments |= kwargs
         mas = load_mas_system(**arguments, only=[])
         load = importlib.import_module("recursivemas.system_loader").load_mas_system  # a name that actors can import
         mas.executor = RayExecutor(mas, partial(load, **arguments), executor_options)
@@ -243,6 +338,12 @@ def load_mas_system(
     if "/" in name or os.path.isdir(name):
         if isinstance(revision, dict):
             raise InputError("Revisions by role are for released systems.", where="revision", found=revision)
+        if override:
+            source = Source(name, revision=revision, hub=split_arguments(kwargs)[0])
+            kwargs["config"] = read_configuration(source, None, None, {})
+            kwargs["config"].name_or_path = ""  # it was read here, and now names folders of this machine
+            put_overrides(kwargs["config"], override)
         return RecursiveMASModel.from_pretrained(name, task=task, revision=revision, **kwargs)
     config, generation = released_config(name, dataset, task, revision)
+    put_overrides(config, override or {})
     return RecursiveMASModel.from_pretrained(name, config=config, generation_config=generation, **kwargs)

@@ -65,6 +65,10 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-code", action="store_true", help="let the tool python run what the system writes")
     parser.add_argument("--search-index", help="what the tool search looks into, see recursivemas index")
     parser.add_argument("--task", help="default, math, choice, code or reasoning (default: the system's)")
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="ROLE=FOLDER",
+        help="a locally trained folder in the place of a role's, or of outer_links; repeatable",
+    )  # fmt: skip
     add_trust_argument(parser)
 
 
@@ -156,6 +160,7 @@ def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
         device=arguments.device,
         dtype=arguments.dtype,
         trust_remote_code=dict.fromkeys(arguments.trust_remote_code, True),
+        override=named_texts(arguments.override, "--override", "ROLE=FOLDER"),
     )
     limit_threads(mas)
     return mas
@@ -246,13 +251,23 @@ def add_inputs(question: Question, assignments: Iterable[str]) -> Question:
     Raises:
         InputError: an assignment has no name or no text.
     """
+    given = named_texts(assignments, "--input", "NAME=TEXT")
+    return {**as_inputs(question), **given, **as_inputs(question)} if given else question
+
+
+def named_texts(assignments: Iterable[str], where: str, form: str) -> dict[str, str]:
+    """Name -> text of arguments of the form NAME=TEXT.
+
+    Raises:
+        InputError: an argument has no name or no text.
+    """
     given = {}
     for assignment in assignments:
         name, _, text = assignment.partition("=")
         if not (name and text):
-            raise InputError("An input is not given as NAME=TEXT.", where="--input", found=assignment)
+            raise InputError(f"This is not given as {form}.", where=where, found=assignment)
         given[name] = text
-    return {**as_inputs(question), **given, **as_inputs(question)} if given else question
+    return given
 
 
 def inputs_of(row: Mapping[str, Any], fields: Iterable[str], columns: Mapping[str, str] = {}) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def _rows_of_figures(results: dict[str, Any], path: Path) -> list[dict[str, Any]
             "The results do not say which questions they are of.",
             where=path,
             expected="questions, as `recursivemas evaluate --output` stores them",
-            hint="measure again: older results hold none",
+            hint="of a benchmark, give the NAME.jsonl beside its report; else measure again: older results hold none",
         )
     validate_field(questions, list_of(OBJECT), f"{path}, questions", InputError)
     verdicts = Kind(

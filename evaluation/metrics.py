@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from ..answers_recursivemas import extract_answer, last_boxed
 from ..engine_recursivemas import Solution
+from ..sandbox.judging import code_of
 from . import mathematics, release_rules
 from .prover import require_math_verify
 from .stated import stated_gold, tagged
@@ -135,7 +136,7 @@ def code_metric(run_tests: RunTests) -> Metric:
         return program is not None and run_tests(program, answer)
 
     def release(text: str, answer: str) -> bool:
-        program = release_rules.first_program(text)
+        program = code_of(text)
         return program is not None and run_tests(program, answer)
 
     return Metric(strict, release)

@@ -90,6 +90,27 @@ def plot_controls(figures: Sequence[dict[str, Any]], path: Path) -> None:
     _save(figure, path, 110)
 
 
+def plot_benchmark(results: dict[str, Any], path: Path) -> None:
+    """Accuracy by both scorers with 95 % intervals, and where questions have several answers, pass@k."""
+    found, samples = results["figures"][0], results.get("samples")
+    figure = new_figure(9 if samples else 4.5, 3.4)
+    axes = figure.subplots(1, 2 if samples else 1, squeeze=False)[0]
+    for place, (name, prefix) in enumerate((("strict", ""), ("release", "release_"))):
+        accuracy = found[f"{prefix}accuracy"]
+        bars = numpy.abs(numpy.array(found[f"{prefix}interval"]) - accuracy)[:, None]
+        axes[0].bar(place, accuracy, yerr=bars, color=f"C{place}", capsize=4)
+        if samples:
+            curve = samples[name]["pass_at_k"]
+            axes[1].plot([int(k) for k in curve], list(curve.values()), "o-", color=f"C{place}", label=name)
+            axes[1].axhline(samples[name]["majority"], color=f"C{place}", linestyle=":")
+    axes[0].set_xticks([0, 1], ["strict", "release"])
+    axes[0].set(ylabel="accuracy", ylim=(0, 1.02), title=results["settings"]["title"])
+    if samples:
+        axes[1].set(xlabel="k", ylim=(0, 1.02), title="pass@k (dotted: majority)")
+        axes[1].legend()
+    _save(figure, path, 110)
+
+
 def plot_curves(runs: dict[str, dict[str, Any]], path: Path) -> None:
     """Loss and accuracy of the whole system over the steps of several training runs."""
     figure = new_figure(12, 4.5)

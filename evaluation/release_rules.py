@@ -10,8 +10,6 @@ import string
 from datetime import date, datetime
 from fractions import Fraction
 
-from ..answers_recursivemas import CODE_BLOCK, PYTHON, without_thoughts
-
 FLAT_BOX = re.compile(r"\\boxed\s*\{([^{}]*)\}")
 GREEDY_BOX = re.compile(r"\\boxed\s*\{(.*)\}", re.DOTALL)
 FINAL_ANSWER = re.compile(r"final answer\s*:\s*(.*)", re.IGNORECASE | re.DOTALL)
@@ -107,14 +105,3 @@ def same_phrase(text: str, answer: str) -> bool:
     found = boxed_text(text)
     day = as_date(answer)
     return normalized(found) == normalized(answer) or (day is not None and as_date(found) == day)
-
-
-def first_program(text: str) -> str | None:
-    """The first fenced block of Python, thoughts left out; else the first block; `None` without any."""
-    blocks = [
-        (language.strip().lower(), code.strip("\n"))
-        for _, language, code in CODE_BLOCK.findall(without_thoughts(text))
-    ]
-    return next(
-        (code for wanted in (PYTHON[1:], None) for language, code in blocks if not wanted or language in wanted), None
-    )

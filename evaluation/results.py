@@ -44,6 +44,14 @@ FIGURES = {
     **dict.fromkeys(("seconds", "prompt_tokens", "latent_positions", "slot_positions", "new_tokens"), AMOUNT),
     "control": TEXT,
     "better": OBJECT,
+    "release_accuracy": number(0, 1),
+}
+# What a benchmark's settings hold for cards.
+BENCHMARK = {
+    **dict.fromkeys(("benchmark", "title", "dataset", "data"), TEXT),
+    "config": TEXT | NOTHING,
+    **dict.fromkeys(("num_questions", "of", "samples", "latent_steps"), COUNT),
+    "seeds": list_of(COUNT),
 }
 BETTER = {"difference": number(-1, 1), "interval": BOUNDS, "p": number(0, 1)}
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors")
@@ -131,7 +139,12 @@ def read_results(path: str | Path, figures: str = "figures") -> dict[str, Any]:
     validate_field(settings.get("group_by"), TEXT | NOTHING, f"{path}, settings, group_by", InputError)
     if not isinstance(measured, list) or not measured:
         raise InputError("A file of results holds no figures.", where=path, found=repr(measured), hint=hint)
-    optional = {"better", "control"}
+    optional = {"better", "control", "release_accuracy"}
+    if "benchmark" in settings:
+        where = f"{path}, settings"
+        validate_fields(settings, BENCHMARK, where, InputError, required=BENCHMARK, also=settings)
+        validate_field(results.get("verdicts", []), list_of(TEXT), f"{path}, verdicts", InputError)
+        optional.discard("release_accuracy")
     if not any(isinstance(row, dict) and "control" in row for row in measured):
         optional.add("slot_positions")  # once, nobody counted them
     for index, row in enumerate(measured, start=1):
@@ -176,4 +189,6 @@ def markdown(results: dict[str, Any]) -> str:
             f"| {row['mode']} | {rounds} | {row['accuracy']:.3f} ({low:.3f}–{high:.3f})"
             f" | {row['latent_positions']:.1f} | {row['new_tokens']:.1f} |"
         )
-    return "\n".join(lines)
+        if "benchmark" in results["settings"]:
+            lines += ["", f"By the public release's rules {row['release_accuracy']:.3f}."]
+    return "\n".join([*lines, *(f"\nChannel, {said}." for said in results.get("verdicts", []))])

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from ..answers_recursivemas import PYTHON, without_thoughts
 from ..errors_recursivemas import InputError
 from .run import Job, Limits, Outcome, cores, run_python
 
+BLOCK = re.compile(r"(```+|~~~+)([^\n`]*)\n(.*?)(?:\1|\Z)", re.DOTALL)
 SCRIPT_SECONDS, TEST_SECONDS = 10.0, 6.0  # of MBPP+, and of each test of LiveCodeBench
 CODE_MEMORY, CODE_OUTPUT = 2 << 30, 64 << 20
 MAX_UNPACKED = 1 << 30  # bytes of one row's private tests
@@ -61,14 +63,12 @@ class Verdict:
 def code_of(text: str) -> str | None:
     """The program in what a model wrote: its first python block, where it marks none as such its first block.
 
-    What it thought (`<think>…</think>`, also without its opening) is no part of it. `None` where there is no block.
+    This is the public release's rule. What the model thought (`<think>…</think>`, also without its opening) is no part
+    of it; a block that was cut off counts. `None` where there is no block.
     """
-    text = re.sub(r"<think>.*?(</think>|\Z)", "", text, flags=re.DOTALL).rpartition("</think>")[2]
-    for language in (r"(?i:python3?|py)[^\S\n]*", r"[^\n`]*"):
-        block = re.search(rf"```{language}\n(.*?)(?:```|\Z)", text, re.DOTALL)
-        if block:
-            return block[1].strip("\n")
-    return None
+    blocks = [(found[2].strip().lower(), found[3].strip("\n")) for found in BLOCK.finditer(without_thoughts(text))]
+    marked = [code for language, code in blocks if language in PYTHON[1:]]
+    return next(iter(marked or [code for _, code in blocks]), None)
 
 
 def passes(

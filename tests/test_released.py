@@ -95,7 +95,8 @@ def test_the_dataset_chooses_links_prompts_and_settings(
 ):
     mas = load("sequential_scaled", released_cache, dataset)
     assert (mas.config.task, mas.config.latent_steps) == (task, latent_steps)
-    assert (mas.generation_config.temperature, mas.generation_config.max_new_tokens) == (temperature, 4000)
+    tokens = 4096 if dataset == "livecodebench" else 4000
+    assert (mas.generation_config.temperature, mas.generation_config.max_new_tokens) == (temperature, tokens)
     agent = STYLES["sequential_scaled"].agents["critic"]
     file = released_clones / agent.repository / f"adapter({link_task}).pt"
     assert same_weights(mas.agents["critic"].inner_link, file)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
+from huggingface_hub.utils import yaml_dump
 from torch import nn
 
 from ..evaluation.results import markdown
@@ -41,7 +42,7 @@ class Cards:
     datasets: list[str]  # on the Hub, that the links were trained on
 
     def save(self, repository: Repository, folder: Path) -> None:
-        """Writes README.md, and for the composite the plots that stand beside the results."""
+        """Writes README.md; for the composite the plots beside the results, and `.eval_results` of benchmarks."""
         mas, results = self.mas, []
         if repository.kind == "composite":
             for path, content in self.results:
@@ -49,6 +50,10 @@ class Cards:
                 if picture.is_file():
                     shutil.copyfile(picture, folder / picture.name)
                 results.append({**content, "picture": picture.name if picture.is_file() else None})
+                if entries := benchmark_results(content):
+                    place = folder / ".eval_results" / f"{content['settings']['benchmark']}.yaml"
+                    place.parent.mkdir(exist_ok=True)
+                    place.write_text(yaml_dump(eval_result_entries_to_yaml(entries)), encoding="utf-8")
         # A base model is asked one text; the system is asked the fields that its prompts name.
         question = self.plan.question if repository.kind == "composite" else as_text(self.plan.question)
         weights = mas.config.agents[repository.role]["inner_link"].get("weights") if repository.role else None
@@ -82,13 +87,42 @@ class Cards:
         return [
             EvalResult(
                 task_type="text-generation",
-                dataset_type=content["settings"]["data"],
-                dataset_name=content["settings"]["data"],
+                dataset_type=content["settings"].get("dataset", content["settings"]["data"]),
+                dataset_name=content["settings"].get("title", content["settings"]["data"]),
                 metric_type="accuracy",
-                metric_name=f"accuracy, {row['num_rounds']} recursion rounds",
-                metric_value=round(row["accuracy"], 4),
+                metric_name=f"accuracy{scorer}, {row['num_rounds']} recursion rounds",
+                metric_value=round(row[key], 4),
             )
             for _, content in self.results
             for row in content["figures"]
+            for scorer, key in scorers_of(content)
             if row["mode"] == "latent"
         ] or None
+
+
+def scorers_of(content: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the scorers of stored results are called on cards, and where their accuracies stand: two of benchmarks."""
+    if "benchmark" not in content["settings"]:
+        return [("", "accuracy")]
+    return [(" (strict scorer)", "accuracy"), (" (the release's rules)", "release_accuracy")]
+
+
+def benchmark_results(content: dict[str, Any]) -> list[EvalResultEntry]:
+    """The entry of a whole benchmark's results for the Hub's leaderboards, in percent; part of one gives none."""
+    settings, row = content["settings"], content["figures"][0]
+    if "benchmark" not in settings or settings["num_questions"] != settings["of"] or row["mode"] != "latent":
+        return []
+    answers = f"{settings['samples']} answers a question, seeds {', '.join(map(str, settings['seeds']))}"
+    notes = (
+        f"strict scorer; by the release's rules {100 * row['release_accuracy']:.2f}; {answers}; {row['num_rounds']}"
+        f" recursion rounds, {settings['latent_steps']} latent steps; commit {content['commit']}"
+    )
+    return [
+        EvalResultEntry(
+            dataset_id=settings["dataset"],
+            task_id=settings["config"] or "default",
+            value=round(100 * row["accuracy"], 2),
+            date=content["date"],
+            notes=notes,
+        )
+    ]

@@ -14,7 +14,7 @@ from ..files_recursivemas import parse_json, read_bytes, text_of
 from ..sources_recursivemas import read_tensors
 from .files import files_of, read_json
 
-TEXT_SUFFIXES = {".json", ".md", ".py", ".jinja", ".txt"}
+TEXT_SUFFIXES = {".json", ".md", ".py", ".jinja", ".txt", ".yaml"}
 KNOWN_SUFFIXES = TEXT_SUFFIXES | {".safetensors", ".model", ".png"}
 # A vocabulary holds any text there is; what a person wrote stands elsewhere.
 VOCABULARIES = {"tokenizer.json", "vocab.json", "merges.txt"}

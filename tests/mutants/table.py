@@ -1089,8 +1089,8 @@ SANDBOX = [
     ),
     workshop(
         "last-block",
-        'block = re.search(rf"```{language}\\n(.*?)(?:```|\\Z)", text, re.DOTALL)',
-        'block = re.search(rf"(?s:.*)```{language}\\n(.*?)(?:```|\\Z)", text, re.DOTALL)',
+        "next(iter(marked or [code for _, code in blocks]), None)",
+        "next(reversed(marked or [code for _, code in blocks]), None)",
         "judging::test_the_program_in_a_text_is_its_first_python_block",
     ),
     workshop(

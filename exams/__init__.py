@@ -1,0 +1,1 @@
+"""Published benchmarks: their questions, how systems answer them, what a report says."""
