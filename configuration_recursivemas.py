@@ -51,6 +51,8 @@ AUTO_MAP = {
     "AutoConfig": "modeling_recursivemas.RecursiveMASConfig",
     "AutoModel": "modeling_recursivemas.RecursiveMASModel",
     "AutoModelForCausalLM": "modeling_recursivemas.RecursiveMASModel",
+    # `transformers serve` asks for this one first, and else looks the class up among transformers' own.
+    "AutoModelForDecision": "modeling_recursivemas.RecursiveMASModel",
 }
 MODES = ("latent", "text", "alone")
 # What may fill the slots in place of the latents, see `RunSettings.control`; for the last two, agents write texts too.
