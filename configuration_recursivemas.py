@@ -54,6 +54,8 @@ AUTO_MAP = {
     # `transformers serve` asks for this one first, and else looks the class up among transformers' own.
     "AutoModelForDecision": "modeling_recursivemas.RecursiveMASModel",
 }
+# How agents are loaded: arguments of the system's `from_pretrained`, which transformers takes for the configuration's.
+LOADING_OPTIONS = ("dtype", "torch_dtype", "attn_implementation", "experts_implementation")
 MODES = ("latent", "text", "alone")
 # What may fill the slots in place of the latents, see `RunSettings.control`; for the last two, agents write texts too.
 CONTROLS = ("none", "other_question", "noise", "read_out", "text_first", "text_last")
@@ -300,6 +302,16 @@ class RecursiveMASConfig(PreTrainedConfig):
         if os.path.isdir(pretrained_model_name_or_path):
             settle(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """A configuration of a file's content; how agents are loaded stays for the system's `from_pretrained`."""
+        options = {name: kwargs.pop(name) for name in LOADING_OPTIONS if name in kwargs}
+        loaded = super().from_dict(config_dict, **kwargs)
+        if not kwargs.get("return_unused_kwargs"):
+            return loaded
+        config, unused = loaded
+        return config, {**unused, **options}
 
     @property
     def link_tasks(self) -> set[str]:

@@ -158,8 +158,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             trust_remote_code: role -> whether code that the agent's repository brings may run (in `agent_kwargs`, for
                 one role or all). A plain value speaks of the system's own code, which Auto classes run, not of agents.
             kwargs: Hub arguments (cache_dir, token, local_files_only, …); `device_map`, `attn_implementation`,
-                `quantization_config` for every agent or as role -> value; or fields of the configuration, which they
-                override.
+                `quantization_config` and the other `ROLE_OPTIONS` for every agent or as role -> value; or fields of
+                the configuration, which they override.
 
         Raises:
             ConfigError: the configuration is wrong, or parts do not fit together.
@@ -314,6 +314,19 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         raise AttributeError("a recursive system cannot be batched continuously")
 
     # Answering
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """There is none: an answer takes several models and rounds.
+
+        Raises:
+            InputError: always; it names what to use.
+        """
+        raise InputError(
+            "A system has no forward pass.",
+            where="RecursiveMASModel.forward",
+            hint="use `generate` or `solve` for answers, `mas.agents[role].model` for one agent's logits, and"
+            " `recursivemas train` to train the links",
+        )
 
     @property
     def input_fields(self) -> list[str]:
