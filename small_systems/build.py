@@ -41,6 +41,7 @@ def start_system(name: str, folder: Path) -> RecursiveMASModel:
         num_rounds=recipe.num_rounds,
         latent_steps=recipe.latent_steps,
         latent_halting=True,
+        conversation="last",
         message_tokens=recipe.max_new_tokens,
     )
     mas = init_system(config, folder)

@@ -2,12 +2,16 @@
 
 import copy
 import io
+import json
 import pickle
 import shutil
 
 import pytest
 import torch
 from recursivemas import cli
+from recursivemas.chats_recursivemas import CHAT_TEMPLATES, split_opening
+from recursivemas.configuration_recursivemas import AUTO_MAP
+from recursivemas.engine_recursivemas import Run
 from recursivemas.errors_recursivemas import InputError
 from recursivemas.links_recursivemas import build_link
 from recursivemas.sources_recursivemas import write_code
@@ -38,6 +42,13 @@ def test_a_shipped_system_loads_by_the_auto_classes_as_it_lies(name):
     inputs = tokenizer([question], return_tensors="pt")
     ids = pipe.model.generate(**inputs, num_rounds=1)[0, inputs["input_ids"].shape[1] :]
     assert tokenizer.decode(ids, skip_special_tokens=True) == expected
+
+
+def test_a_system_that_auto_classes_loaded_is_saved_with_the_same_entries(chain_folder, tmp_path):
+    mas = AutoModelForCausalLM.from_pretrained(chain_folder, trust_remote_code=True)
+    mas.save_pretrained(tmp_path, copy_agents=True)
+    first, again = (json.loads((folder / "config.json").read_text()) for folder in (chain_folder, tmp_path))
+    assert again["auto_map"] == first["auto_map"] == AUTO_MAP
 
 
 def test_code_is_never_written_through_a_link(tmp_path):
@@ -193,3 +204,98 @@ def test_training_mode_leaves_frozen_agents_as_they_answer():
 def test_a_system_says_what_to_use_in_place_of_a_forward_pass(chain):
     with pytest.raises(InputError, match=r"no forward pass(?s:.*)`generate` or `solve`"):
         chain(torch.tensor([[1]]))
+
+
+# Chats
+
+
+def ids_of_chat(mas, chat, **options):
+    return mas.tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True, **options)
+
+
+def said(role, content):
+    return {"role": role, "content": content}
+
+
+ASKED = [said("user", "3+5*2-4"), said("assistant", "9"), said("user", "1+1")]
+
+
+@pytest.mark.parametrize(
+    ("chat", "whole", "last"),
+    [
+        ([said("user", " Why? ")], " Why? ", " Why? "),
+        (ASKED, "User: 3+5*2-4\n\nAssistant: 9\n\nUser: 1+1", "1+1"),
+        ([said("system", "Be brief."), *ASKED[2:]], "Be brief.\n1+1", "1+1"),
+        ([said("user", "a"), said("user", "b")], "User: a\n\nUser: b", "b"),
+        ([said("user", "a"), said("assistant", None), said("tool", "4")], "User: a\n\nAssistant: \n\nTool: 4", "a"),
+        ([said("user", "a\x1eb"), said("assistant", "c\x1ed")], "a b\x1ec d", "a b\x1ec d"),
+        ([said("user", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}])], "ab", "ab"),
+    ],
+)
+def test_turns_of_a_chat_never_touch_each_other(chat, whole, last, chain):
+    for template, expected in ((CHAT_TEMPLATES["whole"], whole), (CHAT_TEMPLATES["last"], last)):
+        text = chain.tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+        assert text == expected
+        text = chain.tokenizer.apply_chat_template(
+            chat, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+        assert text == expected
+
+
+def test_a_chat_without_a_question_is_refused(chain):
+    with pytest.raises(Exception, match="needs a message of the user"):
+        chain.tokenizer.apply_chat_template([said("system", "Be brief.")], tokenize=False)
+
+
+def test_the_systems_that_ship_answer_the_last_question_of_a_chat():
+    pipe = pipeline("text-generation", model=str(ROOT), trust_remote_code=True)
+    expected = load_mas_system().solve("3+5*2-4")[0].text
+    for before in ([], [said("system", "Be brief.")], ASKED[1:], [said("user", "9-1"), said("assistant", "8")]):
+        chat = [*before, said("user", "3+5*2-4")]
+        assert pipe(chat)[0]["generated_text"][-1]["content"] == expected
+    for folder in (ROOT, *SYSTEMS):
+        conversation = json.loads((folder / "config.json").read_text())["conversation"]
+        assert conversation == ("whole" if folder.name == "smollm2" else "last")
+        assert (folder / "chat_template.jinja").read_text() == CHAT_TEMPLATES[conversation]
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "llama", "mistral", "gemma3_text"])
+@pytest.mark.parametrize("options", [{}, {"mode": "alone"}, {"num_beams": 2}], ids=str)
+def test_a_prefilled_answer_is_continued(architecture, options):
+    """Of a batch, one row with a start and one without: each as by itself, the latter as ever."""
+    from tiny import tiny_chain
+
+    mas = tiny_chain({"first": "qwen3", "second": architecture})
+    plain, start = [said("user", "Why? <|im_end|>")], "So <|im_end|>: "
+    whole = mas.generate(**ids_of_chat(mas, plain, add_generation_prompt=True), max_new_tokens=4, **options)
+    given = ids_of_chat(mas, [*plain, said("assistant", start)], continue_final_message=True)
+    assert split_opening(mas.tokenizer.decode(given["input_ids"][0], skip_special_tokens=False))[1] == start
+    alone = mas.generate(**given, max_new_tokens=4, **options)
+    texts = [plain[0]["content"], "".join([plain[0]["content"], "\x1e", start])]
+    both = mas.tokenizer(texts, return_tensors="pt", padding=True)
+    rows = mas.generate(**both, max_new_tokens=4, **options)[:, both["input_ids"].shape[1] :]
+    assert torch.equal(rows[0], whole[0, -rows.shape[1] :]) and torch.equal(rows[1], alone[0, -rows.shape[1] :])
+    if not options:  # by hand: the decoding agent's prompt, the start, and what its model writes next
+        seen, settings = mas.agents["second"], mas.config.run_settings()
+        prompt = Run(mas, ["Why? <|im_end|>"], settings, mas.generation_config).decoder_prompt(reuse=False)
+        start_ids = torch.tensor([mas.renderers["second"].message_ids(start)])
+        embeds = torch.cat([prompt.inputs_embeds, seen.embed(start_ids)], dim=1)
+        with torch.no_grad():
+            logits = seen.model(inputs_embeds=embeds, logits_to_keep=1).logits
+        assert logits[0, -1].argmax() == rows[1, 0]
+
+
+def test_a_pipeline_continues_a_prefilled_answer(chain_folder, chain):
+    pipe = pipeline("text-generation", model=str(chain_folder), trust_remote_code=True)
+    chat = [said("user", "Why?"), said("assistant", "Because")]
+    found = pipe(chat, max_new_tokens=4)[0]["generated_text"]
+    given = ids_of_chat(chain, chat, continue_final_message=True)
+    new = chain.generate(**given, max_new_tokens=4)[0, given["input_ids"].shape[1] :]
+    assert found == [chat[0], said("assistant", "Because" + chain.tokenizer.decode(new, skip_special_tokens=True))]
+
+
+def test_the_start_of_an_answer_counts_among_the_positions(chain):
+    limit = chain.agents[chain.config.decoding_role].position_limit
+    given = ids_of_chat(chain, [said("user", "Why?"), said("assistant", "so " * limit)], continue_final_message=True)
+    with pytest.raises(InputError, match="start of the answer"):
+        chain.generate(**given, max_new_tokens=4)
