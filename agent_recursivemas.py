@@ -228,6 +228,13 @@ class RecursiveMASAgent(PreTrainedModel):
         write_tensors(weights, folder / link_filename("inner_link", task))
         return link_filename("inner_link", task)
 
+    def train(self, mode: bool = True) -> "RecursiveMASAgent":
+        """As of every module, but a frozen base model stays as it answers: without dropout, with its cache."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            self.model.eval()
+        return self
+
     @property
     def hidden_size(self) -> int:
         """Width of the embedding space that latents of this agent live in."""

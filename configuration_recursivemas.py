@@ -8,6 +8,7 @@ from typing import cast
 
 from transformers import PreTrainedConfig
 
+from .chats_recursivemas import CONVERSATIONS
 from .errors_recursivemas import ConfigError, InputError
 from .fields_recursivemas import (
     NOTHING,
@@ -51,7 +52,11 @@ AUTO_MAP = {
     "AutoConfig": "modeling_recursivemas.RecursiveMASConfig",
     "AutoModel": "modeling_recursivemas.RecursiveMASModel",
     "AutoModelForCausalLM": "modeling_recursivemas.RecursiveMASModel",
+    # `transformers serve` asks for this one first, and else looks the class up among transformers' own.
+    "AutoModelForDecision": "modeling_recursivemas.RecursiveMASModel",
 }
+# How agents are loaded: arguments of the system's `from_pretrained`, which transformers takes for the configuration's.
+LOADING_OPTIONS = ("dtype", "torch_dtype", "attn_implementation", "experts_implementation")
 MODES = ("latent", "text", "alone")
 # What may fill the slots in place of the latents, see `RunSettings.control`; for the last two, agents write texts too.
 CONTROLS = ("none", "other_question", "noise", "read_out", "text_first", "text_last")
@@ -80,6 +85,7 @@ FIELDS: dict[str, Kind] = {
     "decoding_role": TEXT,
     "prompts": OBJECT,
     "link_task": TEXT | NOTHING,
+    "conversation": one_of(CONVERSATIONS),
     "chat_template_kwargs": OBJECT | NOTHING,
     "format_version": whole(1, LARGEST),
     "vocab_size": SIZE | NOTHING,
@@ -218,6 +224,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         message_tokens: most new tokens of a message in `mode="text"`.
         task: default task, which chooses the prompts.
         link_task: the task that the loaded links were trained for, where `weights` are per task.
+        conversation: what a chat of several turns asks: "whole" or "last", see chats_recursivemas.py.
         chat_template_kwargs: passed to every agent's chat template.
         format_version: version of this format; a newer one is refused.
 
@@ -251,6 +258,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         message_tokens: int = 256,
         task: str = "default",
         link_task: str | None = None,
+        conversation: str = "whole",
         chat_template_kwargs: dict | None = None,
         format_version: int = FORMAT_VERSION,
         vocab_size: int | None = None,
@@ -279,6 +287,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         self.message_tokens = message_tokens
         self.task = task
         self.link_task = link_task
+        self.conversation = conversation
         self.chat_template_kwargs = (
             {"enable_thinking": False} if chat_template_kwargs is None else chat_template_kwargs
         )
@@ -298,6 +307,20 @@ class RecursiveMASConfig(PreTrainedConfig):
         if os.path.isdir(pretrained_model_name_or_path):
             settle(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
         return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: Auto classes call it, and a save would name another entry file than `AUTO_MAP` does."""
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """A configuration of a file's content; how agents are loaded stays for the system's `from_pretrained`."""
+        options = {name: kwargs.pop(name) for name in LOADING_OPTIONS if name in kwargs}
+        loaded = super().from_dict(config_dict, **kwargs)
+        if not kwargs.get("return_unused_kwargs"):
+            return loaded
+        config, unused = loaded
+        return config, {**unused, **options}
 
     @property
     def link_tasks(self) -> set[str]:

@@ -39,7 +39,12 @@ from .topology_recursivemas import Link
 
 T = TypeVar("T")
 Device = str | torch.device
-ROLE_OPTIONS = ("dtype", "device_map", "attn_implementation", "quantization_config", "trust_remote_code")
+ROLE_OPTIONS = (
+    *("dtype", "device_map", "attn_implementation", "experts_implementation", "quantization_config"),
+    *("max_memory", "offload_folder", "variant", "trust_remote_code"),
+)
+# Of these, whose value may be a table of something else than roles: of modules, of devices, of settings
+TABLES = ("device_map", "quantization_config", "max_memory")
 
 
 @dataclass(frozen=True)
@@ -78,11 +83,11 @@ class AgentOptions:
             given = self.device if where == "device" else self.shared.get("dtype")
             for value in given.values() if isinstance(given, dict) else [given]:
                 validate_place(value, where)
-        trusted = self.shared.get("trust_remote_code")
-        for where, value in (("device", self.device), ("trust_remote_code", trusted)):
-            if isinstance(value, dict) and not value.keys() <= set(self.roles):
-                found, expected = ", ".join(value), ", ".join(self.roles)
-                raise InputError("Unknown role.", where=where, found=found, expected=expected)
+        for where, value in (("device", self.device), *self.shared.items()):
+            if isinstance(value, dict) and (wrong := self._no_roles(where, value)):
+                found, expected = ", ".join(map(str, wrong)), ", ".join(self.roles)
+                hint = did_you_mean(str(wrong[0]), self.roles)
+                raise InputError("Unknown role.", where=where, found=found, expected=expected, hint=hint)
         for role in self.roles:
             if not isinstance(said := self.kwargs_of(role).get("trust_remote_code", False), bool):
                 raise InputError(
@@ -112,6 +117,14 @@ class AgentOptions:
         own = {name: kwargs.pop(name) for name in self.roles if name in kwargs}
         options = {key: self._of_role(value, role) for key, value in self.shared.items()}
         return {key: value for key, value in {**options, **kwargs, **own.get(role, {})}.items() if value is not None}
+
+    def _no_roles(self, where: str, value: dict[str, Any]) -> list[Any]:
+        """The keys of a table that ought to be roles and are not; where no key is one, it may be another table."""
+        wrong = [key for key in value if key not in self.roles]
+        if len(wrong) < len(value) or where in ("device", "trust_remote_code"):
+            return wrong
+        # transformers' own form: "" is the whole model, others are parts of a multimodal one.
+        return [] if where in TABLES else [key for key in wrong if key != "" and not str(key).endswith("_config")]
 
     def _of_role(self, value: Any, role: str) -> Any:
         by_role = isinstance(value, dict) and value and value.keys() <= set(self.roles)

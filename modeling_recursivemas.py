@@ -16,11 +16,13 @@ from transformers.utils import ModelOutput
 from .agent_recursivemas import RecursiveMASAgent, Rollout
 from .bases_recursivemas import copy_tokenizer, refuse_unmerged
 from .callers_recursivemas import infer_mask, is_assisted, judge_arguments, validate_ids
+from .chats_recursivemas import CHAT_TEMPLATES, split_opening
 from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
 from .engine_recursivemas import Residency, Run, Solution, fit_positions, solve_batch
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
 from .generation_recursivemas import AnswerSettings, answer_config, continues_cache, ends_of, generate_from
 from .handover_recursivemas import hand_over
+from .limits_recursivemas import name_of, validate_positions
 from .links_recursivemas import (
     AnyInnerLink,
     AnyOuterLink,
@@ -46,14 +48,6 @@ from .sources_recursivemas import Source, split_arguments
 from .threads_recursivemas import one_at_a_time
 from .tools_recursivemas import ToolBox, Tools
 
-# Passes the user's text through: the agents' own chat templates do the rest. Content may be a list of parts.
-CHAT_TEMPLATE = (
-    "{%- for message in messages -%}"
-    "{%- set content = message['content'] if message['content'] is string "
-    "else message['content'] | map(attribute='text') | join('') -%}"
-    "{{- content ~ ('\\n' if message['role'] != 'assistant' and not loop.last else '') -}}"
-    "{%- endfor -%}"
-)
 RUN_ARGUMENTS = tuple(RunSettings.__dataclass_fields__)  # of `solve`, and of `generate` beside transformers' own
 
 
@@ -63,7 +57,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
     Attributes:
         agents: role -> `RecursiveMASAgent`.
         outer_links: `<source>_to_<target>` -> outer link.
-        tokenizer: the decoding agent's, with a chat template that passes text through.
+        tokenizer: the decoding agent's, with a chat template of its own (see chats_recursivemas.py).
 
     Args:
         config: the system's configuration, checked here.
@@ -99,7 +93,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         fill_config(config, self.agents, self.outer_links)
         decoder = self.agents[config.decoding_role]
         self.tokenizer = copy_tokenizer(decoder.tokenizer, config.decoding_role)
-        self.tokenizer.chat_template = CHAT_TEMPLATE
+        self.tokenizer.chat_template = CHAT_TEMPLATES[config.conversation]
         self.generation_config: GenerationConfig = copy.deepcopy(decoder.model.generation_config)
         self.generation_config.pad_token_id = decoder.pad_token_id
         self.renderers = {
@@ -158,8 +152,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             trust_remote_code: role -> whether code that the agent's repository brings may run (in `agent_kwargs`, for
                 one role or all). A plain value speaks of the system's own code, which Auto classes run, not of agents.
             kwargs: Hub arguments (cache_dir, token, local_files_only, …); `device_map`, `attn_implementation`,
-                `quantization_config` for every agent or as role -> value; or fields of the configuration, which they
-                override.
+                `quantization_config` and the other `ROLE_OPTIONS` for every agent or as role -> value; or fields of
+                the configuration, which they override.
 
         Raises:
             ConfigError: the configuration is wrong, or parts do not fit together.
@@ -314,6 +308,19 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         raise AttributeError("a recursive system cannot be batched continuously")
 
     # Answering
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """There is none: an answer takes several models and rounds.
+
+        Raises:
+            InputError: always; it names what to use.
+        """
+        raise InputError(
+            "A system has no forward pass.",
+            where="RecursiveMASModel.forward",
+            hint="use `generate` or `solve` for answers, `mas.agents[role].model` for one agent's logits, and"
+            " `recursivemas train` to train the links",
+        )
 
     @property
     def input_fields(self) -> list[str]:
@@ -483,7 +490,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
 
         Args:
             inputs: `input_ids`, (batch, length), in the decoding agent's vocabulary; or questions as `solve` takes
-                them, which are tokenized here (the fields of a mapping one a line).
+                them, which are tokenized here (the fields of a mapping one a line). Ids of a chat may hold the start
+                of the answer, see chats_recursivemas.py.
             generation_config: settings; the fields of `RunSettings` count on it too.
             logits_processor, stopping_criteria: functions of the caller's, which see the question's ids and the new
                 ones; transformers' own, and settings like `repetition_penalty`, read the decoding agent's prompt.
@@ -514,6 +522,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             )
         settings = self._run_settings(generation_config, **{name: kwargs.pop(name, None) for name in RUN_ARGUMENTS})
         questions: Sequence[Question]
+        openings: Sequence[str] = ()
         if isinstance(given, torch.Tensor):
             input_ids = given
         else:
@@ -524,7 +533,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         config, model_kwargs = self._answer_config(kwargs, prompt_length=input_ids.shape[1])
         if isinstance(given, torch.Tensor):
             mask = infer_mask(given, config, ends_of(config)) if attention_mask is None else attention_mask
-            questions = questions_of_ids(self.tokenizer, given, mask)
+            texts = questions_of_ids(self.tokenizer, given, mask)
+            questions, openings = zip(*map(split_opening, texts), strict=True)
             settings.validate_questions(questions, self.topology)
         judge_arguments(self._decoder, config, model_kwargs, len(questions))
         self._fit_positions(questions, settings, config, kwargs)
@@ -535,7 +545,19 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 streamer.put(input_ids.cpu().repeat_interleave(copies, dim=0))
             except ValueError as error:
                 raise InputError("The streamer refuses this batch.", where="streamer", found=error) from error
-        prompt = Run(self, questions, settings, config).decoder_prompt(reuse=continues_cache(config, model_kwargs))
+        reuse = continues_cache(config, model_kwargs) and not any(openings)
+        prompt = Run(self, questions, settings, config).decoder_prompt(reuse)
+        if any(openings):
+            read = self.renderers[self.config.decoding_role].message_ids
+            prompt = prompt.continued(self._decoder, dict(enumerate(map(read, openings))))
+            lengths, more = prompt.attention_mask.sum(dim=1).tolist(), config.max_new_tokens or 0
+            validate_positions(
+                self._decoder.position_limit,
+                {row: length + more for row, length in enumerate(lengths)},
+                where=prompt.where,
+                name=lambda row: name_of(row, as_text(questions[row])),
+                what="prompt, the start of the answer, and new ones",
+            )
         return generate_from(self._decoder, prompt, config, model_kwargs, input_ids)
 
     @property

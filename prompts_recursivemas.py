@@ -15,7 +15,6 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -288,8 +287,15 @@ class PromptRenderer:
         self.tokenizer, self.role = tokenizer, role
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self._reader = PlainTextReader(tokenizer)
-        # A bound cache: pieces without an input are the same for every row.
-        self._text_ids = lru_cache(maxsize=1024)(lambda text: self._reader.read(text, []))
+        self._known: dict[str, list[int]] = {}  # pieces without an input are the same for every row
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Token ids of a text without an input, remembered for the next row."""
+        if (ids := self._known.get(text)) is None:
+            if len(self._known) >= 1024:
+                self._known.clear()
+            ids = self._known[text] = self._reader.read(text, [])
+        return ids
 
     def validate(self, prompts: Mapping[str, Any] | None = None) -> None:
         """Checks that the chat template shows what it is given, unaltered.

@@ -8,6 +8,7 @@ read are the repositories that its `source` entries name: those on the Hub, and 
 paths, which only a folder of the user's own may name and no repository from the Hub.
 """
 
+import filecmp
 import hashlib
 import os
 import re
@@ -309,7 +310,9 @@ def write_code(folder: Path, entry: str) -> None:
     path = Path(__file__).with_name(entry)
     for module in map(Path, {str(path), *get_relative_import_files(path)}):
         target = folder / module.name
-        if not target.exists() or not target.samefile(module):  # where the folder is the one that the code runs from
+        # What is the same stays: it may be what runs, or a link to that; through a link nothing is ever written.
+        if not target.is_file() or not filecmp.cmp(module, target, shallow=False):
+            target.unlink(missing_ok=True)
             shutil.copy(module, target)
 
 

@@ -12,9 +12,10 @@ from transformers.utils import logging
 
 from ..configuration_recursivemas import MODE, RUN_FIELDS
 from ..errors_recursivemas import InputError
-from ..fields_recursivemas import validate_field, whole
+from ..fields_recursivemas import ANYTHING, validate_field, validate_fields, whole
+from ..files_recursivemas import parse_json
 from ..folders_recursivemas import is_unused
-from ..loading_recursivemas import validate_place
+from ..loading_recursivemas import ROLE_OPTIONS, validate_place
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question, as_inputs
 from ..system_loader import ROOT, load_mas_system
@@ -52,6 +53,11 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", default="math500", help="of a released system: chooses links and settings")
     parser.add_argument("--device", help="for example cuda (default: the CPU)")
     parser.add_argument("--dtype", default="auto", help="of the agents (default: as stored, or what computes faster)")
+    parser.add_argument(
+        "--loading",
+        metavar="JSON",
+        help='how agents are loaded, for all or by role: {"attn_implementation": {"solver": "eager"}}',
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="questions that run side by side (default: 32)")
     parser.add_argument("--latent-steps", type=int, help="latent steps of a rollout (default: the system's)")
     parser.add_argument("--max-new-tokens", type=int, help="most tokens of an answer (default: the system's)")
@@ -161,9 +167,25 @@ def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
         dtype=arguments.dtype,
         trust_remote_code=dict.fromkeys(arguments.trust_remote_code, True),
         override=named_texts(arguments.override, "--override", "ROLE=FOLDER"),
+        **loading_options(arguments.loading),
     )
     limit_threads(mas)
     return mas
+
+
+def loading_options(text: str | None) -> dict[str, Any]:
+    """What `--loading` says, for `load_mas_system`.
+
+    Raises:
+        InputError: no JSON object, or a name that is not one of how agents are loaded.
+    """
+    if text is None:
+        return {}
+    content = parse_json(text, InputError, "--loading")
+    own = {"dtype", "trust_remote_code"}  # have options of their own
+    names = [name for name in (*ROLE_OPTIONS, "offload", "agent_kwargs") if name not in own]
+    validate_fields(content, dict.fromkeys(names, ANYTHING), "--loading", InputError)
+    return content
 
 
 def solve_arguments(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..modeling_recursivemas import RecursiveMASModel
+from ..sources_recursivemas import write_code
 from ..training.arguments import PAPER, LinkTrainingArguments
 from ..training.data import write_rows
 from ..training.init_links import init_system
@@ -40,6 +41,7 @@ def start_system(name: str, folder: Path) -> RecursiveMASModel:
         num_rounds=recipe.num_rounds,
         latent_steps=recipe.latent_steps,
         latent_halting=True,
+        conversation="last",
         message_tokens=recipe.max_new_tokens,
     )
     mas = init_system(config, folder)
@@ -73,9 +75,10 @@ def train_inner_links(name: str, folder: Path) -> dict[str, Any]:
             **settings,
         )
         result = train("inner", arguments)
-        # Neither the agents, which lie there already, nor the remote code, of which the repository has one copy.
+        # Not the agents, which lie there already; the code is written apart, because it may lie there as links.
         ignored = shutil.ignore_patterns("agents", "training", "*.py")
         shutil.copytree(Path(scratch, "trained"), folder, ignore=ignored, dirs_exist_ok=True)
+        write_code(folder, "modeling_recursivemas.py")
     return result
 
 

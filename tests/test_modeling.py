@@ -334,7 +334,7 @@ def test_the_chat_template_passes_the_users_text_through(chain):
     assert text({"role": "user", "content": "Why?"}) == text({"role": "user", "content": parts}) == "Why?"
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
     assert text(*turns) == "Be brief.\nWhy?"
-    assert text(*turns, {"role": "assistant", "content": "Because"}) == "Be brief.\nWhy?\nBecause"
+    assert text(*turns, {"role": "assistant", "content": "Because"}) == "Be brief.\nWhy?\x1eBecause"
 
 
 def test_a_streamer_yields_the_answer_and_not_the_question(chain):

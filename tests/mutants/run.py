@@ -69,9 +69,12 @@ def place_of(mutant: Mutant, texts: dict[str, str]) -> str:
 
 
 def fits(name: str, mutant: Mutant) -> bool:
-    """Whether a file is one that the mutant may be in; `**/` stands for any folder but that of the tests."""
+    """Whether a file is one that the mutant may be in; `**/` stands for any folder but that of the tests.
+
+    Nor that of the systems, where links to the remote code lie.
+    """
     if mutant.file.startswith("**/"):
-        return not name.startswith("tests/") and fnmatch(name.rpartition("/")[2], mutant.file[3:])
+        return not name.startswith(("tests/", "systems/")) and fnmatch(name.rpartition("/")[2], mutant.file[3:])
     return name.count("/") == mutant.file.count("/") and fnmatch(name, mutant.file)
 
 
@@ -102,7 +105,7 @@ class Workplace:
         for name in files:
             target = self.root / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, target)
+            shutil.copyfile(ROOT / name, target, follow_symlinks=False)
 
     def pytest(self, tests: list[str], timeout: float) -> tuple[int | None, str]:
         """Exit status (`None`: not in time) and output."""

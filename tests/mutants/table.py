@@ -569,6 +569,30 @@ RELEASE_RULES = [
 
 LOADING = [
     remote(
+        "loading-options-dropped",
+        "return config, {**unused, **options}",
+        "return config, unused",
+        "hub::test_how_agents_attend_is_said_at_every_door[by_auto_class]",
+    ),
+    remote(
+        "role-that-is-none-passed-on",
+        "        if len(wrong) < len(value) or where in",
+        "        if where in",
+        "hub::test_a_role_that_is_none_is_refused_in_every_option",
+    ),
+    remote(
+        "unmodified-server-helpless",
+        '    "AutoModelForDecision": "modeling_recursivemas.RecursiveMASModel",\n',
+        "",
+        "hub::test_the_unmodified_server_of_transformers_loads_a_system",
+    ),
+    remote(
+        "code-through-links",
+        "            target.unlink(missing_ok=True)\n            shutil.copy",
+        "            shutil.copy",
+        "hub::test_code_is_never_written_through_a_link",
+    ),
+    remote(
         "threads-load-side-by-side",
         "    with _lock:\n        yield",
         "    yield",
@@ -700,6 +724,12 @@ SAVING = [
 ]
 
 AGENT = [
+    remote(
+        "frozen-agents-train",
+        "            self.model.eval()\n        return self",
+        "            pass\n        return self",
+        "hub::test_training_mode_leaves_frozen_agents_as_they_answer",
+    ),
     remote(
         "first-eos-only",
         "return [ids] if isinstance(ids, int) else list(ids or [])",
@@ -1234,6 +1264,24 @@ CONTROLS = [
 ]
 
 DOORS = [
+    remote(
+        "turns-touch",
+        "{%- if not loop.last -%}{{ '\\n\\n' }}{%- endif -%}",
+        "",
+        "hub::test_turns_of_a_chat_never_touch_each_other",
+    ),
+    remote(
+        "prefill-of-all-rows-only",
+        "        if any(openings):\n",
+        "        if openings and all(openings):\n",
+        "hub::test_a_prefilled_answer_is_continued",
+    ),
+    remote(
+        "prefill-beyond-positions",
+        "{row: length + more for row, length in enumerate(lengths)}",
+        "{row: 0 for row in range(len(lengths))}",
+        "hub::test_the_start_of_an_answer_counts_among_the_positions",
+    ),
     remote(
         "message-tokens-0",
         "            validate_field(getattr(settings, name), kind, name, InputError)\n",
