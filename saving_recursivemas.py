@@ -1,10 +1,10 @@
 """Writing a system: one function that says of every agent and link whether it lies in the folder or elsewhere."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,8 +15,11 @@ from .errors_recursivemas import CheckpointError
 from .folders_recursivemas import replacing
 from .link_files_recursivemas import link_filename
 from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, AnyOuterLink
+from .modules_recursivemas import Modules
 from .sources_recursivemas import write_code, write_tensors
 from .stamps_recursivemas import write_stamp
+
+AgentWriter: TypeAlias = Callable[[Path], None] | str | None  # of a folder; the role that has it; it is there
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def save_system(
     *,
     tokenizer: PreTrainedTokenizerBase,
     generation_config: GenerationConfig,
-    write_agents: Mapping[str, Callable[[Path], None] | None] | None = None,
+    write_agents: Mapping[str, AgentWriter] | None = None,
     files: Mapping[str, str] | None = None,
 ) -> RecursiveMASConfig:
     """Writes a system's repository: config.json, tokenizer, generation settings, remote code, `links/` and `agents/`.
@@ -77,7 +80,7 @@ def save_system(
         tokenizer: the composite's.
         generation_config: the composite's.
         write_agents: role -> what writes that agent's model folder, for each that is to lie in `agents/<role>`; `None`
-            for one that lies there already.
+            for one that lies there already; or the role whose folder it shares.
         files: name -> text of further files.
 
     Returns:
@@ -89,7 +92,7 @@ def save_system(
     config = copy.deepcopy(config)
     config.architectures, config.auto_map = ["RecursiveMASModel"], dict(AUTO_MAP)
     write_agents = write_agents or {}
-    written = {f"agents/{role}": write for role, write in write_agents.items() if write is not None}
+    written = {f"agents/{role}": write for role, write in write_agents.items() if callable(write)}
     kept = [folder / "agents" / role for role, write in write_agents.items() if write is None]
     with replacing(folder, {"": TOKENIZER_FILES, **dict.fromkeys(written, MODEL_FILES)}) as new:
         for role, entry in config.agents.items():
@@ -100,10 +103,11 @@ def save_system(
             entry |= links[link.name].save(new, link.name)
         if not config.link_tasks:
             config.link_task = None
-        for place, write in written.items():
-            write(new / place)
-        for role in write_agents:
-            config.agents[role] |= {"source": f"agents/{role}", "revision": None}
+        for place, writes in written.items():
+            writes(new / place)
+        for role, write in write_agents.items():
+            owner = write if isinstance(write, str) else role
+            config.agents[role] |= {"source": f"agents/{owner}", "revision": None}
             config.agents[role].pop("gguf_file", None)
         config.save_pretrained(new)
         generation_config.save_pretrained(new)
@@ -132,6 +136,27 @@ def saved_links(
             raise CheckpointError("There are no weights to save.", where="save_pretrained", expected=f"{prefix}*")
         saved[name] = SavedLink(link.kind, {None: weights}, link.options)
     return saved
+
+
+def agent_writers(
+    agents: Modules[Any], config: RecursiveMASConfig, folder: Path, roles: Collection[str]
+) -> dict[str, AgentWriter]:
+    """What writes the model folders of some roles, as `save_system` takes it; what roles share is written once.
+
+    Args:
+        agents: role -> agent.
+        config: the system's.
+        folder: where the system is to be.
+        roles: whose agents are to lie in it.
+    """
+    writers: dict[str, AgentWriter] = {}
+    # Roles that share a folder already go on to share that of the role whose name it has.
+    homes = [role for role in roles if config.agents[role]["source"] == f"agents/{role}"]
+    for role in (*homes, *(role for role in roles if role not in homes)):
+        model, tokenizer = agents[role].model, agents[role].tokenizer
+        same = (other for other in writers if agents[other].model is model and agents[other].tokenizer is tokenizer)
+        writers[role] = next(same, None) or agent_writer(model, tokenizer, folder / "agents" / role)
+    return {role: writers[role] for role in roles}
 
 
 def agent_writer(

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from ..agent_recursivemas import RecursiveMASAgent
-from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer, widen_where_slow
+from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import InputError
 from ..evaluation.commands import (
@@ -46,6 +46,7 @@ from ..gguf_recursivemas import agent_place
 from ..links_recursivemas import CODEBOOK, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, ExpectedEmbeddingLink
 from ..loading_recursivemas import validate_tokenizer
 from ..modeling_recursivemas import RecursiveMASModel
+from ..sharing_recursivemas import Bases
 from ..sources_recursivemas import Source
 from ..system_loader import load_mas_system, read_style
 from .probe import FREE, Setting, probe, table
@@ -64,13 +65,18 @@ MIXTURES = (EXPECTED_EMBEDDING, CODEBOOK)  # the inner kinds that need no traini
 
 
 def load_agent(
-    config: RecursiveMASConfig, role: str, folder: Path, dtype: str = "auto", trust_remote_code: bool = False
+    config: RecursiveMASConfig,
+    role: str,
+    folder: Path,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    bases: Bases | None = None,
 ) -> RecursiveMASAgent:
     """An agent of a configuration, with the expected embedding as its inner link; see `init_system`."""
+    bases = bases or Bases()
     place = agent_place(Source(str(folder)), config.agents[role]).fetch((*SMALL_FILES, *WEIGHT_FILES))
-    tokenizer = load_tokenizer(place, role, trust_remote_code)
-    model = load_base_model(place, role, dtype=dtype, trust_remote_code=trust_remote_code)
-    model = widen_where_slow(model) if dtype == "auto" else model
+    tokenizer = bases.tokenizer(place, role, trust_remote_code)
+    model = bases.model(place, role, {"dtype": dtype, "trust_remote_code": trust_remote_code})
     validate_tokenizer(tokenizer, model.config, role, config.chat_template_kwargs)
     width = model.config.get_text_config().hidden_size
     return RecursiveMASAgent(model, ExpectedEmbeddingLink(width), tokenizer, role)
@@ -116,9 +122,9 @@ def init_system(
         trusted: roles whose agents may run code of their own.
     """
     topology = config.validate_system()
-    new = topology.roles if keep is None else swapped
+    new, bases = topology.roles if keep is None else swapped, Bases()
     agents = {
-        role: load_agent(config, role, folder, dtype, role in trusted)
+        role: load_agent(config, role, folder, dtype, role in trusted, bases)
         if keep is None or role in new
         else keep.agents[role]
         for role in topology.roles

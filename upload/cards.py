@@ -66,7 +66,7 @@ class Cards:
         ModelCard(card + "\n").save(folder / "README.md")
 
     def _metadata(self, repository: Repository) -> ModelCardData:
-        plan, agents = self.plan, [agent.id for agent in self.plan.agents.values()]
+        plan, agents = self.plan, list(dict.fromkeys(agent.id for agent in self.plan.agents.values()))
         return ModelCardData(
             license=plan.licence,
             base_model=repository.base_model if repository.kind == "agent" else agents,

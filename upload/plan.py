@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ REPOSITORY_FIELDS = {
     "note": TEXT,
     "role": TEXT,
     "base_model": TEXT | NOTHING,
+    "shared_by": list_of(TEXT),
 }
 PLAN_FIELDS = {
     **dict.fromkeys(("system", "namespace", "style", "collection", "licence"), TEXT),
@@ -43,6 +45,7 @@ class Repository:
     note: str  # what stands beside it in the collection
     role: str = ""  # of an agent
     base_model: str | None = None  # Hub name of the model that the agent was made of, if it has one
+    shared_by: tuple[str, ...] = ()  # further roles of the same base, whose inner links are in the composite
 
     @property
     def name(self) -> str:
@@ -79,7 +82,8 @@ class Plan:
     @property
     def agents(self) -> dict[str, Repository]:
         """Role -> repository."""
-        return {repository.role: repository for repository in self.repositories if repository.kind == "agent"}
+        agents = [repository for repository in self.repositories if repository.kind == "agent"]
+        return {role: repository for repository in agents for role in (repository.role, *repository.shared_by)}
 
     def save(self, folder: Path) -> None:
         write_json(folder / PLAN, dataclasses.asdict(self))
@@ -101,8 +105,13 @@ class Options:
     results: list[str] = field(default_factory=list)
 
 
-def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan:
+def make_plan(
+    config: RecursiveMASConfig, system: str, options: Options, shared: Mapping[str, str] | None = None
+) -> Plan:
     """Names the repositories of a publication.
+
+    `shared` is role -> the role whose base it shares: such a role has no repository of its own, but for the release's
+    layout, which knows none that do.
 
     Raises:
         InputError: a name that the Hub does not take, one name for two repositories, a base model for an unknown role,
@@ -116,12 +125,16 @@ def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan
             "Unknown role.", where="--base-model", found=", ".join(sorted(unknown)), expected=", ".join(topology.roles)
         )
     style = config.style or options.name
+    shared = {} if options.release_layout or shared is None else shared
     repositories = []
     for role in topology.roles:
+        if role in shared:
+            continue
         base = options.base_models.get(role) or _hub_name(config.agents[role]["source"])
         name = f"{options.name}-{release_title(role)}" + (f"-{base.rpartition('/')[2]}" if base else "")
         note = f"{release_title(role)}: agent with inner link" + (f", {base}" if base else "")
-        repositories.append(Repository(f"{options.namespace}/{name}", "agent", note, role, base))
+        sharing = tuple(other for other in topology.roles if shared.get(other) == role)
+        repositories.append(Repository(f"{options.namespace}/{name}", "agent", note, role, base, sharing))
     repositories += [
         Repository(f"{options.namespace}/{options.name}-Outerlinks", "outer_links", "Outer links between the agents"),
         Repository(f"{options.namespace}/{options.name}", "composite", "The whole system: load this one"),
@@ -187,7 +200,8 @@ def load_plan(folder: Path) -> Plan:
     validate_fields(content, PLAN_FIELDS, where, InputError, required=PLAN_FIELDS)
     for index, entry in enumerate(content["repositories"], start=1):
         place = f"{where}, repositories, number {index}"
-        validate_fields(entry, REPOSITORY_FIELDS, place, InputError, required=REPOSITORY_FIELDS)
+        required = [name for name in REPOSITORY_FIELDS if name != "shared_by"]
+        validate_fields(entry, REPOSITORY_FIELDS, place, InputError, required=required)
     kinds = [entry["kind"] for entry in content["repositories"]]
     if kinds != ["agent"] * (len(kinds) - 2) + ["outer_links", "composite"]:
         expected = "the agents, the outer links, the composite"

@@ -13,7 +13,7 @@ from ..link_files_recursivemas import link_filename
 from ..links_recursivemas import AnyInnerLink, AnyOuterLink
 from ..loading_recursivemas import quiet_progress
 from ..modeling_recursivemas import RecursiveMASModel
-from ..saving_recursivemas import SavedLink, agent_writer, save_system
+from ..saving_recursivemas import SavedLink, agent_writers, save_system
 from ..sources_recursivemas import write_tensors
 from ..system_loader import ROOT, load_mas_system
 from .cards import Cards
@@ -49,7 +49,9 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
     mas = load_mas_system(system)
     if Path(system).exists():
         system = str(Path(system).resolve())
-    plan = make_plan(mas.config, system, options)
+    writers = agent_writers(mas.agents, mas.config, output, list(mas.agents))
+    shared = {role: owner for role, owner in writers.items() if isinstance(owner, str)}
+    plan = make_plan(mas.config, system, options, shared)
     cards = Cards(plan, mas, results, options.datasets)
     with replacing(output, {"": (CHECKED, "*/**/*")}) as new:
         for repository in quiet_progress(plan.repositories, "Staging", "repository"):
@@ -100,20 +102,19 @@ def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
         place = plan.agents[role].id  # `push` pins its commit
         config.agents[role].pop("gguf_file", None)  # an ordinary folder there
         config.agents[role] |= {"source": place, "revision": None, "model_type": agent.model.config.model_type}
-        links[role] = _saved(inner_links_of(mas, role), None if plan.self_contained else place, "inner_link")
+        inside = plan.self_contained or role in plan.agents[role].shared_by
+        links[role] = _saved(inner_links_of(mas, role), None if inside else place, "inner_link")
     for link in mas.topology.links:
         place = plan.outer_links.id
         links[link.name] = _saved(outer_links_of(mas, link.name), None if plan.self_contained else place, link.name)
-    agents = mas.agents.items() if plan.self_contained else ()
+    roles = list(mas.agents) if plan.self_contained else []
     save_system(
         folder,
         config,
         links,
         tokenizer=mas.tokenizer,
         generation_config=mas.generation_config,
-        write_agents={
-            role: agent_writer(agent.model, agent.tokenizer, folder / "agents" / role) for role, agent in agents
-        },
+        write_agents=agent_writers(mas.agents, config, folder, roles),
     )
     for name in DOOR:
         shutil.copyfile(ROOT / name, folder / name)

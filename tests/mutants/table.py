@@ -628,9 +628,39 @@ LOADING = [
         "pass",
         "checkpoints::test_a_converted_system_keeps_the_links_of_every_task",
     ),
+    remote(
+        "a-base-for-every-role",
+        "self._made.append((place, settings, make()))",
+        "return make()",
+        "sharing::test_a_base_of_two_roles_is_in_memory_once_and_the_answers_are_bit_for_bit_the_same",
+    ),
+    remote(
+        "equal-samples-are-equal-bytes",
+        "return filecmp.cmp(path, other, shallow=False)",
+        "return True",
+        "sharing::test_equal_bytes_in_two_folders_are_one_base_and_one_other_byte_makes_two",
+    ),
+    remote(
+        "one-base-whatever-the-dtype",
+        'settings = ("whole", *how, ',
+        'settings = ("whole", ',
+        "sharing::test_roles_that_are_loaded_otherwise_have_bases_of_their_own",
+    ),
 ]
 
 SAVING = [
+    remote(
+        "a-shared-base-is-written-for-each",
+        "writers[role] = next(same, None) or agent_writer",
+        "writers[role] = agent_writer",
+        "sharing::test_a_shared_base_is_written_once_and_loads_from_wherever_the_folder_goes",
+    ),
+    remote(
+        "other-tokenizers-are-not-written",
+        "agents[other].model is model and agents[other].tokenizer is tokenizer",
+        "agents[other].model is model",
+        "sharing::test_equal_bytes_in_two_folders_are_one_base_and_one_other_byte_makes_two",
+    ),
     remote(
         "interrupted-saves-stay",
         "            settle(self.path)\n",
@@ -651,14 +681,14 @@ SAVING = [
     ),
     remote(
         "agents-of-others",
-        'agent_writer(self.agents[role].model, self.agents[role].tokenizer, folder / "agents" / role)',
-        'agent_writer(self.agents[min(self.agents)].model, self.agents[role].tokenizer, folder / "agents" / role)',
+        'agent_writer(model, tokenizer, folder / "agents" / role)',
+        'agent_writer(agents[min(agents)].model, tokenizer, folder / "agents" / role)',
         "faults::test_init_links_replaces_a_system_when_it_is_told_to",
     ),
     remote(
         "stale-revision",
-        'config.agents[role] |= {"source": f"agents/{role}", "revision": None}',
-        'config.agents[role] |= {"source": f"agents/{role}"}',
+        'config.agents[role] |= {"source": f"agents/{owner}", "revision": None}',
+        'config.agents[role] |= {"source": f"agents/{owner}"}',
         "saving::test_nothing_saved_keeps_the_place_or_the_revision_that_it_came_from",
     ),
     remote(
@@ -1170,9 +1200,15 @@ ENGINE = [
     ),
     remote(
         "all-agents-resident",
-        'self.agents[self.resident].to("cpu")',
+        '(leaving.inner_link if stays else leaving).to("cpu")',
         "pass",
         "released::test_offloading_keeps_one_agent_on_its_device_and_changes_nothing",
+    ),
+    remote(
+        "a-shared-base-is-moved",
+        "(leaving.inner_link if stays else leaving)",
+        "leaving",
+        "sharing::test_a_shared_base_is_not_moved_between_its_roles",
     ),
     remote(
         "usage-of-the-last-turn",
