@@ -123,9 +123,13 @@ class Residency:
         if role == self.resident:
             return
         if self.resident is not None:
-            leaving = self.agents[self.resident]
-            stays = leaving.get_input_embeddings().weight is self.agents[role].get_input_embeddings().weight
-            (leaving.inner_link if stays else leaving).to("cpu")  # type: ignore[arg-type]
+            leaving, entering = self.agents[self.resident], self.agents[role]
+            if leaving.get_input_embeddings().weight is entering.get_input_embeddings().weight:
+                staying = set(map(id, entering.parameters()))
+                for parameter in leaving.parameters():  # a link, an adapter
+                    parameter.data = parameter.data.to("cpu") if id(parameter) not in staying else parameter.data
+            else:
+                leaving.to("cpu")  # type: ignore[arg-type]
             self.resident = None  # until the other is there, for which memory may not suffice
         self.agents[role].to(self.devices[role])  # type: ignore[arg-type]
         self.resident = role

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .adapters_recursivemas import adapt, adapter_place
 from .agent_recursivemas import RecursiveMASAgent
 from .bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_model_config
 from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
@@ -235,6 +236,8 @@ def load_system(
             if role in wanted:
                 kwargs, device = options.kwargs_of(role), options.device_of(role)
                 model = bases.model(next(complete), role, kwargs, device, options.offload is not None)
+                if (adapter := adapter_place(source, config.agents[role])) is not None:
+                    model = adapt(model, adapter, role)
             else:
                 model = bases.empty_model(small[role], role, configs[role], options.trusts(role))
             agents[role] = agent = RecursiveMASAgent(model, inner_links[role], tokenizers[role], role)
@@ -256,6 +259,7 @@ def load_system(
 def _own_folders(config: RecursiveMASConfig, roles: Collection[str]) -> list[str]:
     """The folders of a system's own repository that hold weights of some roles, or of links."""
     sources = [config.agents[role]["source"] for role in roles]
+    sources += [adapter["source"] for role in roles if (adapter := config.agents[role].get("adapter"))]
     entries = [*config.links, *(agent.get("inner_link") or {} for agent in config.agents.values())]
     places = [each.get("weights") for each in entries if each.get("kind") != EXPECTED_EMBEDDING]
     has_links = any(not isinstance(place, dict) or "tasks" in place for place in places)

@@ -40,7 +40,7 @@ from .loading_recursivemas import (
 from .memory_recursivemas import free_memory
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
-from .saving_recursivemas import agent_writers, save_system, saved_links
+from .saving_recursivemas import adapter_writers, agent_writers, save_system, saved_links
 from .settings_recursivemas import read_settings, validate_arguments
 from .sharing_recursivemas import shared_bases
 from .sources_recursivemas import Source, split_arguments
@@ -237,6 +237,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             tokenizer=self.tokenizer,
             generation_config=self.generation_config,
             write_agents=agent_writers(self.agents, self.config, folder, written),
+            write_adapters=adapter_writers(self.agents, self.config, copy_agents),
             files=files,
         )
 
