@@ -128,14 +128,19 @@ def is_adapted(model: PreTrainedModel) -> bool:
 def save_adapter(model: PreTrainedModel, folder: Path, base: str | None = None) -> None:
     """Writes the adapter of a model that `adapt` made as PEFT's two files; `base` names its base for other tools."""
     settings, _ = vars(model)["adapter"]
-    tensors = {}
+    write_tensors(adapter_tensors(model), folder / WEIGHTS)
+    text = json.dumps({**settings, "base_model_name_or_path": base, "revision": None}, indent=2, sort_keys=True)
+    (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+
+
+def adapter_tensors(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The weights of the adapter of a model that `adapt` made, by PEFT's names."""
+    tensors: dict[str, torch.Tensor] = {}
     for name, layer in model.named_modules():
         if isinstance(layer, AdaptedLayer):
             parts = {"lora_A.weight": layer.down, "lora_B.weight": layer.up, "lora_B.bias": layer.bias}
             tensors |= {f"{PREFIX}{name}.{key}": value for key, value in parts.items() if value is not None}
-    write_tensors(tensors, folder / WEIGHTS)
-    text = json.dumps({**settings, "base_model_name_or_path": base, "revision": None}, indent=2, sort_keys=True)
-    (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+    return tensors
 
 
 def _error(what: str, where: str, found: object, expected: str, hint: str | None = None) -> CheckpointError:

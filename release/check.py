@@ -28,6 +28,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from ..adapters_recursivemas import SETTINGS as ADAPTER_SETTINGS
+from ..adapters_recursivemas import WEIGHTS as ADAPTER_WEIGHTS
+from ..adapters_recursivemas import adapter_place
 from ..bases_recursivemas import VOCABULARY_FILES, load_model_config
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import CheckpointError, RecursiveMASError
@@ -135,6 +138,8 @@ def check_system(
         else:
             (found := repository(place, role)).agents.append(role)
             _check_agent(found, place, entry, role, role in trusted)
+            if (adapter := adapter_place(source, entry)) is not None:
+                _check_adapter(repository(adapter, role))
     links = [(role, entry.get("inner_link") or {}) for role, entry in config.agents.items()]
     links += [(link.name, entry) for link, entry in zip(topology.links, config.links, strict=True)]
     for name, entry in links:
@@ -249,6 +254,17 @@ def _check_link(
         found.link_bytes += found.files[filename]
     else:
         found.problems.append(f"missing: {filename}")
+
+
+def _check_adapter(found: Repository) -> None:
+    """The two files of a role's adapter; what they take counts with the links."""
+    for name in (ADAPTER_SETTINGS, ADAPTER_WEIGHTS):
+        path = Path(found.folder or "", name)
+        if found.folder is None or not path.is_file():
+            found.problems.append(f"missing: {name}")
+        else:
+            found.files[name] = path.stat().st_size
+            found.link_bytes += found.files[name] * (path.suffix == ".safetensors")
 
 
 def _check_stamp(source: Source, repositories: list[Repository]) -> None:

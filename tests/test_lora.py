@@ -7,8 +7,10 @@ import pytest
 import torch
 from recursivemas.adapters_recursivemas import AdaptedLayer, is_adapted
 from recursivemas.errors_recursivemas import CheckpointError, ConfigError, InputError
+from recursivemas.release import check as release_check
 from recursivemas.system_loader import load_mas_system
 from recursivemas.training.init_links import init_system
+from recursivemas.upload import check, plan, probe, stage
 from safetensors.torch import load_file, save_file
 from test_sharing import QUESTIONS, SETTINGS, storages
 from tiny import tiny_chain
@@ -211,3 +213,57 @@ def test_an_adapter_computes_what_peft_computes(role, made):
     with torch.no_grad():
         found, expected = mas.agents[role].model(input_ids=ids).logits, theirs(input_ids=ids).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("self_contained", [False, True])
+def test_publishing_writes_the_adapters_repository_and_the_base_once(self_contained, made, tmp_path):
+    options = plan.Options("my-org", "Tiny", "Why?", self_contained=self_contained)
+    staged = stage.stage(str(made / "system"), tmp_path / "staged", options)
+    kinds = [(each.role, each.kind, each.base_model) for each in staged.repositories[:-2]]
+    base = "my-org/Tiny-Planner"
+    assert kinds == [("planner", "agent", None), ("critic", "adapter", base), ("solver", "adapter", base)]
+    folder = tmp_path / "staged" / "Tiny-Critic-Adapter"
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+    composite = tmp_path / "staged" / "Tiny"
+    assert len(list(composite.rglob("model.safetensors"))) == self_contained
+    mas = load_mas_system(composite, clones=None if self_contained else str(tmp_path / "staged"))
+    assert mas.shared_bases == [("planner", "critic", "solver")]
+    expected = load_mas_system(made / "system").solve(QUESTIONS, **SETTINGS)
+    assert_close_answers(mas.solve(QUESTIONS, **SETTINGS), expected)
+    found = probe.main("adapter", str(folder), "Why?", "")
+    assert check.differences(check.expected_of(mas, staged, staged.adapters["critic"]), found) == []
+    assert plan.load_plan(tmp_path / "staged").adapters.keys() == {"critic", "solver"}
+
+
+def test_the_base_of_an_adapter_may_be_a_later_roles(made, tmp_path):
+    path = shutil.copytree(made / "system", tmp_path / "system")
+    change(path, planner={"adapter": {"source": "./adapters/critic"}}, solver={"adapter": None})
+    staged = stage.stage(str(path), tmp_path / "staged", plan.Options("my-org", "Tiny", "Why?"))
+    assert [each.kind for each in staged.repositories[:-2]] == ["adapter", "adapter", "agent"]
+    assert {each.base_model for each in staged.adapters.values()} == {"my-org/Tiny-Solver"}
+    mas = load_mas_system(tmp_path / "staged" / "Tiny", clones=str(tmp_path / "staged"))
+    assert_close_answers(mas.solve(QUESTIONS, **SETTINGS), load_mas_system(path).solve(QUESTIONS, **SETTINGS))
+
+
+def test_an_adapter_is_not_published_without_a_base(made, tmp_path):
+    path = shutil.copytree(made / "system", tmp_path / "system")
+    change(path, planner={"adapter": {"source": "./adapters/critic"}})
+    with pytest.raises(InputError, match="published base"):
+        stage.stage(str(path), tmp_path / "staged", plan.Options("my-org", "Tiny", "Why?"))
+    with pytest.raises(InputError, match="--release-layout"):
+        options = plan.Options("my-org", "Tiny", "Why?", release_layout=True)
+        stage.stage(str(made / "system"), tmp_path / "staged", options)
+
+
+def test_check_looks_at_adapters(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(release_check, "run_limited", lambda *args: ("", None))
+    path = shutil.copytree(made / "system", tmp_path / "system")
+    assert release_check.check_system(str(path))["ready"]
+    (path / "adapters" / "critic" / "adapter_config.json").unlink()
+    report = release_check.check_system(str(path))
+    assert not report["ready"] and "missing: adapter_config.json" in release_check.describe(report)

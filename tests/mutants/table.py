@@ -629,6 +629,30 @@ LOADING = [
         "checkpoints::test_a_converted_system_keeps_the_links_of_every_task",
     ),
     remote(
+        "an-adapter-changes-the-base",
+        "adapted = copy.deepcopy(model, shared)",
+        "adapted = model",
+        "lora::test_a_role_with_an_adapter_answers_as_the_merged_model_and_the_base_is_there_once",
+    ),
+    remote(
+        "an-adapter-copies-the-base",
+        "copy.deepcopy(model, shared)",
+        "copy.deepcopy(model)",
+        "lora::test_a_role_with_an_adapter_answers_as_the_merged_model_and_the_base_is_there_once",
+    ),
+    remote(
+        "one-alpha-for-all-layers",
+        'for pattern, value in _table(settings, f"{what}_pattern").items():',
+        "for pattern, value in ():",
+        "lora::test_a_role_with_an_adapter_answers_as_the_merged_model_and_the_base_is_there_once",
+    ),
+    remote(
+        "an-adapter-lacks-layers",
+        "_validate_complete(settings, modules, layers, ends, where)",
+        "pass",
+        "lora::test_an_adapter_that_cannot_be_applied_as_it_is_is_refused_by_name[are missing]",
+    ),
+    remote(
         "a-base-for-every-role",
         "self._made.append((place, settings, make()))",
         "return make()",
