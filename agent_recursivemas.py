@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTra
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
+from .adapters_recursivemas import is_adapted
 from .bases_recursivemas import (
     MODEL_FILES,
     SMALL_FILES,
@@ -199,6 +200,12 @@ class RecursiveMASAgent(PreTrainedModel):
         if kwargs.pop("push_to_hub", False):
             raise ArgumentError("Saving does not push.", where="save_pretrained", hint="use `recursivemas publish`")
         refuse_unmerged(self)
+        if is_adapted(self.model):
+            raise InputError(
+                "An agent with an adapter is no folder of its own: its base may be others' too.",
+                where=f"save_pretrained, agent {self.role}",
+                hint="save the system, which writes both",
+            )
         with replacing(save_directory, {"": MODEL_FILES}) as folder:
             save_base_model(self.model, folder, **kwargs)
             self.tokenizer.save_pretrained(folder)

@@ -105,6 +105,7 @@ AGENT_FIELDS = {
     "source": TEXT,
     "revision": TEXT | NOTHING,
     "gguf_file": TEXT,
+    "adapter": OBJECT | NOTHING,
     "model_type": TEXT,
     "hidden_size": SIZE,
     "inner_link": OBJECT | NOTHING,
@@ -121,6 +122,7 @@ LINK_FIELDS = {
     "legacy_key": TEXT | NOTHING,
     "snap": TRUTH,
 }
+ADAPTER_FIELDS = {"source": TEXT, "revision": TEXT | NOTHING}
 WEIGHTS_FIELDS = {"source": TEXT, "revision": TEXT | NOTHING, "filename": TEXT}
 
 
@@ -205,11 +207,13 @@ class RecursiveMASConfig(PreTrainedConfig):
 
     Args:
         style: name of the collaboration style, for people.
-        agents: role -> `{"source", "revision", "gguf_file", "model_type", "hidden_size", "inner_link": {"kind",
-            "weights"}}`. `source` is a folder of this repository (`agents/planner`), another repository (`org/name`,
-            with a pinned `revision`) or an absolute path; `gguf_file` is a file in there that the agent is made of
-            (in bfloat16, converted once; needs `recursivemas[gguf]`). `model_type` and `hidden_size` are filled in
-            and checked when the agent is loaded.
+        agents: role -> `{"source", "revision", "gguf_file", "adapter": {"source", "revision"}, "model_type",
+            "hidden_size", "inner_link": {"kind", "weights"}}`. `source` is a folder of this repository
+            (`agents/planner`), another repository (`org/name`, with a pinned `revision`) or an absolute path;
+            `gguf_file` is a file in there that the agent is made of (in bfloat16, converted once; needs
+            `recursivemas[gguf]`); `adapter` is a LoRA in PEFT's files, on a base that other roles may have too, a
+            place likewise (`./adapters/critic`). `model_type` and `hidden_size` are filled in and checked when the
+            agent is loaded.
         stages: lists of roles; stages run in order, the roles of a stage side by side.
         links: `{"source", "target", "feedback", "kind", "weights", "legacy_key", "snap"}`, roles as ends; `legacy_key`
             is the link's name in the public release (`outer_12`); `snap` (default false) see `hand_over`.
@@ -432,6 +436,8 @@ class RecursiveMASConfig(PreTrainedConfig):
             )
         for role, agent in self.agents.items():
             validate_fields(agent, AGENT_FIELDS, f"agents, {role}", ConfigError, required=("source",))
+            if (adapter := agent.get("adapter")) is not None:
+                validate_fields(adapter, ADAPTER_FIELDS, f"agents, {role}, adapter", ConfigError, required=("source",))
             inner_link = agent.get("inner_link") or {}
             where = f"agents, {role}, inner_link"
             validate_fields(inner_link, INNER_LINK_FIELDS, where, ConfigError, also=MIXTURE_OPTIONS)

@@ -119,11 +119,17 @@ class Residency:
         self.resident: str | None = None
 
     def enter(self, role: str) -> None:
-        """Moves a role's agent to its accelerator, after the one that was there has gone."""
+        """Moves a role's agent to its accelerator, once the one that was there has gone; a base of both stays."""
         if role == self.resident:
             return
         if self.resident is not None:
-            self.agents[self.resident].to("cpu")  # type: ignore[arg-type]
+            leaving, entering = self.agents[self.resident], self.agents[role]
+            if leaving.get_input_embeddings().weight is entering.get_input_embeddings().weight:
+                staying = set(map(id, entering.parameters()))
+                for parameter in leaving.parameters():  # a link, an adapter
+                    parameter.data = parameter.data.to("cpu") if id(parameter) not in staying else parameter.data
+            else:
+                leaving.to("cpu")  # type: ignore[arg-type]
             self.resident = None  # until the other is there, for which memory may not suffice
         self.agents[role].to(self.devices[role])  # type: ignore[arg-type]
         self.resident = role
@@ -249,17 +255,23 @@ class Run:
         for _, group in itertools.groupby(senders, key=lambda turn: (turn[0], self.topology.stage_of(turn[1]))):
             turns = list(group)
             if self.system.residency is None and len({self.agents[role].device for _, role in turns}) > 1:
-                # The roles of a stage do not wait for each other, and neither do their devices.
-                with ThreadPoolExecutor(len(turns)) as pool:
-                    list(pool.map(self.take_turn, *zip(*turns, strict=True)))
+                # The roles of a stage do not wait for each other, and neither do their devices; those of one base do.
+                groups: dict[int, list[tuple[int, str]]] = {}
+                for turn in turns:
+                    groups.setdefault(id(self.agents[turn[1]].get_input_embeddings()), []).append(turn)
+                with ThreadPoolExecutor(len(groups)) as pool:
+                    list(pool.map(self._take_turns, groups.values()))
             else:
-                for round_index, role in turns:
-                    self.take_turn(round_index, role)
+                self._take_turns(turns)
         return self.last_prompt(reuse)
 
     def last_prompt(self, reuse: bool = True) -> PromptBatch:
         """The decoding agent's prompt in the last round, once all turns before it are taken; see `decoder_prompt`."""
         return self._prompt(*self.schedule[-1], reuse)
+
+    def _take_turns(self, turns: list[tuple[int, str]]) -> None:
+        for round_index, role in turns:
+            self.take_turn(round_index, role)
 
     @torch.no_grad()  # a thread has a gradient mode of its own
     def take_turn(self, round_index: int, role: str) -> None:

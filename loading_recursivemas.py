@@ -11,19 +11,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .adapters_recursivemas import adapt, adapter_place
 from .agent_recursivemas import RecursiveMASAgent
-from .bases_recursivemas import (
-    SMALL_FILES,
-    WEIGHT_FILES,
-    build_empty_model,
-    load_base_model,
-    load_model_config,
-    load_tokenizer,
-    widen_where_slow,
-)
+from .bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_model_config
 from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
 from .engine_recursivemas import Residency
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
@@ -33,6 +26,7 @@ from .link_files_recursivemas import read_link
 from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, AnyOuterLink, build_link, mixture_options
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer
+from .sharing_recursivemas import Bases
 from .sources_recursivemas import Source
 from .stamps_recursivemas import validate_stamp
 from .topology_recursivemas import Link
@@ -67,6 +61,7 @@ class AgentOptions:
         shared: out of `ROLE_OPTIONS`.
         agent_kwargs: further arguments for every agent's `from_pretrained`; role -> dict sets them per role.
         offload: "cpu" keeps only the working agent on its device.
+        share_bases: whether roles of one base share one model, see `Bases`.
 
     Raises:
         InputError: an unknown role; no such device or dtype; or `offload` without a device, or beside a device map.
@@ -77,6 +72,7 @@ class AgentOptions:
     shared: dict[str, Any]
     agent_kwargs: dict[str, Any]
     offload: str | None
+    share_bases: bool = True
 
     def __post_init__(self) -> None:
         for where in ("device", "dtype"):
@@ -236,7 +232,7 @@ def load_system(
     # Files are fetched side by side, agents built one after another: `from_pretrained` sets the default dtype and
     # initialisers of the whole process (in four threads 38 of 42 models came out in another agent's dtype or without
     # weights), and it reads the weights of one model in threads already.
-    pool = ThreadPoolExecutor()
+    pool, bases = ThreadPoolExecutor(), Bases(options.share_bases)
     try:
         small, configs, widths, tokenizers, agents = {}, {}, {}, {}, {}
         for role, place in zip(roles, pool.map(lambda role: places[role].fetch(SMALL_FILES), roles), strict=True):
@@ -245,15 +241,18 @@ def load_system(
             widths[role] = configs[role].get_text_config().hidden_size
             validate_architecture(config.agents[role], configs[role], widths[role], role)
             fill_architecture(config.agents[role], configs[role], widths[role])
-            tokenizers[role] = load_tokenizer(place, role, trusted)
+            tokenizers[role] = bases.tokenizer(place, role, trusted)
             validate_tokenizer(tokenizers[role], configs[role], role, config.chat_template_kwargs)
         inner_links, outer_links = load_links(source, config, widths, link_dtype)
         complete = pool.map(lambda role: places[role].fetch(WEIGHT_FILES), wanted)
         for role in quiet_progress(roles, "Loading agents", "agent"):
             if role in wanted:
-                model = _load_model(next(complete), role, options)
+                kwargs, device = options.kwargs_of(role), options.device_of(role)
+                model = bases.model(next(complete), role, kwargs, device, options.offload is not None)
+                if (adapter := adapter_place(source, config.agents[role])) is not None:
+                    model = adapt(model, adapter, role)
             else:
-                model = build_empty_model(small[role], configs[role], options.trusts(role))
+                model = bases.empty_model(small[role], role, configs[role], options.trusts(role))
             agents[role] = agent = RecursiveMASAgent(model, inner_links[role], tokenizers[role], role)
             agent.inner_link.to(agent.device)
     finally:
@@ -273,22 +272,11 @@ def load_system(
 def _own_folders(config: RecursiveMASConfig, roles: Collection[str]) -> list[str]:
     """The folders of a system's own repository that hold weights of some roles, or of links."""
     sources = [config.agents[role]["source"] for role in roles]
+    sources += [adapter["source"] for role in roles if (adapter := config.agents[role].get("adapter"))]
     entries = [*config.links, *(agent.get("inner_link") or {} for agent in config.agents.values())]
     places = [each.get("weights") for each in entries if each.get("kind") != EXPECTED_EMBEDDING]
     has_links = any(not isinstance(place, dict) or "tasks" in place for place in places)
     return [place for place in sources if place.startswith(("agents/", "./"))] + ["links"] * has_links
-
-
-def _load_model(place: Source, role: str, options: AgentOptions) -> PreTrainedModel:
-    device, kwargs = options.device_of(role), options.kwargs_of(role)
-    if device is not None and not options.offload and "quantization_config" in kwargs:
-        kwargs.setdefault("device_map", {"": device})  # quantized weights cannot be moved afterwards
-    model = load_base_model(place, role, **kwargs)
-    if "device_map" in kwargs:
-        return model
-    if kwargs.get("dtype", "auto") == "auto" and torch.device(device or "cpu").type == "cpu":
-        model = widen_where_slow(model)
-    return model if device is None or options.offload else model.to(device)  # type: ignore[arg-type]
 
 
 def load_links(

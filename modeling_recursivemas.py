@@ -42,8 +42,9 @@ from .loading_recursivemas import (
 from .memory_recursivemas import free_memory
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
-from .saving_recursivemas import agent_writer, save_system, saved_links
+from .saving_recursivemas import adapter_writers, agent_writers, save_system, saved_links
 from .settings_recursivemas import read_settings, validate_arguments
+from .sharing_recursivemas import shared_bases
 from .sources_recursivemas import Source, split_arguments
 from .threads_recursivemas import one_at_a_time
 from .tools_recursivemas import ToolBox, Tools
@@ -130,6 +131,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         only: Collection[str] | None = None,
         generation_config: GenerationConfig | None = None,
         offload: str | None = None,
+        share_bases: bool = True,
         trust_remote_code: bool | dict[str, bool] | None = None,
         **kwargs: Any,
     ) -> "RecursiveMASModel":
@@ -148,6 +150,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             only: the roles whose weights are loaded; the others' agents are there, but cannot run (default: all).
             agent_kwargs: further arguments for every agent's `from_pretrained`; role -> dict sets them per role.
             offload: "cpu" keeps only the working agent on its device, and the others in CPU memory.
+            share_bases: roles of one base (the same files, dtype, device and settings) share one model and tokenizer;
+                `False` loads one for each.
             generation_config: settings laid over the decoding agent's, in place of the system's own file.
             trust_remote_code: role -> whether code that the agent's repository brings may run (in `agent_kwargs`, for
                 one role or all). A plain value speaks of the system's own code, which Auto classes run, not of agents.
@@ -170,7 +174,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         place = None if clones is None else str(clones)
         source = Source(str(pretrained_model_name_or_path), subfolder, revision, hub, place)
         config = read_configuration(source, config, task, kwargs)
-        options = AgentOptions(config.topology.roles, device, shared, agent_kwargs or {}, offload)
+        options = AgentOptions(config.topology.roles, device, shared, agent_kwargs or {}, offload, share_bases)
         validate_place(outer_dtype, "dtype")
         link_dtype = None if outer_dtype in (None, "auto") else getattr(torch, str(outer_dtype).removeprefix("torch."))
         loaded = load_system(source, config, options, link_dtype, only)
@@ -215,18 +219,19 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             **{role: agent.inner_link for role, agent in self.agents.items()}, **dict(self.outer_links.items())
         }  # fmt: skip
         folder = Path(save_directory)
-        write_agents = {
-            role: agent_writer(self.agents[role].model, self.agents[role].tokenizer, folder / "agents" / role)
+        written = [
+            role
             for role, entry in self.config.agents.items()
             if copy_agents or entry["source"].startswith(("agents/", "./"))
-        }
+        ]
         save_system(
             folder,
             self.config,
             saved_links(links, state),
             tokenizer=self.tokenizer,
             generation_config=self.generation_config,
-            write_agents=write_agents,
+            write_agents=agent_writers(self.agents, self.config, folder, written),
+            write_adapters=adapter_writers(self.agents, self.config, copy_agents),
             files=files,
         )
 
@@ -283,6 +288,15 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         lengths = torch.full((batch,), steps, device=hidden_states.device)
         rollout = Rollout(hidden_states, agent.inner_link(hidden_states), lengths)
         return torch.stack(hand_over(agent, self.outer_links[name], rollout))
+
+    @property
+    def shared_bases(self) -> list[tuple[str, ...]]:
+        """The roles of each base that several roles share, in the order of their stages."""
+        return shared_bases((role, self.agents[role]) for role in self.topology.roles)
+
+    def extra_repr(self) -> str:
+        """What `print` says beside the parts, which it shows for every role."""
+        return "\n".join(f"one base: {', '.join(roles)}" for roles in self.shared_bases)
 
     @property
     def outer_adapters(self) -> dict[str, AnyOuterLink]:

@@ -1,22 +1,27 @@
 """Writing a system: one function that says of every agent and link whether it lies in the folder or elsewhere."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .adapters_recursivemas import base_of, is_adapted, save_adapter
 from .bases_recursivemas import MODEL_FILES, TOKENIZER_FILES, save_base_model
 from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
-from .errors_recursivemas import CheckpointError
+from .errors_recursivemas import CheckpointError, InputError
 from .folders_recursivemas import replacing
 from .link_files_recursivemas import link_filename
 from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, AnyOuterLink
+from .modules_recursivemas import Modules
 from .sources_recursivemas import write_code, write_tensors
 from .stamps_recursivemas import write_stamp
+
+AgentWriter: TypeAlias = Callable[[Path], None] | str | None  # of a folder; the role that has it; it is there
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,8 @@ def save_system(
     *,
     tokenizer: PreTrainedTokenizerBase,
     generation_config: GenerationConfig,
-    write_agents: Mapping[str, Callable[[Path], None] | None] | None = None,
+    write_agents: Mapping[str, AgentWriter] | None = None,
+    write_adapters: Mapping[str, Callable[[Path], None]] | None = None,
     files: Mapping[str, str] | None = None,
 ) -> RecursiveMASConfig:
     """Writes a system's repository: config.json, tokenizer, generation settings, remote code, `links/` and `agents/`.
@@ -77,7 +83,8 @@ def save_system(
         tokenizer: the composite's.
         generation_config: the composite's.
         write_agents: role -> what writes that agent's model folder, for each that is to lie in `agents/<role>`; `None`
-            for one that lies there already.
+            for one that lies there already; or the role whose folder it shares.
+        write_adapters: role -> what writes the two files of its adapter, for each that is to lie in `adapters/<role>`.
         files: name -> text of further files.
 
     Returns:
@@ -89,9 +96,10 @@ def save_system(
     config = copy.deepcopy(config)
     config.architectures, config.auto_map = ["RecursiveMASModel"], dict(AUTO_MAP)
     write_agents = write_agents or {}
-    written = {f"agents/{role}": write for role, write in write_agents.items() if write is not None}
+    written = {f"agents/{role}": write for role, write in write_agents.items() if callable(write)}
+    adapters = {f"adapters/{role}": write for role, write in (write_adapters or {}).items()}
     kept = [folder / "agents" / role for role, write in write_agents.items() if write is None]
-    with replacing(folder, {"": TOKENIZER_FILES, **dict.fromkeys(written, MODEL_FILES)}) as new:
+    with replacing(folder, {"": TOKENIZER_FILES, **dict.fromkeys([*written, *adapters], MODEL_FILES)}) as new:
         for role, entry in config.agents.items():
             entry["inner_link"] = links[role].save(new, role)
         for link, entry in zip(config.topology.links, config.links, strict=True):
@@ -100,10 +108,13 @@ def save_system(
             entry |= links[link.name].save(new, link.name)
         if not config.link_tasks:
             config.link_task = None
-        for place, write in written.items():
-            write(new / place)
-        for role in write_agents:
-            config.agents[role] |= {"source": f"agents/{role}", "revision": None}
+        for place, writes in (written | adapters).items():
+            writes(new / place)
+        for role in write_adapters or ():
+            config.agents[role]["adapter"] = {"source": f"./adapters/{role}"}
+        for role, write in write_agents.items():
+            owner = write if isinstance(write, str) else role
+            config.agents[role] |= {"source": f"agents/{owner}", "revision": None}
             config.agents[role].pop("gguf_file", None)
         config.save_pretrained(new)
         generation_config.save_pretrained(new)
@@ -132,6 +143,46 @@ def saved_links(
             raise CheckpointError("There are no weights to save.", where="save_pretrained", expected=f"{prefix}*")
         saved[name] = SavedLink(link.kind, {None: weights}, link.options)
     return saved
+
+
+def agent_writers(
+    agents: Modules[Any], config: RecursiveMASConfig, folder: Path, roles: Collection[str]
+) -> dict[str, AgentWriter]:
+    """What writes the model folders of some roles, as `save_system` takes it; what roles share is written once.
+
+    Args:
+        agents: role -> agent.
+        config: the system's.
+        folder: where the system is to be.
+        roles: whose agents are to lie in it.
+    """
+    writers: dict[str, AgentWriter] = {}
+    # Roles that share a folder already go on to share that of the role whose name it has.
+    homes = [role for role in roles if config.agents[role]["source"] == f"agents/{role}"]
+    for role in (*homes, *(role for role in roles if role not in homes)):
+        model, tokenizer = base_of(agents[role].model), agents[role].tokenizer
+        parts = ((other, base_of(agents[other].model), agents[other].tokenizer) for other in writers)
+        same = (other for other, base, its_own in parts if base is model and its_own is tokenizer)
+        writers[role] = next(same, None) or agent_writer(model, tokenizer, folder / "agents" / role)
+    return {role: writers[role] for role in roles}
+
+
+def adapter_writers(agents: Modules[Any], config: RecursiveMASConfig, everything: bool) -> dict[str, Any]:
+    """What writes the adapters of a system, as `save_system` takes it: those of its own folder, or all."""
+    for role, agent in agents.items():
+        if config.agents[role].get("adapter") and not is_adapted(agent.model):
+            raise InputError(
+                "The configuration names an adapter that its agent's model does not have.",
+                where=f"save_pretrained, agents, {role}, adapter",
+                found=type(agent.model).__name__,
+                hint="if it is merged by now, take it out of the configuration (`config.agents[role].pop('adapter')`)",
+            )
+    return {
+        role: partial(save_adapter, agent.model)
+        for role, agent in agents.items()
+        if is_adapted(agent.model)
+        and (everything or config.agents[role]["adapter"]["source"].startswith(("agents/", "./")))
+    }
 
 
 def agent_writer(

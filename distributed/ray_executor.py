@@ -45,17 +45,16 @@ logger = logging.get_logger(__name__)
 
 
 class AgentWorker:
-    """One agent of a system, with the links that lead away from it; `load` gives the system, told `only` the role.
+    """The agents of one base of a system, with their links; `load` gives the system, told `only` their roles.
 
     `threads` are the processor threads to use; `None` leaves Ray's choice.
     """
 
-    def __init__(self, role: str, threads: int | None, load: Callable[..., RecursiveMASModel]) -> None:
+    def __init__(self, roles: list[str], threads: int | None, load: Callable[..., RecursiveMASModel]) -> None:
         if threads:
             torch.set_num_threads(threads)
-        self.role = role
         self.runs: dict[str, Run] = {}
-        self.mas = load(only=[role])
+        self.mas = load(only=roles)
 
     @ray.method(max_task_retries=-1)
     def ready(self) -> bool:
@@ -67,21 +66,21 @@ class AgentWorker:
         batch: str,
         questions: list[Question],
         settings: tuple[dict[str, Any], dict[str, Any]],
-        round_index: int,
+        turn: tuple[int, str],
         keys: list,
         *received: Any,
     ) -> Any:
-        """Takes the role's turn in a round.
+        """Takes a role's turn in a round.
 
         Args:
             batch: names the batch and the attempt at it.
-            round_index: 1 is the first.
+            turn: round (1 is the first) and role.
             keys: what `received` is: keys of the run's `latents` or `texts`.
             received: latents (see `pack`) or texts.
 
         Returns:
-            The role's usage so far, then its texts where it writes, then the latents of each of its links where it
-            thinks; in the last turn of a batch the solutions, as dicts.
+            The actor's usage so far, then the role's texts where it writes, then the latents of each of its links
+            where it thinks; in the last turn of a batch the solutions, as dicts.
         """
         # What travels are fields: the classes have other names where the folder has another one.
         run_settings, answer = RunSettings(**settings[0]), AnswerSettings(**settings[1])
@@ -93,14 +92,14 @@ class AgentWorker:
                 run.texts[key] = sent
             else:
                 run.latents[key] = unpack(sent)
-        if (round_index, self.role) == run.schedule[-1]:
+        if turn == run.schedule[-1]:
             with torch.no_grad():
                 prompt = run.last_prompt(answer.reuse)
             # What travelled is in this process's store, see `RayExecutor._finish`.
             return [dict(solution) for solution in run.answer(prompt, replace(answer, return_latents=False))]
-        run.take_turn(round_index, self.role)
+        run.take_turn(*turn)
         usage = {name: getattr(run.usage, name) for name in (*USAGE, "seconds")}
-        sends = sent_keys(run, (round_index, self.role))
+        sends = sent_keys(run, turn)
         return usage, *(run.texts[key] if len(key) == 2 else pack(run.latents.pop(key)) for key in sends)
 
     def forget(self, batch: str) -> None:
@@ -135,11 +134,11 @@ class Job:
     start: int = 0  # of the questions in their batch, which memory may part
     attempt: int = 1
     name: str = field(default_factory=lambda: uuid.uuid4().hex)  # never another job's, whatever became of that
-    actors: dict[str, ray.actor.ActorHandle] = field(default_factory=dict)  # role -> the replica that has its cache
+    actors: dict[str, ray.actor.ActorHandle] = field(default_factory=dict)  # host -> the replica that has its cache
     waiting: list[tuple[int, str]] = field(init=False)
     done: set[tuple[int, str]] = field(default_factory=set)
     sent: dict[tuple, ray.ObjectRef] = field(default_factory=dict)  # key -> latents or texts
-    usage: dict[str, dict] = field(default_factory=dict)  # role -> its last one
+    usage: dict[str, dict] = field(default_factory=dict)  # host -> its last one
 
     def __post_init__(self) -> None:
         self.waiting = list(self.schedule)
@@ -217,7 +216,8 @@ class RayExecutor:
         mas: the system, whose agents need no weights.
         load: `load_mas_system` with its arguments; each actor loads its agent by it, given `only` (and `device`).
         options: role -> `num_cpus`, `num_gpus`, `resources` (of Ray), `device` (of the agent) and `replicas` (how many
-            actors share the role's batches; more where an agent is the bottleneck).
+            actors share the role's batches; more where an agent is the bottleneck). Roles of one base live in one
+            actor, which holds it once, unless their options differ.
 
     Raises:
         ConfigError: an unknown role or option.
@@ -239,11 +239,16 @@ class RayExecutor:
         if not ray.is_initialized():
             ray.init(include_dashboard=False)  # what actors and Ray warn of comes to this process's standard error
         self.mas, self.topology = mas, mas.topology
+        # Roles of one base, with the same options, have one host: the first of them, by whose name its actors go.
+        self.hosts = {role: role for role in self.topology.roles}
+        for roles in mas.shared_bases:
+            for role in roles:
+                self.hosts[role] = next(other for other in roles if options.get(other) == options.get(role))
         self.replicas: dict[str, list] = {}
         # Ray sends a class that it decorates by value, with whatever its methods name; this one the actors import.
         actor_class: Any = ray.remote(max_restarts=MAX_RESTARTS)(AgentWorker)
         places = {}
-        for role in self.topology.roles:
+        for role in dict.fromkeys(self.hosts.values()):
             own = dict(options.get(role, {}))
             count, device = own.pop("replicas", 1), own.pop("device", None)
             places[role] = (count, device, {"num_cpus": 1, **own})
@@ -251,7 +256,8 @@ class RayExecutor:
         for role, (count, device, place) in places.items():
             loading = load if device is None else partial(load, device=device)
             threads = int(place["num_cpus"]) or None
-            self.replicas[role] = [actor_class.options(**place).remote(role, threads, loading) for _ in range(count)]
+            hosted = [other for other, host in self.hosts.items() if host == role]
+            self.replicas[role] = [actor_class.options(**place).remote(hosted, threads, loading) for _ in range(count)]
         self._actors = [actor for actors in self.replicas.values() for actor in actors]
         ray.get([actor.ready.remote() for actor in self._actors])
 
@@ -280,13 +286,14 @@ class RayExecutor:
             while todo or active:
                 while todo and len(active) < limit:
                     active += todo.popleft().parts(most)
-                load = Counter(job.actors[role] for job, (_, role), _ in pending.values())
+                load = Counter(job.actors[self.hosts[role]] for job, (_, role), _ in pending.values())
                 for job in active:  # the oldest batch first
                     for turn in [turn for turn in job.waiting if job.done.issuperset(self._senders(turn, run))]:
-                        actor = job.actors.get(turn[1]) or min(self.replicas[turn[1]], key=load.__getitem__)
+                        host = self.hosts[turn[1]]
+                        actor = job.actors.get(host) or min(self.replicas[host], key=load.__getitem__)
                         if load[actor] < TURNS_AHEAD:
                             load[actor] += 1
-                            job.actors[turn[1]] = actor
+                            job.actors[host] = actor
                             job.waiting.remove(turn)
                             refs, keys = self._submit(job, actor, turn, run, shared)
                             pending[refs[0]] = (job, turn, list(zip(keys, refs[1:], strict=True)))
@@ -300,7 +307,7 @@ class RayExecutor:
                     if job.attempt > 1:
                         raise
                     logger.warning(f"An actor of {turn[1]} died, its batch is done again: {str(error)[:200]}")
-                    ray.get(job.actors[turn[1]].ready.remote())
+                    ray.get(job.actors[self.hosts[turn[1]]].ready.remote())
                     again = [Job(job.index, job.questions, job.schedule, job.start, job.attempt + 1)]
                 except RayTaskError as error:
                     if not is_out_of_memory(error.cause):
@@ -315,7 +322,9 @@ class RayExecutor:
                     if on_turn:
                         on_turn(*turn)
                     if turn != run.schedule[-1]:
-                        job.usage[turn[1]] = value
+                        known = job.usage.setdefault(self.hosts[turn[1]], value)
+                        if len(value["seconds"]) > len(known["seconds"]):  # of a later turn; they may come mixed
+                            job.usage[self.hosts[turn[1]]] = value
                         continue
                     solved[job.index][job.start] = self._finish(job, value, run, answer.return_latents)
                 self._forget(job)
@@ -337,19 +346,19 @@ class RayExecutor:
     def _submit(
         self, job: Job, actor: Any, turn: tuple[int, str], run: Run, settings: ray.ObjectRef
     ) -> tuple[list, list]:
-        round_index, role = turn
+        role = turn[1]
         sent = [key for sender in self._senders(turn, run) for key in sent_keys(run, sender)]
         keys = [key for key in sent if len(key) == 2 or key[2] == role]
         outgoing = sent_keys(run, turn) if turn != run.schedule[-1] else []
         received = [job.sent[key] for key in keys]
         refs = actor.turn.options(num_returns=1 + len(outgoing)).remote(
-            job.name, job.questions, settings, round_index, keys, *received
+            job.name, job.questions, settings, turn, keys, *received
         )
         return (refs if outgoing else [refs]), outgoing
 
     def _finish(self, job: Job, rows: list[dict], run: Run, return_latents: bool) -> list[Solution]:
-        """Adds to the decoding agent's solutions what the other agents used and sent."""
-        others = [usage for role, usage in job.usage.items() if role != self.topology.decoding_role]
+        """Adds to the decoding agent's solutions what the other actors used and sent."""
+        others = [usage for host, usage in job.usage.items() if host != self.hosts[self.topology.decoding_role]]
         texts, latents = {}, {}
         if run.settings.writes:
             texts = {key: ray.get(job.sent[key]) for key in job.schedule[:-1]}

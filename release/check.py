@@ -20,6 +20,7 @@ import os
 import re
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
+from ..adapters_recursivemas import SETTINGS as ADAPTER_SETTINGS
+from ..adapters_recursivemas import WEIGHTS as ADAPTER_WEIGHTS
+from ..adapters_recursivemas import adapter_place
 from ..bases_recursivemas import VOCABULARY_FILES, load_model_config
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import CheckpointError, RecursiveMASError
@@ -35,6 +39,7 @@ from ..gguf_recursivemas import agent_place
 from ..link_files_recursivemas import find_link
 from ..links_recursivemas import EXPECTED_EMBEDDING
 from ..loading_recursivemas import validate_architecture, validate_places
+from ..sharing_recursivemas import BASE_FILES, Shared
 from ..sources_recursivemas import Source
 from ..stamps_recursivemas import STAMP, changed_files
 from ..system_loader import released_config
@@ -59,6 +64,8 @@ class Repository:
     parameters: int = 0  # number of an agent's parameters that are loaded
     stored_bytes: int = 0  # what those take as stored
     link_bytes: int = 0  # what the links take as stored
+    agents: list[str] = field(default_factory=list)  # the roles whose base model it is
+    same_base: str | None = None  # the earlier repository that holds the same base model, byte for byte
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -129,7 +136,10 @@ def check_system(
             found = repository(source.other(entry["source"], entry.get("revision")), role)
             found.problems.append(" ".join(str(error).split()))
         else:
-            _check_agent(repository(place, role), place, entry, role, role in trusted)
+            (found := repository(place, role)).agents.append(role)
+            _check_agent(found, place, entry, role, role in trusted)
+            if (adapter := adapter_place(source, entry)) is not None:
+                _check_adapter(repository(adapter, role))
     links = [(role, entry.get("inner_link") or {}) for role, entry in config.agents.items()]
     links += [(link.name, entry) for link, entry in zip(topology.links, config.links, strict=True)]
     for name, entry in links:
@@ -137,6 +147,7 @@ def check_system(
             _check_link(repository, source, entry, name, config.link_task)
     if "/" in system or os.path.isdir(system):
         _check_stamp(source, list(repositories.values()))
+    _find_shared(list(repositories.values()))
     report = _report(config, list(repositories.values()), cache_dir)
     if report["ready"]:
         arguments = {"style": system, "dataset": dataset, "revision": revision, "clones": clones}
@@ -175,7 +186,7 @@ def _check_agent(found: Repository, place: Source, entry: dict, role: str, trust
             found.files[name] = files[name]
         else:
             found.problems.append(f"missing: {name}")
-    for name in weights:
+    for name in weights if len(found.agents) == 1 else ():  # of a base that a role has already, nothing is new
         if name in files:
             try:
                 _count(found, folder / name, agent_config)
@@ -245,6 +256,17 @@ def _check_link(
         found.problems.append(f"missing: {filename}")
 
 
+def _check_adapter(found: Repository) -> None:
+    """The two files of a role's adapter; what they take counts with the links."""
+    for name in (ADAPTER_SETTINGS, ADAPTER_WEIGHTS):
+        path = Path(found.folder or "", name)
+        if found.folder is None or not path.is_file():
+            found.problems.append(f"missing: {name}")
+        else:
+            found.files[name] = path.stat().st_size
+            found.link_bytes += found.files[name] * (path.suffix == ".safetensors")
+
+
 def _check_stamp(source: Source, repositories: list[Repository]) -> None:
     """Holds every byte of the weights in a system's folder against the stamp of its save."""
     if (folder := source.folder) is None:
@@ -255,9 +277,19 @@ def _check_stamp(source: Source, repositories: list[Repository]) -> None:
             holder.problems.append(f"{name}: not what was saved with the rest (or changed on purpose: remove {STAMP})")
 
 
+def _find_shared(repositories: list[Repository]) -> None:
+    """Says of repositories of agents which hold the base model of an earlier one: they share it in memory."""
+    bases = Shared[str](BASE_FILES)
+    for each in repositories:
+        if each.parameters and not each.problems and each.folder is not None:
+            name = bases.get(Source(each.folder), (), partial(str, each.name))
+            each.same_base = None if name == each.name else name
+
+
 def _report(config: RecursiveMASConfig, repositories: list[Repository], cache_dir: str | None) -> dict:
     links = sum(repository.link_bytes for repository in repositories)
-    agents = [repository for repository in repositories if repository.parameters]
+    there = [repository for repository in repositories if repository.parameters]
+    agents = [repository for repository in there if repository.same_base is None]
     sizes = {dtype: [agent.parameters * size for agent in agents] for dtype, size in BYTES.items()}
     sizes["as stored"] = [agent.stored_bytes for agent in agents]
     needed = {dtype: links + sum(own) for dtype, own in sizes.items()}
@@ -269,7 +301,7 @@ def _report(config: RecursiveMASConfig, repositories: list[Repository], cache_di
     ram = free_ram()
     room = max((gpu["free"] for gpu in gpus), default=0)
     # Whose weights are not there is not counted, so that then only "does not fit" is certain.
-    uncounted = [role for role in config.agents if not any(role in agent.roles for agent in agents)]
+    uncounted = [role for role in config.agents if not any(role in each.roles for each in there)]
 
     def fit(size: int, there: int | None) -> bool | None:
         return None if there is None or (uncounted and size <= there) else size <= there
@@ -313,6 +345,10 @@ def describe(report: dict) -> str:
         size = _size(repository["bytes"])
         lines.append(f"  {repository['name']}{revision}  {size}  {state}  ({', '.join(repository['roles'])})")
         lines += [f"    {problem}" for problem in repository["problems"]]
+        if repository["same_base"] is not None:
+            lines.append(f"    one base with {repository['same_base']}: in memory once")
+        elif len(sharing := repository["agents"]) > 1:
+            lines.append(f"    one base of {', '.join(sharing)}: in memory once")
     without = f" (without {', '.join(report['uncounted'])}: not there)" if report["uncounted"] else ""
     lines.append(f"memory for all agents and links{without}, and what it fits:")
     for dtype, size in report["memory"].items():

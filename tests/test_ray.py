@@ -1,5 +1,7 @@
 """The same system in one process and as actors of a local Ray cluster."""
 
+import json
+
 import pytest
 import torch
 from recursivemas.errors_recursivemas import ConfigError, InputError
@@ -193,3 +195,26 @@ def test_a_wrong_option_is_named(folder, cluster):
         load_mas_system(folder, executor="ray", executor_options={"left": {"gpus": 1}})
     with pytest.raises(InputError, match="dask"):
         load_mas_system(folder, executor="dask")
+
+
+def test_roles_of_one_base_live_in_one_actor_unless_their_options_differ(cluster, tmp_path):
+    path, links = tmp_path / "system", [{"source": role, "target": "judge"} for role in ("left", "right")]
+    architectures = {"left": "llama", "right": "qwen3", "judge": "llama"}
+    tiny_system(architectures, [["left", "right"], ["judge"]], links, "judge").save_pretrained(path)
+    content = json.loads((path / "config.json").read_text())
+    content["agents"]["judge"]["source"] = "agents/left"
+    (path / "config.json").write_text(json.dumps(content))
+    once = {**SETTINGS, "num_rounds": 1}
+    local = load_mas_system(path)
+    expected = local.solve(QUESTIONS, batch_size=2, **once)
+    remote = load_mas_system(path, executor="ray")
+    assert remote.executor.hosts == {"left": "left", "right": "right", "judge": "left"}
+    got = remote.solve(QUESTIONS, batch_size=2, **once)
+    remote.executor.shutdown()
+    for one, other in zip(expected, got, strict=True):
+        assert one.text == other.text
+        for name in ("prompt_tokens", "latent_positions", "slot_positions", "new_tokens"):
+            assert one.usage[name] == other.usage[name]
+    apart = load_mas_system(path, executor="ray", executor_options={"judge": {"num_cpus": 0.5}})
+    assert apart.executor.hosts["judge"] == "judge"
+    apart.executor.shutdown()

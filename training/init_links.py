@@ -29,8 +29,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ..adapters_recursivemas import adapt, adapter_place
 from ..agent_recursivemas import RecursiveMASAgent
-from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES, load_base_model, load_tokenizer, widen_where_slow
+from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import InputError
 from ..evaluation.commands import (
@@ -46,6 +47,7 @@ from ..gguf_recursivemas import agent_place
 from ..links_recursivemas import CODEBOOK, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, ExpectedEmbeddingLink
 from ..loading_recursivemas import validate_tokenizer
 from ..modeling_recursivemas import RecursiveMASModel
+from ..sharing_recursivemas import Bases
 from ..sources_recursivemas import Source
 from ..system_loader import load_mas_system, read_style
 from .probe import FREE, Setting, probe, table
@@ -64,19 +66,26 @@ MIXTURES = (EXPECTED_EMBEDDING, CODEBOOK)  # the inner kinds that need no traini
 
 
 def load_agent(
-    config: RecursiveMASConfig, role: str, folder: Path, dtype: str = "auto", trust_remote_code: bool = False
+    config: RecursiveMASConfig,
+    role: str,
+    folder: Path,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    bases: Bases | None = None,
 ) -> RecursiveMASAgent:
     """An agent of a configuration, with the expected embedding as its inner link; see `init_system`."""
+    bases = bases or Bases()
     place = agent_place(Source(str(folder)), config.agents[role]).fetch((*SMALL_FILES, *WEIGHT_FILES))
-    tokenizer = load_tokenizer(place, role, trust_remote_code)
-    model = load_base_model(place, role, dtype=dtype, trust_remote_code=trust_remote_code)
-    model = widen_where_slow(model) if dtype == "auto" else model
+    tokenizer = bases.tokenizer(place, role, trust_remote_code)
+    model = bases.model(place, role, {"dtype": dtype, "trust_remote_code": trust_remote_code})
+    if (adapter := adapter_place(Source(str(folder)), config.agents[role])) is not None:
+        model = adapt(model, adapter, role)
     validate_tokenizer(tokenizer, model.config, role, config.chat_template_kwargs)
     width = model.config.get_text_config().hidden_size
     return RecursiveMASAgent(model, ExpectedEmbeddingLink(width), tokenizer, role)
 
 
-def agent_entry(source: str) -> dict[str, str]:
+def agent_entry(source: str) -> dict[str, Any]:
     """The entry in `agents` of a folder or Hub repository, or of a GGUF file in one (`org/name/file.gguf`)."""
     path, entry = Path(source), {}
     if path.suffix == ".gguf" and not path.is_dir():
@@ -116,9 +125,9 @@ def init_system(
         trusted: roles whose agents may run code of their own.
     """
     topology = config.validate_system()
-    new = topology.roles if keep is None else swapped
+    new, bases = topology.roles if keep is None else swapped, Bases()
     agents = {
-        role: load_agent(config, role, folder, dtype, role in trusted)
+        role: load_agent(config, role, folder, dtype, role in trusted, bases)
         if keep is None or role in new
         else keep.agents[role]
         for role in topology.roles
@@ -162,6 +171,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ROLE=SOURCE",
         help="a folder or Hub repository, or a GGUF file in one",
     )
+    adapter = "a LoRA on that role's agent, in PEFT's files: a folder or Hub repository"
+    parser.add_argument("--adapter", action="append", default=[], metavar="ROLE=SOURCE", help=adapter)
     parser.add_argument("--output", required=True, type=Path, help="folder for the system")
     add_replace_argument(parser)
     inner = "kind of the inner links; one with weights is a starting point for training (default: %(default)s)"
@@ -194,12 +205,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     _validate(arguments)
-    sources = {}
-    for text in arguments.agent:
-        role, equals, source = text.partition("=")
-        if not (role and equals and source):
-            raise InputError("An agent is not given as ROLE=SOURCE.", where="--agent", found=text)
-        sources[role] = agent_entry(source)
+    sources = {role: agent_entry(source) for role, source in _by_role(arguments.agent, "--agent")}
+    for role, source in _by_role(arguments.adapter, "--adapter"):
+        if role not in sources:
+            found, expected = role, ", ".join(sources) or "a role of --agent"
+            raise InputError("An adapter needs its role's agent.", where="--adapter", found=found, expected=expected)
+        sources[role]["adapter"] = agent_entry(source)
     if arguments.style is not None:
         keep, folder = None, Path()
         config = RecursiveMASConfig(style=Path(arguments.style).stem, **read_style(arguments.style))
@@ -261,6 +272,17 @@ def run(arguments: argparse.Namespace) -> int:
         print("to be trained (docs/training.md): inner links with weights are a starting point, and are not probed")
     print(f"written to {arguments.output}")
     return 0
+
+
+def _by_role(texts: list[str], option: str) -> list[tuple[str, str]]:
+    """Role and source of each ROLE=SOURCE."""
+    pairs = []
+    for text in texts:
+        role, equals, source = text.partition("=")
+        if not (role and equals and source):
+            raise InputError("What a role gets is given as ROLE=SOURCE.", where=option, found=text)
+        pairs.append((role, source))
+    return pairs
 
 
 def _validate(arguments: argparse.Namespace) -> None:

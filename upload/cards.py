@@ -71,12 +71,12 @@ class Cards:
         ModelCard(card + "\n").save(folder / "README.md")
 
     def _metadata(self, repository: Repository) -> ModelCardData:
-        plan, agents = self.plan, [agent.id for agent in self.plan.agents.values()]
+        plan, agents = self.plan, [each.id for each in self.plan.repositories[:-2]]
         return ModelCardData(
             license=plan.licence,
-            base_model=repository.base_model if repository.kind == "agent" else agents,
+            base_model=repository.base_model if repository.role else agents,
             pipeline_tag="text-generation",
-            library_name="transformers",
+            library_name="peft" if repository.kind == "adapter" else "transformers",
             tags=["recursivemas", "multi-agent", "latent-reasoning", plan.style],
             datasets=self.datasets or None,
             model_name=repository.name,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from ..adapters_recursivemas import WEIGHTS, adapter_tensors
 from ..link_files_recursivemas import link_filename
 from ..modeling_recursivemas import RecursiveMASModel
 from ..release.limits import run_limited
@@ -81,6 +82,8 @@ def expected_of(mas: RecursiveMASModel, plan: Plan, repository: Repository) -> d
         files = {link_filename("inner_link", task): link for task, link in links.items() if link.state_dict()}
         result = probe.probe_agent(agent, agent.model, agent.tokenizer, plan.question)
         return {**result, "links": {name: probe.digest(link.state_dict()) for name, link in files.items()}}
+    if repository.kind == "adapter":
+        return {"links": {WEIGHTS: probe.digest(adapter_tensors(mas.agents[repository.role].model))}}
     if repository.kind == "outer_links":
         built = {
             link_filename(name, task): link

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from .files import PLAN, read_json, write_json
 FORMAT_VERSION = 2
 REPOSITORY_FIELDS = {
     "id": TEXT,
-    "kind": one_of(("agent", "outer_links", "composite")),
+    "kind": one_of(("agent", "adapter", "outer_links", "composite")),
     "note": TEXT,
     "role": TEXT,
     "base_model": TEXT | NOTHING,
+    "shared_by": list_of(TEXT),
 }
 PLAN_FIELDS = {
     **dict.fromkeys(("system", "namespace", "style", "collection", "licence"), TEXT),
@@ -39,10 +41,11 @@ class Repository:
     """One repository of a publication."""
 
     id: str  # `namespace/name`; its files are in the staged folder's `name/`
-    kind: str  # "agent", "outer_links" or "composite"
+    kind: str  # "agent", "adapter" (of an agent), "outer_links" or "composite"
     note: str  # what stands beside it in the collection
-    role: str = ""  # of an agent
-    base_model: str | None = None  # Hub name of the model that the agent was made of, if it has one
+    role: str = ""  # of an agent or adapter
+    base_model: str | None = None  # Hub name of the model that it was made of, if it has one
+    shared_by: tuple[str, ...] = ()  # of an agent: further roles of the same base
 
     @property
     def name(self) -> str:
@@ -78,8 +81,14 @@ class Plan:
 
     @property
     def agents(self) -> dict[str, Repository]:
-        """Role -> repository."""
-        return {repository.role: repository for repository in self.repositories if repository.kind == "agent"}
+        """Role -> repository of its base model, where it is published."""
+        agents = [repository for repository in self.repositories if repository.kind == "agent"]
+        return {role: repository for repository in agents for role in (repository.role, *repository.shared_by)}
+
+    @property
+    def adapters(self) -> dict[str, Repository]:
+        """Role -> repository of its adapter."""
+        return {repository.role: repository for repository in self.repositories if repository.kind == "adapter"}
 
     def save(self, folder: Path) -> None:
         write_json(folder / PLAN, dataclasses.asdict(self))
@@ -101,8 +110,22 @@ class Options:
     results: list[str] = field(default_factory=list)
 
 
-def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan:
+def make_plan(
+    config: RecursiveMASConfig,
+    system: str,
+    options: Options,
+    shared: Mapping[str, str] | None = None,
+    adapted: Mapping[str, str | None] | None = None,
+) -> Plan:
     """Names the repositories of a publication.
+
+    Args:
+        config: the system's.
+        system: what is staged.
+        options: see there.
+        shared: role -> the role whose base it shares: such a role has no repository of its own, but for the release's
+            layout, which knows none that do.
+        adapted: role with an adapter -> the role that runs its base as it is; without one, that stays where it is.
 
     Raises:
         InputError: a name that the Hub does not take, one name for two repositories, a base model for an unknown role,
@@ -116,12 +139,29 @@ def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan
             "Unknown role.", where="--base-model", found=", ".join(sorted(unknown)), expected=", ".join(topology.roles)
         )
     style = config.style or options.name
+    shared, adapted = {} if options.release_layout or shared is None else shared, adapted or {}
     repositories = []
     for role in topology.roles:
+        if role in shared:
+            continue
         base = options.base_models.get(role) or _hub_name(config.agents[role]["source"])
+        if role in adapted:
+            owner = adapted[role]
+            _validate_adapted(role, base if owner is None else owner, options.release_layout)
+            note = f"{release_title(role)}: LoRA adapter"
+            name = f"{options.namespace}/{options.name}-{release_title(role)}-Adapter"
+            repositories.append(Repository(name, "adapter", note, role, base))
+            continue
         name = f"{options.name}-{release_title(role)}" + (f"-{base.rpartition('/')[2]}" if base else "")
         note = f"{release_title(role)}: agent with inner link" + (f", {base}" if base else "")
-        repositories.append(Repository(f"{options.namespace}/{name}", "agent", note, role, base))
+        sharing = tuple(other for other in topology.roles if role in (shared.get(other), adapted.get(other)))
+        repositories.append(Repository(f"{options.namespace}/{name}", "agent", note, role, base, sharing))
+    homes = {each.role: each.id for each in repositories if each.kind == "agent"}
+    owners = [adapted.get(each.role) for each in repositories]
+    repositories = [
+        each if owner is None else dataclasses.replace(each, base_model=homes[owner])
+        for each, owner in zip(repositories, owners, strict=True)
+    ]
     repositories += [
         Repository(f"{options.namespace}/{options.name}-Outerlinks", "outer_links", "Outer links between the agents"),
         Repository(f"{options.namespace}/{options.name}", "composite", "The whole system: load this one"),
@@ -144,6 +184,17 @@ def make_plan(config: RecursiveMASConfig, system: str, options: Options) -> Plan
         repositories=tuple(repositories),
         **{name: getattr(options, name) for name in ("question", "release_layout", "self_contained", "licence")},
     )
+
+
+def _validate_adapted(role: str, base: str | None, release_layout: bool) -> None:
+    """Raises InputError where an adapter would be published without a place for its base."""
+    if base is None or release_layout:
+        raise InputError(
+            "An adapter needs a published base, and the public release's layout knows no adapters.",
+            where=f"agent {role}",
+            found="--release-layout" if release_layout else "no role that runs the base as it is",
+            hint="publish the base first and name its repository as `source`, or stage without --release-layout",
+        )
 
 
 def _validate_name(name: str, where: str) -> None:
@@ -187,10 +238,11 @@ def load_plan(folder: Path) -> Plan:
     validate_fields(content, PLAN_FIELDS, where, InputError, required=PLAN_FIELDS)
     for index, entry in enumerate(content["repositories"], start=1):
         place = f"{where}, repositories, number {index}"
-        validate_fields(entry, REPOSITORY_FIELDS, place, InputError, required=REPOSITORY_FIELDS)
+        required = [name for name in REPOSITORY_FIELDS if name != "shared_by"]
+        validate_fields(entry, REPOSITORY_FIELDS, place, InputError, required=required)
     kinds = [entry["kind"] for entry in content["repositories"]]
-    if kinds != ["agent"] * (len(kinds) - 2) + ["outer_links", "composite"]:
-        expected = "the agents, the outer links, the composite"
+    if kinds[-2:] != ["outer_links", "composite"] or not {"agent", "adapter"}.issuperset(kinds[:-2]):
+        expected = "the agents and adapters, the outer links, the composite"
         raise InputError("A plan has the wrong repositories.", where=where, found=", ".join(kinds), expected=expected)
     for entry in content["repositories"]:
         _validate_name(entry["id"], where)

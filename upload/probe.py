@@ -69,6 +69,8 @@ def main(kind: str, folder: str, question: str | Mapping[str, str], clones: str)
         model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **quiet)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
         return {**probe_agent(agent, model, tokenizer, question), "links": links}
+    if kind == "adapter":
+        return {"links": links}
     if kind == "outer_links":
         build_link = get_class_from_dynamic_module("links_recursivemas.build_link", folder)
         for entry in json.loads(Path(folder, "links.json").read_text(encoding="utf-8"))["links"]:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..adapters_recursivemas import base_of, is_adapted, save_adapter
 from ..errors_recursivemas import InputError
 from ..evaluation.commands import validate_output
 from ..evaluation.results import read_results
@@ -13,7 +14,7 @@ from ..link_files_recursivemas import link_filename
 from ..links_recursivemas import AnyInnerLink, AnyOuterLink
 from ..loading_recursivemas import quiet_progress
 from ..modeling_recursivemas import RecursiveMASModel
-from ..saving_recursivemas import SavedLink, agent_writer, save_system
+from ..saving_recursivemas import SavedLink, adapter_writers, agent_writers, save_system
 from ..sources_recursivemas import write_tensors
 from ..system_loader import ROOT, load_mas_system
 from .cards import Cards
@@ -49,7 +50,8 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
     mas = load_mas_system(system)
     if Path(system).exists():
         system = str(Path(system).resolve())
-    plan = make_plan(mas.config, system, options)
+    shared, adapted = owners_of(mas)
+    plan = make_plan(mas.config, system, options, shared, adapted)
     cards = Cards(plan, mas, results, options.datasets)
     with replacing(output, {"": (CHECKED, "*/**/*")}) as new:
         for repository in quiet_progress(plan.repositories, "Staging", "repository"):
@@ -57,6 +59,8 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
             folder.mkdir()
             if repository.kind == "agent":
                 _stage_agent(mas, plan, repository.role, folder)
+            elif repository.kind == "adapter":
+                save_adapter(mas.agents[repository.role].model, folder, repository.base_model)
             elif repository.kind == "outer_links":
                 _stage_outer_links(mas, plan, folder)
             else:
@@ -64,6 +68,23 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
             cards.save(repository, folder)
         plan.save(new)
     return plan
+
+
+def owners_of(mas: RecursiveMASModel) -> tuple[dict[str, str], dict[str, str | None]]:
+    """Who shares whose base: role -> role, of roles that run it as it is; and of roles with an adapter, if anybody."""
+    shared: dict[str, str] = {}
+    adapted: dict[str, str | None] = {}
+    plain = [role for role in mas.topology.roles if not is_adapted(mas.agents[role].model)]
+    for role in mas.topology.roles:
+        agent = mas.agents[role]
+        base, others = base_of(agent.model), ((other, mas.agents[other]) for other in plain)
+        same = (name for name, other in others if other.model is base and other.tokenizer is agent.tokenizer)
+        owner = next(same, None)
+        if role not in plain:
+            adapted[role] = owner
+        elif owner is not None and owner != role:
+            shared[role] = owner
+    return shared, adapted
 
 
 def _stage_agent(mas: RecursiveMASModel, plan: Plan, role: str, folder: Path) -> None:
@@ -97,23 +118,27 @@ def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
     """The composite, with its parts inside or named by repository."""
     config, links = copy.deepcopy(mas.config), {}
     for role, agent in mas.agents.items():
-        place = plan.agents[role].id  # `push` pins its commit
-        config.agents[role].pop("gguf_file", None)  # an ordinary folder there
-        config.agents[role] |= {"source": place, "revision": None, "model_type": agent.model.config.model_type}
-        links[role] = _saved(inner_links_of(mas, role), None if plan.self_contained else place, "inner_link")
+        home = plan.agents.get(role)
+        place = None if home is None else home.id  # `push` pins its commit
+        if home is not None:
+            config.agents[role].pop("gguf_file", None)  # an ordinary folder there
+            config.agents[role] |= {"source": place, "revision": None, "model_type": agent.model.config.model_type}
+        if role in plan.adapters:
+            config.agents[role]["adapter"] = {"source": plan.adapters[role].id, "revision": None}
+        inside = plan.self_contained or home is None or role in home.shared_by
+        links[role] = _saved(inner_links_of(mas, role), None if inside else place, "inner_link")
     for link in mas.topology.links:
         place = plan.outer_links.id
         links[link.name] = _saved(outer_links_of(mas, link.name), None if plan.self_contained else place, link.name)
-    agents = mas.agents.items() if plan.self_contained else ()
+    roles = list(mas.agents) if plan.self_contained else []
     save_system(
         folder,
         config,
         links,
         tokenizer=mas.tokenizer,
         generation_config=mas.generation_config,
-        write_agents={
-            role: agent_writer(agent.model, agent.tokenizer, folder / "agents" / role) for role, agent in agents
-        },
+        write_agents=agent_writers(mas.agents, config, folder, roles),
+        write_adapters=adapter_writers(mas.agents, config, everything=True) if plan.self_contained else {},
     )
     for name in DOOR:
         shutil.copyfile(ROOT / name, folder / name)

@@ -652,9 +652,63 @@ LOADING = [
         "pass",
         "checkpoints::test_a_converted_system_keeps_the_links_of_every_task",
     ),
+    remote(
+        "an-adapter-changes-the-base",
+        "adapted = copy.deepcopy(model, shared)",
+        "adapted = model",
+        "lora::test_a_role_with_an_adapter_answers_as_the_merged_model_and_the_base_is_there_once",
+    ),
+    remote(
+        "an-adapter-copies-the-base",
+        "copy.deepcopy(model, shared)",
+        "copy.deepcopy(model)",
+        "lora::test_a_role_with_an_adapter_answers_as_the_merged_model_and_the_base_is_there_once",
+    ),
+    remote(
+        "one-alpha-for-all-layers",
+        'for pattern, value in _table(settings, f"{what}_pattern").items():',
+        "for pattern, value in ():",
+        "lora::test_a_role_with_an_adapter_answers_as_the_merged_model_and_the_base_is_there_once",
+    ),
+    remote(
+        "an-adapter-lacks-layers",
+        "_validate_complete(settings, modules, layers, ends, where)",
+        "pass",
+        "lora::test_an_adapter_that_cannot_be_applied_as_it_is_is_refused_by_name[are missing]",
+    ),
+    remote(
+        "a-base-for-every-role",
+        "self._made.append((place, settings, make()))",
+        "return make()",
+        "sharing::test_a_base_of_two_roles_is_in_memory_once_and_the_answers_are_bit_for_bit_the_same",
+    ),
+    remote(
+        "equal-samples-are-equal-bytes",
+        "return filecmp.cmp(path, other, shallow=False)",
+        "return True",
+        "sharing::test_equal_bytes_in_two_folders_are_one_base_and_one_other_byte_makes_two",
+    ),
+    remote(
+        "one-base-whatever-the-dtype",
+        'settings = ("whole", *how, ',
+        'settings = ("whole", ',
+        "sharing::test_roles_that_are_loaded_otherwise_have_bases_of_their_own",
+    ),
 ]
 
 SAVING = [
+    remote(
+        "a-shared-base-is-written-for-each",
+        "writers[role] = next(same, None) or agent_writer",
+        "writers[role] = agent_writer",
+        "sharing::test_a_shared_base_is_written_once_and_loads_from_wherever_the_folder_goes",
+    ),
+    remote(
+        "other-tokenizers-are-not-written",
+        "if base is model and its_own is tokenizer",
+        "if base is model",
+        "sharing::test_equal_bytes_in_two_folders_are_one_base_and_one_other_byte_makes_two",
+    ),
     remote(
         "interrupted-saves-stay",
         "            settle(self.path)\n",
@@ -675,14 +729,14 @@ SAVING = [
     ),
     remote(
         "agents-of-others",
-        'agent_writer(self.agents[role].model, self.agents[role].tokenizer, folder / "agents" / role)',
-        'agent_writer(self.agents[min(self.agents)].model, self.agents[role].tokenizer, folder / "agents" / role)',
+        'agent_writer(model, tokenizer, folder / "agents" / role)',
+        'agent_writer(agents[min(agents)].model, tokenizer, folder / "agents" / role)',
         "faults::test_init_links_replaces_a_system_when_it_is_told_to",
     ),
     remote(
         "stale-revision",
-        'config.agents[role] |= {"source": f"agents/{role}", "revision": None}',
-        'config.agents[role] |= {"source": f"agents/{role}"}',
+        'config.agents[role] |= {"source": f"agents/{owner}", "revision": None}',
+        'config.agents[role] |= {"source": f"agents/{owner}"}',
         "saving::test_nothing_saved_keeps_the_place_or_the_revision_that_it_came_from",
     ),
     remote(
@@ -1206,9 +1260,15 @@ ENGINE = [
     ),
     remote(
         "all-agents-resident",
-        'self.agents[self.resident].to("cpu")',
-        "pass",
+        'leaving.to("cpu")  # type',
+        "pass  # type",
         "released::test_offloading_keeps_one_agent_on_its_device_and_changes_nothing",
+    ),
+    remote(
+        "a-shared-base-is-moved",
+        "if leaving.get_input_embeddings().weight is entering.get_input_embeddings().weight:",
+        "if False:",
+        "sharing::test_a_shared_base_is_not_moved_between_its_roles",
     ),
     remote(
         "usage-of-the-last-turn",
