@@ -347,7 +347,7 @@ class OuterObjective(LinkObjective):
     ) -> None:
         super().__init__(mas, inner=inner, outer=links)
         config, topology, self.settings = mas.config, mas.topology, settings
-        self.num_rounds = settings.num_rounds or config.num_rounds
+        self.num_rounds = settings.num_rounds or config.most_rounds
         self.latent_steps = settings.latent_steps or config.latent_steps
         self.halting = config.latent_halting if settings.latent_halting is None else settings.latent_halting
         self.control_tokens = config.control_tokens if settings.control_tokens is None else settings.control_tokens
