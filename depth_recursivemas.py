@@ -1,4 +1,4 @@
-"""Adaptive depth: a row whose recursion has settled leaves the batch; it is answered from the round that it reached."""
+"""Adaptive depth: a row whose recursion has settled leaves the batch, and is answered from the round it reached."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -146,8 +146,9 @@ def measure(
     Returns:
         "accuracy" with "interval"; "by_group" value -> [right, total]; per question on average "prompt_tokens",
         "latent_positions", "slot_positions", "new_tokens", "seconds", the "rounds_used" and the "turns" that agents
-        took; for each row, its "answers" and whether they are "right", and with "auto" its "row_rounds"; of metrics that
-        the public release judges by rules of its own, "release_accuracy" and the verdicts "release" by these.
+        took; for each row, its "answers" and whether they are "right", and with "auto" its "row_rounds"; of metrics
+        that the public release judges by rules of its own, "release_accuracy" and the verdicts "release" by
+        these.
     """
     setting = {"mode": mode, "num_rounds": num_rounds, "control": arguments.get("control")}
     answered = row_file.kept(setting) if row_file else {}

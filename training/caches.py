@@ -1,11 +1,14 @@
 """Key/value caches that gradients can flow through."""
 
+import copy
+
 import torch
 from torch.nn import functional
 from transformers import DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
 from ..agent_recursivemas import RecursiveMASAgent
+from ..caches_recursivemas import GrowingLayer
 from ..errors_recursivemas import ConfigError
 
 
@@ -37,6 +40,42 @@ class DifferentiableLinearAttentionLayer(LinearAttentionLayer):
         self.recurrent_states[state_idx] = recurrent_states
         self.is_recurrent_states_initialized[state_idx] = True
         return recurrent_states
+
+
+class ChunkedLayer(DynamicLayer):
+    """The keys and values of a full-attention layer as a list, put together whenever they are read.
+
+    Under gradients every step of a rollout would keep all earlier ones anew; of a layer of which only the input is
+    kept (see `keep_only_inputs`), this keeps each once.
+    """
+
+    def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.parts = () if keys is None or values is None else ((keys, values),)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends (batch, heads, new, width) keys and values; returns all of them."""
+        self.parts = (*self.parts, (key_states, value_states))
+        keys, values = (torch.cat(each, dim=-2) for each in zip(*self.parts, strict=True))
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return sum(keys.shape[-2] for keys, _ in self.parts)
+
+
+def in_chunks(cache: Cache) -> Cache:
+    """A cache that goes on from another, which stays as it is, with `ChunkedLayer` for layers of full attention."""
+    other = copy.copy(cache)
+    other.layers = [
+        ChunkedLayer(*((layer.keys, layer.values) if layer.get_seq_length() else ()))
+        if type(layer) is GrowingLayer
+        else layer
+        for layer in cache.layers
+    ]
+    return other
 
 
 def differentiable_cache(agent: RecursiveMASAgent) -> DynamicCache:

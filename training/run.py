@@ -231,7 +231,7 @@ def _train(kind: Kind, arguments: LinkTrainingArguments, resume: bool, folder: P
     if resume:
         validate_settings(arguments, folder)
     torch.manual_seed(arguments.seed)  # for new links
-    mas = load_mas_system(arguments.system, dtype=arguments.dtype, task=arguments.task)
+    mas = load_mas_system(arguments.system, dtype=arguments.dtype, task=arguments.task, **(arguments.load or {}))  # type: ignore[arg-type]
     examples, report = read_examples(kind, arguments, mas, arguments.data, arguments.max_rows)
     evaluation, eval_report = None, None
     if arguments.eval_data:
