@@ -2,11 +2,16 @@
 
 import pytest
 import torch
+from architectures import any_base
+from recursivemas.agent_recursivemas import RecursiveMASAgent
+from recursivemas.links_recursivemas import InnerLink
+from recursivemas.small_systems.tokenizers import build_tokenizer
 from recursivemas.training import losses
 from recursivemas.training.arguments import LinkTrainingArguments
+from recursivemas.training.caches import differentiable_cache
 from recursivemas.training.layers import keep_only_inputs
 from test_training import examples_of, gradients_of, outer_objective
-from tiny import ARCHITECTURES, tiny_chain
+from tiny import ARCHITECTURES, CORPUS, tiny_chain
 
 
 def both(mas, examples, **settings):
@@ -97,3 +102,29 @@ def _two_gpus(arguments):
     if "_n_gpu" not in vars(arguments) or arguments._n_gpu == -1:
         arguments._n_gpu, arguments.distributed_state = 2, None
     return torch.device("cpu")
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "bamba", pytest.param("mamba2", marks=pytest.mark.slow),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("falcon_mamba", "jamba", "nemotron_h", "qwen3_next"))])  # fmt: skip
+def test_recurrent_agents_train_in_rollouts_whatever_stands_beside_a_row(architecture):
+    """Their models write into the states that gradients need; here each is replaced. Against no cache at all."""
+    tokenizer = build_tokenizer("qwen2", CORPUS)
+    model = any_base(architecture, tokenizer)
+    agent = RecursiveMASAgent(model, InnerLink("ln_res_adapter", 32), tokenizer).requires_grad_(False)
+    agent.inner_link.requires_grad_(True)
+    torch.manual_seed(0)
+    embeds, mask = torch.randn(2, 12, 32) * 0.6, torch.ones(2, 12, dtype=torch.long)
+    mask[1, :5] = embeds[1, :5] = 0
+    found = agent.rollout(embeds, mask, 4, differentiable_cache(agent)).latents
+    for row, start in ((0, 0), (1, 5)):
+        alone = agent.rollout(embeds[row : row + 1, start:], mask[row : row + 1, start:], 4).latents[0]
+        torch.testing.assert_close(found[row], alone, atol=1e-5, rtol=1e-4)
+    thoughts, seen = [], embeds
+    for _ in range(4):
+        thoughts.append(agent.inner_link(agent.encode(seen, mask)[:, -1]))
+        seen, mask = torch.cat([seen, thoughts[-1][:, None]], dim=1), torch.cat([mask, mask[:, -1:]], dim=1)
+    parameters, direction = list(agent.inner_link.parameters()), torch.randn_like(found)
+    with_cache = torch.autograd.grad((found * direction).sum(), parameters)
+    without = torch.autograd.grad((torch.stack(thoughts, dim=1) * direction).sum(), parameters)
+    for one, other in zip(with_cache, without, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3 * float(other.abs().max()), rtol=0)
