@@ -495,6 +495,11 @@ class RecursiveMASAgent(PreTrainedModel):
         """What latents (n, hidden_size) that this agent received say: the text of their nearest tokens."""
         return self.decode(self.nearest_token_ids(latents).tolist())
 
+    def read_out_rows(self, rows: list[torch.Tensor]) -> list[str]:
+        """`read_out` of each row."""
+        read = self.nearest_token_ids(torch.cat(rows)).split(list(map(len, rows)))
+        return [self.decode(ids.tolist()) for ids in read]
+
     def nearest_token_ids(self, vectors: torch.Tensor, control_tokens: bool = True) -> torch.Tensor:
         """Vectors in this agent's embedding space (…, hidden_size) -> ids of the nearest (L2) embeddings (…).
 

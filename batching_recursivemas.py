@@ -1,5 +1,6 @@
 """Batches of prompts: token ids and received latents as embeddings, heads that rounds and rows share read once."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -84,6 +85,17 @@ class PromptBuilder:
         if (uses - 1) * min(map(len, heads)) <= PASS_COST:
             heads = [head[: self._shared_length] for head in heads]
         self._heads = heads if any(heads) and agent.traits.reads_on else []
+
+    def narrowed(self, rows: list[int]) -> "PromptBuilder":
+        """What builds the prompts of some of the rows; heads that are read already stay read where they can."""
+        if rows == list(range(len(next(iter(self.rows.values()))))):
+            return self
+        other = copy.copy(self)
+        other.rows = {phase: [pieces[row] for row in rows] for phase, pieces in self.rows.items()}
+        other._prefix = self._prefix and self._prefix.narrowed(rows)
+        whole = self._prefix is None or other._prefix is not None
+        other._heads = [self._heads[row] for row in rows] if self._heads and whole else []
+        return other
 
     def _validate_ids(self) -> None:
         """Raises InputError where a prompt holds a token that the model has no embedding for."""

@@ -4,6 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from functools import cache as memoize
+from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedConfig
@@ -105,6 +106,18 @@ class Prefix:
     @property
     def length(self) -> int:
         return self.attention_mask.shape[1]
+
+    def narrowed(self, rows: list[int]) -> "Prefix | None":
+        """The same head of some rows, with a cache of its own; `None` where a layer cannot be set back."""
+        if not can_crop(self._cache):
+            return None
+        cache = copy.copy(self._cache)
+        cache.layers = []
+        for layer, (keys, values) in self._layers:
+            own: Any = copy.copy(layer)
+            own.keys, own.values, own._rooms = keys[rows], values[rows], {}  # type: ignore[index]  # all have them
+            cache.layers.append(own)
+        return Prefix(cache, self.attention_mask[rows])
 
     def open(self, last_use: bool) -> Cache:
         """A cache that holds exactly the prefix; what came out before must not be used any more."""

@@ -27,6 +27,7 @@ COMMANDS = {
         ".evaluation.evaluate",
         "measure accuracy and cost against rounds, text hand-over and one agent alone",
     ),
+    "calibrate": (".evaluation.calibrate", "find out when the recursion of a system has settled"),
     "controls": (".evaluation.controls", "see whether what is handed over carries anything"),
     "benchmark": (".exams.benchmark", "measure a system on published benchmarks"),
     "score": (".evaluation.score", "judge finished outputs, strictly and by the release's rules"),

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import cast
 
@@ -17,6 +17,7 @@ from .fields_recursivemas import (
     TRUTH,
     Kind,
     list_of,
+    number,
     one_of,
     table_of,
     validate_field,
@@ -61,6 +62,9 @@ MODES = ("latent", "text", "alone")
 # What may fill the slots in place of the latents, see `RunSettings.control`; for the last two, agents write texts too.
 CONTROLS = ("none", "other_question", "noise", "read_out", "text_first", "text_last")
 TEXT_CONTROLS = CONTROLS[-2:]
+AUTO = "auto"  # as many rounds as a question needs, see `RunSettings.settling`
+# What says that the recursion has settled, see `change` in depth_recursivemas.py.
+SIGNALS = ("turns", "rounds", "latents")
 
 FORMAT_VERSION = 1
 LARGEST = 2**31 - 1  # of what has no meaning beyond: sizes, ids of tokens
@@ -68,16 +72,23 @@ MODE = one_of(MODES)
 TASK = one_of(TASKS)
 # What a configuration and a call have in common.
 RUN_FIELDS = {
-    "num_rounds": whole(1, 10_000),
+    "num_rounds": whole(1, 10_000) | one_of([AUTO]),
     "latent_steps": whole(0, 1_000_000),
     "message_tokens": whole(1, 1_000_000),
     "latent_halting": TRUTH,
     "control_tokens": TRUTH,
     "task": TASK,
 }
+SETTLING_FIELDS = {
+    "signal": one_of(SIGNALS),
+    "threshold": number(-1, 1e6),
+    "max_rounds": whole(1, 1000),
+    "calibrated": OBJECT,
+}
 SIZE, TOKEN = whole(1, LARGEST), whole(-1, LARGEST)
 FIELDS: dict[str, Kind] = {
     **RUN_FIELDS,
+    "settling": OBJECT | NOTHING,
     "style": TEXT | NOTHING,
     "agents": table_of(OBJECT),
     "stages": list_of(list_of(TEXT)),
@@ -140,7 +151,7 @@ class RunSettings:
     """How questions are answered. Every door resolves its arguments into this, once (`config.run_settings`).
 
     Attributes:
-        num_rounds: recursion rounds (>= 1).
+        num_rounds: recursion rounds (>= 1); the most of them where `settling` is given.
         latent_steps: latent steps of each rollout (>= 0; 0 sends nothing).
         mode: "latent"; "text" (agents hand over generated text); "alone" (the decoding role answers by itself).
         task: chooses the templates.
@@ -152,6 +163,8 @@ class RunSettings:
             Of what the answer is written from: "none" (nothing), "other_question" (the latents of the next question of
             the batch), "noise" (of equal number and norms). Of every hand-over: "read_out" (the text of their nearest
             tokens), "text_first" and "text_last" (the sender's text, cut to as many tokens at its start or end).
+        settling: a question stops where its recursion has settled (`num_rounds="auto"`): its `signal`, of `SIGNALS`,
+            is at most `threshold`. Every row by itself: its answer is that of the number of rounds in its usage.
     """
 
     num_rounds: int
@@ -163,6 +176,7 @@ class RunSettings:
     control_tokens: bool
     message_tokens: int
     control: str | None = None
+    settling: dict | None = None
 
     @property
     def silent(self) -> bool:
@@ -181,8 +195,14 @@ class RunSettings:
 
     def turns(self, topology: Topology) -> list[tuple[int, str]]:
         """(round, role) pairs in running order; the last one answers, alone where nothing is sent."""
-        schedule = topology.schedule(self.num_rounds)
+        schedule = (topology.turns_up_to if self.settling else topology.schedule)(self.num_rounds)
         return schedule[-1:] if self.silent else schedule
+
+    def may_answer(self, topology: Topology, turn: tuple[int, str]) -> bool:
+        """Whether a turn of the run can be the one that writes the answer."""
+        if self.settling:
+            return turn[1] == topology.decoding_role
+        return turn == (self.num_rounds, topology.decoding_role)
 
     def phase(self, round_index: int) -> str:
         """Which template a round uses."""
@@ -219,7 +239,9 @@ class RecursiveMASConfig(PreTrainedConfig):
             is the link's name in the public release (`outer_12`); `snap` (default false) see `hand_over`.
         decoding_role: the role that writes the text in the last round.
         prompts: prompt set, see prompts_recursivemas.py.
-        num_rounds: default number of recursion rounds (>= 1).
+        num_rounds: default number of recursion rounds (>= 1), or "auto".
+        settling: what "auto" means: `{"signal", "threshold", "max_rounds", "calibrated"}`, which
+            `recursivemas calibrate` writes, with what it was calibrated on; see `RunSettings`.
         latent_steps: default number of latent steps of a rollout (>= 0; 0 sends nothing).
         latent_halting: stop a row's latent steps where its next embedding is nearest to an end-of-sequence token.
         control_tokens: whether latents that say a special token count, and travel. The release knows no other way; a
@@ -255,11 +277,12 @@ class RecursiveMASConfig(PreTrainedConfig):
         links: list[dict] | None = None,
         decoding_role: str | None = None,
         prompts: dict | None = None,
-        num_rounds: int = 3,
+        num_rounds: int | str = 3,
         latent_steps: int = 32,
         latent_halting: bool = False,
         control_tokens: bool = True,
         message_tokens: int = 256,
+        settling: dict | None = None,
         task: str = "default",
         link_task: str | None = None,
         conversation: str = "whole",
@@ -285,6 +308,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         self.decoding_role: str = decoding_role  # type: ignore[assignment]  # `validate_system` wants one
         self.prompts = {} if prompts is None else prompts
         self.num_rounds = num_rounds
+        self.settling = settling
         self.latent_steps = latent_steps
         self.latent_halting = latent_halting
         self.control_tokens = control_tokens
@@ -334,6 +358,11 @@ class RecursiveMASConfig(PreTrainedConfig):
         return {task for w in weights if isinstance(w, dict) for task in w.get("tasks", ())}
 
     @property
+    def most_rounds(self) -> int:
+        """The default number of recursion rounds; of "auto", the most."""
+        return self.settling["max_rounds"] if self.num_rounds == AUTO else self.num_rounds  # type: ignore
+
+    @property
     def topology(self) -> Topology:
         """The stages, links and decoding role as a checked table."""
         links = tuple(Link(link["source"], link["target"], bool(link.get("feedback", False))) for link in self.links)
@@ -342,7 +371,7 @@ class RecursiveMASConfig(PreTrainedConfig):
     def run_settings(
         self,
         *,
-        num_rounds: int | None = None,
+        num_rounds: int | str | None = None,
         latent_steps: int | None = None,
         mode: str | None = None,
         task: str | None = None,
@@ -351,10 +380,12 @@ class RecursiveMASConfig(PreTrainedConfig):
         control_tokens: bool | None = None,
         message_tokens: int | None = None,
         control: str | None = None,
+        settling: dict | None = None,
     ) -> RunSettings:
         """The arguments of a call, with this configuration's defaults for what is `None`.
 
-        Args: see `RunSettings`; `prompts` may be a JSON file with a prompt set.
+        Args: see `RunSettings`; `num_rounds` may be "auto", for which `settling` replaces entries of the
+            configuration's; `prompts` may be a JSON file with a prompt set.
 
         Raises:
             InputError: an argument cannot be used.
@@ -366,8 +397,11 @@ class RecursiveMASConfig(PreTrainedConfig):
             prompt_set = prompts if isinstance(prompts, dict) else read_prompts(prompts)
             validate_prompts(prompt_set, self.topology)
         task = self.task if task is None else task
+        rounds = self.num_rounds if num_rounds is None else num_rounds
+        validate_field(rounds, RUN_FIELDS["num_rounds"], "num_rounds", InputError)
+        settled = self._settled({} if settling is None else settling) if rounds == AUTO else None
         settings = RunSettings(
-            num_rounds=self.num_rounds if num_rounds is None else num_rounds,
+            num_rounds=settled["max_rounds"] if settled else rounds,  # type: ignore[arg-type]  # checked above
             latent_steps=self.latent_steps if latent_steps is None else latent_steps,
             mode="latent" if mode is None else mode,
             task=task,
@@ -376,6 +410,7 @@ class RecursiveMASConfig(PreTrainedConfig):
             control_tokens=self.control_tokens if control_tokens is None else control_tokens,
             message_tokens=self.message_tokens if message_tokens is None else message_tokens,
             control=control,
+            settling=settled,
         )
         if not MODE.holds(settings.mode):
             raise InputError("Unknown mode.", where="mode", found=repr(mode), expected=", ".join(MODES))
@@ -391,9 +426,31 @@ class RecursiveMASConfig(PreTrainedConfig):
                 found=f"{control!r} in mode {settings.mode!r}",
                 expected="mode 'latent'",
             )
+        if settings.settling and settings.silent:  # there is nothing that could settle
+            settings = replace(settings, num_rounds=1, settling=None)
+        if settings.settling and control is not None:
+            raise InputError(
+                "With what stands in for latents, nobody can see whether these have settled.",
+                where="num_rounds",
+                found=f"{AUTO!r} with control {control!r}",
+                expected="a number",
+            )
         for role in {role for _, role in settings.turns(self.topology)}:
             template_for(prompt_set, role, task, "first")  # a role without one is an error now, not later
         return settings
+
+    def _settled(self, given: dict) -> dict:
+        """What "auto" means in a call: its own entries, then the configuration's."""
+        validate_fields(given, SETTLING_FIELDS, "settling", InputError)
+        settling = {**(self.settling or {}), **given}
+        if missing := [name for name in ("signal", "threshold", "max_rounds") if name not in settling]:
+            raise InputError(
+                "Nobody has said when the recursion of this system has settled.",
+                where=f"num_rounds={AUTO!r}",
+                found=f"no {', '.join(missing)} in the configuration's `settling`",
+                hint="`recursivemas calibrate --system … --data …` finds and stores it; or give a number",
+            )
+        return settling
 
     def validate_system(self) -> Topology:
         """The one check of the configuration.
@@ -422,6 +479,14 @@ class RecursiveMASConfig(PreTrainedConfig):
         for name in self.chat_template_kwargs or {}:
             if name in RENDERING:
                 raise ConfigError("A chat is rendered in one way.", where="chat_template_kwargs", found=name)
+        if self.settling is not None:
+            required = ("signal", "threshold", "max_rounds")
+            validate_fields(self.settling, SETTLING_FIELDS, f"{place}, settling", ConfigError, required=required)
+        elif self.num_rounds == AUTO:
+            hint = "`recursivemas calibrate` finds and stores it; until then a number of rounds"
+            raise ConfigError(
+                "Nobody has said when the recursion has settled.", where=f"{place}, settling", found=None, hint=hint
+            )
         for link in self.links:
             where = f"links, {link.get('source')} -> {link.get('target')}"
             validate_fields(link, LINK_FIELDS, where, ConfigError, required=("source", "target"))

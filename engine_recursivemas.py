@@ -4,13 +4,13 @@ For each round, for each role on whose latents the answer depends: put what was 
 prompt, think (latent rollout, inner link), send through the outer links. In the last round the decoding role answers.
 """
 
+import copy
 import html
-import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -50,8 +50,8 @@ class Solution(ModelOutput):
     Attributes:
         text: what the decoding agent wrote.
         answer: the answer in that text, or `None` where there is none (see `extract_answer`).
-        usage: `prompt_tokens`, `latent_positions`, `slot_positions`, `new_tokens` of this question (see `Usage`), and
-            `seconds` by stage for the batch that it was part of.
+        usage: `prompt_tokens`, `latent_positions`, `slot_positions`, `new_tokens` of this question (see `Usage`),
+            `rounds` and `turns` that it took, and `seconds` by stage for the batch that it was part of.
         messages: (round, role) -> the text that a sender wrote, in `mode="text"` and for controls that cut it.
         latents: (round, source, target) -> what was sent, (latent steps, width of the target), if asked for.
         thoughts: the same read as text, the receiver's nearest tokens; not over Ray, whose agents are elsewhere.
@@ -166,7 +166,7 @@ def fit_positions(
     schedule, seen = settings.turns(system.topology), set()
     for round_index, role in schedule:
         agent, renderer = system.agents[role], system.renderers[role]
-        answers, slots = (round_index, role) == schedule[-1], 0
+        answers, slots = settings.may_answer(system.topology, (round_index, role)), 0
         turn = (role, settings.phase(round_index), answers)  # the same in every later round
         if (limit := agent.position_limit) is None or turn in seen:
             continue
@@ -240,6 +240,7 @@ class Run:
         self.generation_config, self.topology = generation_config, system.topology
         self.agents, self.outer_links = system.agents, system.outer_links
         self.schedule = settings.turns(self.topology)
+        self.turns_taken = len(self.schedule)
         self.usage = Usage([0] * len(questions), [0] * len(questions), [0] * len(questions), [0] * len(questions))
         self.latents: dict[tuple[int, str, str], list[torch.Tensor]] = {}
         self.texts: dict[tuple[int, str], list[str]] = {}
@@ -251,19 +252,34 @@ class Run:
         Args:
             reuse: whether the prompt may come with a cache, which only one sequence a row can continue.
         """
-        senders = self.schedule[:-1]
-        for _, group in itertools.groupby(senders, key=lambda turn: (turn[0], self.topology.stage_of(turn[1]))):
-            turns = list(group)
-            if self.system.residency is None and len({self.agents[role].device for _, role in turns}) > 1:
-                # The roles of a stage do not wait for each other, and neither do their devices; those of one base do.
-                groups: dict[int, list[tuple[int, str]]] = {}
-                for turn in turns:
-                    groups.setdefault(id(self.agents[turn[1]].get_input_embeddings()), []).append(turn)
-                with ThreadPoolExecutor(len(groups)) as pool:
-                    list(pool.map(self._take_turns, groups.values()))
-            else:
-                self._take_turns(turns)
+        for turns in self.topology.by_stage(self.schedule[:-1]):
+            self.take_turns(turns)
         return self.last_prompt(reuse)
+
+    def take_turns(self, turns: list[tuple[int, str]]) -> None:
+        """The turns of one stage in one round, see `take_turn`."""
+        if self.system.residency is None and len({self.agents[role].device for _, role in turns}) > 1:
+            # The roles of a stage do not wait for each other, and neither do their devices; those of one base do.
+            groups: dict[int, list[tuple[int, str]]] = {}
+            for turn in turns:
+                groups.setdefault(id(self.agents[turn[1]].get_input_embeddings()), []).append(turn)
+            with ThreadPoolExecutor(len(groups)) as pool:
+                list(pool.map(self._take_turns, groups.values()))
+        else:
+            self._take_turns(turns)
+
+    def narrowed(self, rows: list[int], settings: RunSettings | None = None) -> "Run":
+        """The same run with some of its rows only, as far as it has come; and with other settings, where given."""
+        other = copy.copy(self)
+        other.questions = [self.questions[row] for row in rows]
+        counts: dict[str, Any] = {name: [getattr(self.usage, name)[row] for row in rows] for name in USAGE}
+        other.usage = replace(self.usage, **counts, _lock=threading.Lock())  # with the same seconds
+        other.latents = {key: [sent[row] for row in rows] for key, sent in self.latents.items()}
+        other.texts = {key: [texts[row] for row in rows] for key, texts in self.texts.items()}
+        other._builders = {role: builder.narrowed(rows) for role, builder in self._builders.items()}
+        if settings is not None:
+            other.settings, other.schedule = settings, settings.turns(self.topology)
+        return other
 
     def last_prompt(self, reuse: bool = True) -> PromptBatch:
         """The decoding agent's prompt in the last round, once all turns before it are taken; see `decoder_prompt`."""
@@ -293,24 +309,32 @@ class Run:
     @torch.no_grad()
     def answer(self, prompt: PromptBatch, answer: AnswerSettings) -> list[Solution]:
         """The decoding agent's answers to the batch, from its last prompt."""
+        written = self.write(prompt, answer)
+        return [self.solution(row, *each, answer) for row, each in enumerate(written)]
+
+    @torch.no_grad()
+    def write(self, prompt: PromptBatch, answer: AnswerSettings) -> list[tuple[list[int], int]]:
+        """For each row, the ids of its answer, and how many of them are what was read in between (tools)."""
         role, task, started = self.topology.decoding_role, self.settings.task, time.perf_counter()
         agent = self.agents[role]
         rows, read = write_answers(agent, self.system.renderers[role], prompt, task, answer)
         self.lap("answer", started, role)
         self.on_turn(*self.schedule[-1])
-        solutions = []
-        for row, (new_ids, read_tokens) in enumerate(zip(rows, read, strict=True)):
-            text = agent.decode(new_ids)
-            usage = {name: getattr(self.usage, name)[row] for name in USAGE} | {"seconds": dict(self.usage.seconds)}
-            usage["prompt_tokens"] += read_tokens
-            usage["new_tokens"] += len(new_ids) - read_tokens
-            messages = {key: texts[row] for key, texts in self.texts.items()} or None
-            latents, thoughts = None, None
-            if answer.return_latents:
-                latents = {key: sent[row] for key, sent in self.latents.items()}
-                thoughts = {key: self.agents[key[2]].read_out(sent) for key, sent in latents.items()}
-            solutions.append(Solution(text, extract_answer(text, task), usage, messages, latents, thoughts))
-        return solutions
+        return list(zip(rows, read, strict=True))
+
+    def solution(self, row: int, new_ids: list[int], read_tokens: int, answer: AnswerSettings) -> Solution:
+        """One row's result, out of what `write` gave for it."""
+        text = self.agents[self.topology.decoding_role].decode(new_ids)
+        usage: dict[str, Any] = {name: getattr(self.usage, name)[row] for name in USAGE}
+        usage |= {"rounds": self.settings.num_rounds, "turns": self.turns_taken, "seconds": dict(self.usage.seconds)}
+        usage["prompt_tokens"] += read_tokens
+        usage["new_tokens"] += len(new_ids) - read_tokens
+        messages = {key: texts[row] for key, texts in self.texts.items()} or None
+        latents, thoughts = None, None
+        if answer.return_latents:
+            latents = {key: sent[row] for key, sent in self.latents.items()}
+            thoughts = {key: self.agents[key[2]].read_out(sent) for key, sent in latents.items()}
+        return Solution(text, extract_answer(text, self.settings.task), usage, messages, latents, thoughts)
 
     def lap(self, stage: str, started: float, role: str) -> None:
         """Adds the seconds since `started` to a stage's time."""
@@ -383,7 +407,9 @@ class Run:
         counts = torch.arange(rollout.latents.shape[1], device=rollout.latents.device) < rollout.lengths[:, None]
         thoughts = {"hidden states": rollout.hidden_states[counts], "latents": rollout.latents[counts]}
         validate_finite(thoughts, self.agents[role].dtype, f"agent {role}, round {round_index}")
-        for link in self.topology.receivers(role, round_index, self.settings.num_rounds):
+        for link in self.topology.outgoing(role):
+            if (round_index + link.feedback, link.target) not in self.schedule:
+                continue  # nobody who contributes to the answer hears it
             sent = hand_over(self.agents[role], self.outer_links[link.name], rollout)
             self.latents[round_index, role, link.target] = sent
             dtype = self.agents[link.target].dtype  # the receiver reads them in its own
@@ -403,14 +429,17 @@ def solve_batch(
     settings: RunSettings,
     answer: AnswerSettings,
     on_turn: Callable[[int, str], None] | None = None,
+    kind: Callable[..., Any] = Run,
 ) -> list[Solution] | None:
     """Answers a batch of questions; `None` where memory does not suffice for so many side by side.
+
+    `kind` is `Run`, or what runs in its way.
 
     Raises:
         OutOfMemoryError: see `validate_halving`.
     """
     try:
-        run = Run(system, questions, settings, answer.generation_config, on_turn)
+        run = kind(system, questions, settings, answer.generation_config, on_turn)
         return run.answer(run.decoder_prompt(answer.reuse), answer)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

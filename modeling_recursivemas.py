@@ -18,7 +18,8 @@ from .bases_recursivemas import copy_tokenizer, refuse_unmerged
 from .callers_recursivemas import infer_mask, is_assisted, judge_arguments, validate_ids
 from .chats_recursivemas import CHAT_TEMPLATES, split_opening
 from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
-from .engine_recursivemas import Residency, Run, Solution, fit_positions, solve_batch
+from .depth_recursivemas import kind_of_run
+from .engine_recursivemas import Residency, Solution, fit_positions, solve_batch
 from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
 from .generation_recursivemas import AnswerSettings, answer_config, continues_cache, ends_of, generate_from
 from .handover_recursivemas import hand_over
@@ -351,7 +352,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         self,
         questions: Sequence[Question] | Question,
         *,
-        num_rounds: int | None = None,
+        num_rounds: int | str | None = None,
         latent_steps: int | None = None,
         task: str | None = None,
         prompts: dict | str | os.PathLike | None = None,
@@ -360,6 +361,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         control_tokens: bool | None = None,
         message_tokens: int | None = None,
         control: str | None = None,
+        settling: dict | None = None,
         batch_size: int = 32,
         complete_answer: bool = False,
         return_latents: bool = False,
@@ -375,8 +377,9 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         Args:
             questions: texts, or mappings of fields to texts (`{"question": ..., "facts": ...}`) where the prompts name
                 fields: those that the prompts of this run name, and no field that none names. One is a list of one.
-            num_rounds: recursion rounds (>= 1); default from the generation config, which may hold every field of
-                `RunSettings`, else from the configuration, as for the next three.
+            num_rounds: recursion rounds (>= 1), or "auto": for each question, until its recursion has settled; default
+                from the generation config, which may hold every field of `RunSettings`, else from the configuration,
+                as for the next three.
             latent_steps: latent steps of each rollout (>= 0; 0 sends nothing).
             task: chooses the prompts: default, math, choice, code or reasoning.
             prompts: a prompt set, or a JSON file with one, instead of the configuration's.
@@ -386,6 +389,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             control_tokens: whether latents that say a special token count, and travel.
             message_tokens: most new tokens of a message in `mode="text"`.
             control: what stands in the slots in place of the latents, to see what these carry, see `RunSettings`.
+            settling: entries that replace the configuration's (`signal`, `threshold`, `max_rounds`) with "auto".
             batch_size: questions that run side by side; rows of a batch do not influence each other (but where
                 another question's latents are asked for: batches keep the order of the questions then).
             complete_answer: where an answer lacks its box (math, choice) or its block (code), write the line that
@@ -422,8 +426,13 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             control_tokens=control_tokens,
             message_tokens=message_tokens,
             control=control,
+            settling=settling,
         )
         settings.validate_questions(questions, self.topology)
+        if self.executor is not None and settings.settling:
+            raise InputError(
+                "Agents in other processes take a number of rounds.", where="num_rounds", found="auto", hint="a number"
+            )
         swaps = settings.control == "other_question"
         validate_count("batch_size", batch_size, 2 if swaps else 1)
         box = tools if tools is None or isinstance(tools, ToolBox) else ToolBox(tools)
@@ -481,7 +490,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             solved: list[Solution] = []
             while len(solved) < len(questions):
                 part = questions[len(solved) : len(solved) + most]
-                found = solve_batch(self, part, settings, answer, on_turn)
+                found = solve_batch(self, part, settings, answer, on_turn, kind_of_run(settings))
                 if found is None:
                     most = len(part) // 2
                     free_memory()
@@ -560,7 +569,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             except ValueError as error:
                 raise InputError("The streamer refuses this batch.", where="streamer", found=error) from error
         reuse = continues_cache(config, model_kwargs) and not any(openings)
-        prompt = Run(self, questions, settings, config).decoder_prompt(reuse)
+        prompt = kind_of_run(settings)(self, questions, settings, config).decoder_prompt(reuse)
         if any(openings):
             read = self.renderers[self.config.decoding_role].message_ids
             prompt = prompt.continued(self._decoder, dict(enumerate(map(read, openings))))

@@ -1,5 +1,6 @@
 """Topology: who thinks when, and whose latent thoughts reach whom. A collaboration style is such a table."""
 
+import itertools
 import re
 from dataclasses import dataclass
 
@@ -91,6 +92,11 @@ class Topology:
     def stage_of(self, role: str) -> int:
         return next(index for index, stage in enumerate(self.stages) if role in stage)
 
+    def by_stage(self, turns: list[tuple[int, str]]) -> list[list[tuple[int, str]]]:
+        """(round, role) pairs in running order -> those that run side by side, together."""
+        groups = itertools.groupby(turns, key=lambda turn: (turn[0], self.stage_of(turn[1])))
+        return [list(group) for _, group in groups]
+
     def incoming(self, role: str, round_index: int) -> tuple[Link, ...]:
         """The links that fill slots of a role's prompt in a round (1 is the first, which has no feedback)."""
         return tuple(link for link in self.links if link.target == role and (round_index > 1 or not link.feedback))
@@ -102,6 +108,11 @@ class Topology:
         """The links along which what a role thinks in a round reaches somebody who contributes to the answer."""
         needed = set(self.schedule(num_rounds))
         return tuple(link for link in self.outgoing(role) if (round_index + link.feedback, link.target) in needed)
+
+    def turns_up_to(self, num_rounds: int) -> list[tuple[int, str]]:
+        """(round, role) pairs in running order that some number of rounds up to this one needs, see `schedule`."""
+        needed = {turn for r in range(1, num_rounds + 1) for turn in self.schedule(r)}
+        return [(r, role) for r in range(1, num_rounds + 1) for role in self.roles if (r, role) in needed]
 
     def schedule(self, num_rounds: int) -> list[tuple[int, str]]:
         """(round, role) pairs in running order, holding only those on whose thoughts the answer depends."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..configuration_recursivemas import MODE, RUN_FIELDS
+from ..configuration_recursivemas import AUTO, MODE, RUN_FIELDS, SETTLING_FIELDS
 from ..errors_recursivemas import InputError
 from ..fields_recursivemas import ANYTHING, validate_field, validate_fields, whole
 from ..files_recursivemas import parse_json
@@ -32,6 +32,7 @@ TOOL_NAMES = (*TOOLS, "python", "search")
 # What the options of commands may be.
 LIMITS = {
     "rounds": RUN_FIELDS["num_rounds"],
+    "max_rounds": SETTLING_FIELDS["max_rounds"],
     "latent_steps": RUN_FIELDS["latent_steps"],
     "task": RUN_FIELDS["task"],
     "mode": MODE,
@@ -89,13 +90,18 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, num_questions: int) -> None:
+def number_of_rounds(text: str) -> int | str:
+    """What --rounds says: a number, or "auto"."""
+    return text if text == AUTO else int(text)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, num_questions: int, seed: int = 20000) -> None:
     """The arguments that say which questions are asked, by default so many, and when their answers are right."""
     parser.add_argument("--data", default="arithmetic", help=f"a JSON-lines file, or a task: {', '.join(TASKS)}")
     parser.add_argument(
         "--num-questions", type=int, default=num_questions, help=f"how many (default: {num_questions})"
     )
-    parser.add_argument("--seed", type=int, default=20000, help="of the generated questions (default: 20000)")
+    parser.add_argument("--seed", type=int, default=seed, help=f"of the generated questions (default: {seed})")
     parser.add_argument("--levels", type=int, nargs="+", help="of the generated questions (default: all of the task)")
     parser.add_argument(
         "--metric", choices=METRICS, help="when an answer is right (default: the task's own, or exact)"

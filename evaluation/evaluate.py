@@ -5,13 +5,16 @@ The data are fresh questions of a task that this repository generates (by name),
 --metric, for example when it is equal in value (math) or the right word stands in it (contains); a missing answer is
 wrong. Metrics of benchmarks judge by the public release's rules too (docs/benchmarks.md). The report is printed, and
 with --output stored as JSON (commit, versions, machine, settings, figures with 95 % Wilson intervals, every answer)
-with a plot beside (where more than one setting was measured). Until then every answer is kept as it comes, in
+with a plot beside (where more than one setting was measured). Of several numbers of rounds, the bound is printed too:
+the accuracy and rounds of whoever knew for each question the fewest rounds at which it is right; `--rounds auto` comes
+near it, see `recursivemas calibrate`. Until then every answer is kept as it comes, in
 <output>.rows.jsonl: after Ctrl-C, SIGTERM or a kill the same command with --resume goes on.
 
 Examples:
   recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 --num-questions 900 --seed 20000
   recursivemas evaluate --data questions.jsonl --rounds 1 3 --modes latent text --output results/mine.json
   recursivemas evaluate --system systems/mixture --data registers --without adder
+  recursivemas evaluate --data arithmetic --modes latent --rounds 1 2 3 4 auto
   recursivemas evaluate --data arithmetic --json | jq '.figures[] | [.mode, .num_rounds, .accuracy]'
 """
 
@@ -29,8 +32,10 @@ from .commands import (
     add_output_arguments,
     add_system_arguments,
     load_from_arguments,
+    number_of_rounds,
     solve_arguments,
 )
+from .depth import bounds, describe_bound, warn_of_calibration
 from .measure import described, evaluate, load_data, questions_of, without
 from .plots import plot_evaluation
 from .results import provenance, read_results, table
@@ -39,7 +44,10 @@ from .rows import asked_of, finished_results, keeping_rows
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(parser, num_questions=600)
-    parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 3, 4], help="numbers of rounds to measure")
+    parser.add_argument(
+        "--rounds", type=number_of_rounds, nargs="+", default=[1, 2, 3, 4], metavar="ROUNDS",
+        help="numbers of rounds to measure, and auto: as many as each question needs",
+    )  # fmt: skip
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="what to measure")
     parser.add_argument(
         "--without", nargs="+", default=[], metavar="ROLE", help="leave out roles: what they are worth"
@@ -61,7 +69,10 @@ def run(arguments: argparse.Namespace) -> int:
             plot_evaluation(results["figures"], results["settings"].get("group_by"), output.with_suffix(".png"))
         except InputError as error:
             print(error, file=sys.stderr)
-    print(json.dumps(results, ensure_ascii=False) if arguments.json else table(results["figures"]))
+    if arguments.json:
+        print(json.dumps(results, ensure_ascii=False))
+    else:
+        print("\n".join([table(results["figures"]), *map(describe_bound, results.get("bounds", []))]))
     return 0
 
 
@@ -76,9 +87,10 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
         mas = without(load_from_arguments(arguments), arguments.without)
         if row_file:
             row_file.of_system(mas)
+        warn_of_calibration(mas, asked, arguments.rounds)
         figures = evaluate(mas, rows, arguments.modes, arguments.rounds, row_file=row_file, **options)
         settings = described(arguments, mas, len(rows), metric) | {"without": arguments.without, "group_by": group_by}
-        measured = {"figures": figures, "questions": questions_of(rows, group_by)}
+        measured = {"figures": figures, "bounds": bounds(figures), "questions": questions_of(rows, group_by)}
         results = {**provenance(), "settings": settings, **measured}
         if row_file:
             row_file.end(arguments.output, results)

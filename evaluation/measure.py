@@ -5,10 +5,11 @@ import copy
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..configuration_recursivemas import AUTO
 from ..engine_recursivemas import USAGE, Solution
 from ..errors_recursivemas import InputError
 from ..fields_recursivemas import is_number
@@ -19,6 +20,8 @@ from ..tasks import TASKS
 from .commands import inputs_of, progress, solve_arguments, validate_arguments
 from .metrics import METRICS
 from .rows import RowFile
+
+DEPTH = {"rounds_used": "rounds", "turns": "turns"}  # figure -> what of a row's usage it is the mean of
 
 
 def wilson_interval(right: int, total: int) -> tuple[float, float]:
@@ -129,7 +132,7 @@ def measure(
     mas: RecursiveMASModel,
     rows: list[dict],
     mode: str,
-    num_rounds: int,
+    num_rounds: int | str,
     group_by: str | None = None,
     metric: str = "exact",
     on_progress: Callable[[int], None] | None = None,
@@ -142,9 +145,10 @@ def measure(
 
     Returns:
         "accuracy" with "interval"; "by_group" value -> [right, total]; per question on average "prompt_tokens",
-        "latent_positions", "slot_positions", "new_tokens", "seconds"; for each row, its "answers" and whether they
-        are "right"; of metrics that the public release judges by rules of its own, "release_accuracy" and the verdicts
-        "release" by these.
+        "latent_positions", "slot_positions", "new_tokens", "seconds", the "rounds_used" and the "turns" that agents
+        took; for each row, its "answers" and whether they are "right", and with "auto" its "row_rounds"; of metrics
+        that the public release judges by rules of its own, "release_accuracy" and the verdicts "release" by
+        these.
     """
     setting = {"mode": mode, "num_rounds": num_rounds, "control": arguments.get("control")}
     answered = row_file.kept(setting) if row_file else {}
@@ -164,6 +168,7 @@ def measure(
             found = {"answer": solution.answer, "right": verdict["strict"], "seconds": (now - before) / len(indices)}
             found |= {"release": verdict["release"]} if METRICS[metric].has_release else {}
             answered[index] = found | {name: usage[name] for name in USAGE}
+            answered[index] |= {name: usage.get(name) for name in ("rounds", "turns")}
             kept.append({**setting, "row": index, "question": row["question"], **answered[index]})
         if row_file:
             row_file.write(kept)
@@ -190,14 +195,23 @@ def measure(
         "interval": wilson_interval(sum(right), len(rows)),
         "by_group": dict(groups),
         **{key: sum(each[key] for each in found) / len(rows) for key in ("seconds", *USAGE)},
+        **_depth(num_rounds, found),
         "answers": [each["answer"] for each in found],
         "right": right,
         **({"release_accuracy": sum(release) / len(rows), "release": release} if judge.has_release else {}),
     }
 
 
+def _depth(num_rounds: int | str, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """How many rounds and turns the rows took; nothing where an earlier version kept rows without."""
+    if any(each.get("turns") is None for each in found):
+        return {}
+    means = {name: sum(each[key] for each in found) / len(found) for name, key in DEPTH.items()}
+    return means | ({"row_rounds": [each["rounds"] for each in found]} if num_rounds == AUTO else {})
+
+
 def evaluate(
-    mas: RecursiveMASModel, rows: list[dict], modes: list[str], rounds: list[int], **arguments: Any
+    mas: RecursiveMASModel, rows: list[dict], modes: list[str], rounds: Sequence[int | str], **arguments: Any
 ) -> list[dict[str, Any]]:
     """`measure` for every mode and number of rounds; "alone" has no rounds and is measured once."""
     settings = [(mode, r) for mode in modes for r in (rounds if mode != "alone" else [1])]

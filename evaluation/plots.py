@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
+from ..configuration_recursivemas import AUTO
 from ..errors_recursivemas import InputError
 from ..folders_recursivemas import replacing_file
 
@@ -46,7 +47,8 @@ def plot_evaluation(figures: Sequence[dict[str, Any]], group_by: str | None, pat
     left, middle, right = figure.subplots(1, 3)
     for mode, rows in recursive.items():
         colour, line = STYLES[mode]
-        x, y = ([row[key] for row in rows] for key in ("num_rounds", "accuracy"))
+        rows = sorted(rows, key=lambda row: row.get("rounds_used", row["num_rounds"]))
+        x, y = [row.get("rounds_used", row["num_rounds"]) for row in rows], [row["accuracy"] for row in rows]
         bars = numpy.abs(numpy.transpose([row["interval"] for row in rows]) - y)
         left.errorbar(x, y, bars, fmt=line, color=colour, capsize=3, label=f"{mode} hand-over")
         right.plot(x, [row["latent_positions"] + row["new_tokens"] for row in rows], line, color=colour, label=mode)
@@ -67,7 +69,7 @@ def plot_evaluation(figures: Sequence[dict[str, Any]], group_by: str | None, pat
     right.set(xlabel="recursion rounds", title="Positions generated per question")
     right.set_ylim(bottom=0)
     for axes in (left, right):
-        axes.set_xticks(sorted({row["num_rounds"] for rows in recursive.values() for row in rows}))
+        axes.set_xticks(sorted({n for rows in recursive.values() for row in rows if (n := row["num_rounds"]) != AUTO}))
     right.legend()
     _save(figure, path, 110)
 

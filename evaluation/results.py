@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..configuration_recursivemas import AUTO, RUN_FIELDS
 from ..errors_recursivemas import InputError
 from ..fields_recursivemas import (
     NOTHING,
@@ -26,7 +27,6 @@ from ..fields_recursivemas import (
     table_of,
     validate_field,
     validate_fields,
-    whole,
 )
 from ..files_recursivemas import read_object
 from ..folders_recursivemas import write_text
@@ -37,7 +37,8 @@ BOUNDS = Kind(lambda value: list_of(number(-1, 1)).holds(value) and len(value) =
 # What one setting's figures hold, see `measure`.
 FIGURES = {
     "mode": TEXT,
-    "num_rounds": whole(1, 10_000),
+    "num_rounds": RUN_FIELDS["num_rounds"],
+    **dict.fromkeys(("rounds_used", "turns"), AMOUNT),
     "accuracy": number(0, 1),
     "interval": BOUNDS,
     "by_group": table_of(Kind(lambda value: list_of(COUNT).holds(value) and len(value) == 2, "[right, total]")),
@@ -139,7 +140,7 @@ def read_results(path: str | Path, figures: str = "figures") -> dict[str, Any]:
     validate_field(settings.get("group_by"), TEXT | NOTHING, f"{path}, settings, group_by", InputError)
     if not isinstance(measured, list) or not measured:
         raise InputError("A file of results holds no figures.", where=path, found=repr(measured), hint=hint)
-    optional = {"better", "control", "release_accuracy"}
+    optional = {"better", "control", "release_accuracy", "rounds_used", "turns"}
     if "benchmark" in settings:
         where = f"{path}, settings"
         validate_fields(settings, BENCHMARK, where, InputError, required=BENCHMARK, also=settings)
@@ -163,7 +164,8 @@ def table(figures: list[dict[str, Any]]) -> str:
     lines = [["hand-over" if controls else "mode", "rounds", "accuracy", "95 % interval", *better, *costs, "ms"]]
     for row in figures:
         name = row.get("control", row["mode"])
-        cells = [name, "" if name == "alone" else str(row["num_rounds"])]
+        rounds = f"auto, {row['rounds_used']:.2f}" if row["num_rounds"] == AUTO else str(row["num_rounds"])
+        cells = [name, "" if name == "alone" else rounds]
         cells += [f"{row['accuracy']:.3f}", "{:.3f}–{:.3f}".format(*row["interval"])]
         if found := row.get("better"):
             low, high = found["interval"]

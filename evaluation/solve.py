@@ -38,6 +38,7 @@ from .commands import (
     add_system_arguments,
     inputs_of,
     load_from_arguments,
+    number_of_rounds,
     progress,
     solve_arguments,
 )
@@ -70,7 +71,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("questions", nargs="*", help="the questions; none: read from --file or standard input")
     parser.add_argument("--file", help="file with one question a line (text or JSON lines)")
     add_input_argument(parser)
-    parser.add_argument("--rounds", type=int, help="recursion rounds (default: the system's)")
+    parser.add_argument("--rounds", type=number_of_rounds, help="recursion rounds, or auto (default: the system's)")
     parser.add_argument("--mode", default="latent", help="latent, text (hand over text) or alone (default: latent)")
     parser.add_argument(
         "--control", choices=CONTROLS, help="what stands in for the latents, see recursivemas controls"

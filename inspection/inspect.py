@@ -223,7 +223,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     validate_arguments(arguments)
     mas = load_mas_system(arguments.system) if arguments.system else load_mas_system()
-    num_rounds = arguments.rounds or mas.config.num_rounds
+    num_rounds = arguments.rounds or mas.config.most_rounds
     results: Any
     if arguments.what == "thoughts":
         questions = [add_inputs(question, arguments.input) for question in arguments.questions]

@@ -20,7 +20,7 @@ def main(arguments: dict) -> None:
         mas = loader.load_mas_system(**arguments, local_files_only=True)
         question = dict.fromkeys(mas.input_fields, QUESTION)
         # Every prompt of the default task is rendered and read, every agent thinks, every link is used.
-        rounds, steps = min(2, mas.config.num_rounds), min(2, mas.config.latent_steps)
+        rounds, steps = min(2, mas.config.most_rounds), min(2, mas.config.latent_steps)
         mas.solve([question], num_rounds=rounds, latent_steps=steps, max_new_tokens=1)
     except loader.RecursiveMASError as error:
         sys.exit(str(error))

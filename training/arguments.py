@@ -14,6 +14,7 @@ import torch
 from huggingface_hub.dataclasses import type_validator
 from transformers import SchedulerType, TrainingArguments
 from transformers.trainer_utils import SaveStrategy
+from transformers.training_args import ParallelMode
 
 from ..errors_recursivemas import ConfigError
 from ..fields_recursivemas import did_you_mean
@@ -115,6 +116,13 @@ class LinkTrainingArguments(TrainingArguments):
     latent_halting: bool | None = _setting(None, "outer, rollouts: end a row that has finished; default the system's")
     control_tokens: bool | None = _setting(None, "outer: whether latents that say a special token count and travel")
     activation_checkpointing: bool = _setting(False, "outer: less memory, stages are computed again on the way back")
+    layer_checkpointing: bool = _setting(
+        False, "outer: much less memory, agents' layers keep only what they read; with the former least of all"
+    )
+    load: dict[str, Any] | str | None = _setting(
+        None,
+        'further arguments of load_mas_system (JSON): {"attn_implementation": "sdpa", "device": {"solver": "cuda:1"}}',
+    )
     dtype: str = _setting("auto", "of the agents, auto: as stored, or faster; links are always trained in float32")
     threads: int = _setting(0, "CPU threads of torch; 0 leaves its default")
 
@@ -147,10 +155,15 @@ class LinkTrainingArguments(TrainingArguments):
     ddp_find_unused_parameters: bool | None = False
 
     def __post_init__(self) -> None:
-        try:
-            self.columns = json.loads(self.columns) if isinstance(self.columns, str) else self.columns or {}
-        except ValueError as error:
-            raise ConfigError("A setting is not valid JSON.", where="columns", found=self.columns) from error
+        for name in ("columns", "load"):
+            given = getattr(self, name)
+            try:
+                setattr(self, name, json.loads(given) if isinstance(given, str) else given)
+            except ValueError as error:
+                raise ConfigError("A setting is not valid JSON.", where=name, found=given) from error
+        self.columns = {} if self.columns is None else self.columns
+        if not isinstance(self.load, dict | None):
+            raise ConfigError("A setting cannot be used.", where="load", found=repr(self.load), expected="an object")
         if not isinstance(self.columns, dict) or not all(isinstance(name, str) for name in self.columns.values()):
             raise ConfigError(
                 "A setting cannot be used.", where="columns", found=repr(self.columns), expected="an object of texts"
@@ -166,6 +179,8 @@ class LinkTrainingArguments(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         try:
             super().__post_init__()
+            if self.parallel_mode == ParallelMode.NOT_DISTRIBUTED:
+                self._n_gpu = min(1, self.n_gpu)  # or Trainer would copy links into threads, away from their agents
         except (TypeError, ValueError, NotImplementedError) as error:
             changed = [name for name in SETTINGS if name not in OWN_SETTINGS and self._given[name] != default_of(name)]
             raise ConfigError("transformers refuses a setting.", where=", ".join(changed), found=error) from error
@@ -190,6 +205,11 @@ class LinkTrainingArguments(TrainingArguments):
         for name, instead in REPLACED.items():
             if getattr(self, name) != default_of(name):
                 raise ConfigError("A setting would change nothing.", where=name, hint=f"use `{instead}`")
+
+    @property
+    def place_model_on_device(self) -> bool | None:
+        """Whether Trainer moves the system (`None`: it decides); agents that `load` puts somewhere stay there."""
+        return False if self.load else super().place_model_on_device
 
     def settings(self) -> dict[str, Any]:
         """The settings as they were given, for JSON: all that this class declares, further ones where they differ."""

@@ -1,12 +1,49 @@
 """Key/value caches that gradients can flow through."""
 
+import copy
+from typing import Any
+
 import torch
 from torch.nn import functional
 from transformers import DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
 
 from ..agent_recursivemas import RecursiveMASAgent
+from ..caches_recursivemas import GrowingLayer
 from ..errors_recursivemas import ConfigError
+
+
+class State(torch.Tensor):
+    """A recurrent state as a model reads it. Where the model would write into it (Mamba does), a new one takes its place.
+
+    What is computed from it is a plain tensor.
+    """
+
+    layer: LinearAttentionLayer
+    index: int
+
+    @classmethod
+    def of(cls, layer: LinearAttentionLayer, index: int, value: torch.Tensor) -> "State":
+        state = value.as_subclass(cls)
+        state.layer, state.index = layer, index
+        return state
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.Tensor.copy_ and isinstance(args[0], cls):
+            state = args[0]
+            state.layer.recurrent_states[state.index] = cls.of(state.layer, state.index, args[1])
+            return args[1]
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        return result.as_subclass(torch.Tensor) if isinstance(result, cls) else result
 
 
 class DifferentiableLinearAttentionLayer(LinearAttentionLayer):
@@ -34,9 +71,62 @@ class DifferentiableLinearAttentionLayer(LinearAttentionLayer):
 
     def update_recurrent_state(self, recurrent_states: torch.Tensor, state_idx: int = 0, **kwargs) -> torch.Tensor:
         """Keeps and returns the new state."""
-        self.recurrent_states[state_idx] = recurrent_states
+        self.recurrent_states[state_idx] = State.of(self, state_idx, recurrent_states)
         self.is_recurrent_states_initialized[state_idx] = True
         return recurrent_states
+
+
+class DifferentiableHybridLayer(DifferentiableLinearAttentionLayer, LinearAttentionAndFullAttentionLayer):
+    """Both in one layer (Falcon-H1): the states are replaced, and keys and values are so already."""
+
+
+class DifferentiableHybridWindowLayer(
+    DifferentiableLinearAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer
+):
+    """The same with a sliding window."""
+
+
+DIFFERENTIABLE: dict[type, type] = {
+    LinearAttentionLayer: DifferentiableLinearAttentionLayer,
+    LinearAttentionAndFullAttentionLayer: DifferentiableHybridLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer: DifferentiableHybridWindowLayer,
+}
+
+
+class ChunkedLayer(DynamicLayer):
+    """The keys and values of a full-attention layer as a list, put together whenever they are read.
+
+    Under gradients every step of a rollout would keep all earlier ones anew; of a layer of which only the input is
+    kept (see `keep_only_inputs`), this keeps each once.
+    """
+
+    def __init__(self, keys: torch.Tensor | None = None, values: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.parts = () if keys is None or values is None else ((keys, values),)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Appends (batch, heads, new, width) keys and values; returns all of them."""
+        self.parts = (*self.parts, (key_states, value_states))
+        keys, values = (torch.cat(each, dim=-2) for each in zip(*self.parts, strict=True))
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        return sum(keys.shape[-2] for keys, _ in self.parts)
+
+
+def in_chunks(cache: Cache) -> Cache:
+    """A cache that goes on from another, which stays as it is, with `ChunkedLayer` for layers of full attention."""
+    other = copy.copy(cache)
+    other.layers = [
+        ChunkedLayer(*((layer.keys, layer.values) if layer.get_seq_length() else ()))
+        if type(layer) is GrowingLayer
+        else layer
+        for layer in cache.layers
+    ]
+    return other
 
 
 def differentiable_cache(agent: RecursiveMASAgent) -> DynamicCache:
@@ -47,8 +137,8 @@ def differentiable_cache(agent: RecursiveMASAgent) -> DynamicCache:
     """
     cache = agent.new_cache()
     for layer in cache.layers:
-        if type(layer) is LinearAttentionLayer:
-            layer.__class__ = DifferentiableLinearAttentionLayer
+        if type(layer) in DIFFERENTIABLE:
+            layer.__class__ = DIFFERENTIABLE[type(layer)]
         elif isinstance(layer, LinearAttentionCacheLayerMixin):
             raise ConfigError(
                 "Gradients cannot flow through this agent's cache.",

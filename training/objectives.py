@@ -23,28 +23,14 @@ from ..handover_recursivemas import hand_over
 from ..links_recursivemas import AnyOuterLink, ExpectedEmbeddingLink, InnerLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import phase_of
-from .caches import differentiable_cache
+from .caches import differentiable_cache, in_chunks
 from .data import Example, Part
+from .layers import keep_only_inputs
+from .losses import IGNORE_INDEX, TargetStates, cross_entropy, divergence, row_means
 from .start import fit_linear_path
 from .store import TensorStore
 
 FIT_ROWS = 512  # whose states a linear path is fitted to
-IGNORE_INDEX = -100  # the label of positions that no loss counts
-
-
-@dataclass
-class TargetStates:
-    """What an agent computed at the positions that predict its target text, aligned on the right.
-
-    Attributes:
-        hidden_states: last hidden states h_t, from which token t + 1 follows, (batch, tokens, hidden_size).
-        labels: the tokens that follow, (batch, tokens); `IGNORE_INDEX` on padding, which stands on the left.
-        lengths: number of target tokens of each row, the end-of-sequence token included.
-    """
-
-    hidden_states: torch.Tensor
-    labels: torch.Tensor
-    lengths: list[int]
 
 
 def target_states(agent: RecursiveMASAgent, prompt: PromptBatch, targets: list[list[int]]) -> TargetStates:
@@ -70,30 +56,6 @@ def text_states(agent: RecursiveMASAgent, parts: list[Part]) -> TargetStates:
     """`target_states` of prompts with the other roles' target texts in their slots."""
     rows = [[*part.text_pieces, part.target_ids[:-1]] for part in parts]
     return target_states(agent, PromptBatch(*embed_rows(agent, rows)), [part.target_ids for part in parts])
-
-
-def row_means(values: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean over each row's target tokens, (batch, tokens) -> (batch,)."""
-    valid = labels != IGNORE_INDEX
-    return (values * valid).sum(-1) / valid.sum(-1)
-
-
-def cross_entropy(agent: RecursiveMASAgent, states: TargetStates) -> torch.Tensor:
-    """Cross-entropy of each row's target text, (batch,), computed in float32."""
-    logits = agent.logits(states.hidden_states).float()
-    losses = functional.cross_entropy(
-        logits.flatten(0, 1), states.labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
-    )
-    return row_means(losses.view_as(states.labels), states.labels)
-
-
-def divergence(agent: RecursiveMASAgent, teacher: TargetStates, student: TargetStates) -> torch.Tensor:
-    """KL(teacher || student) of the distributions at the positions of each row's target text, (batch,), in float32."""
-    with torch.no_grad():
-        wanted = agent.logits(teacher.hidden_states).float().log_softmax(-1)
-    found = agent.logits(student.hidden_states).float().log_softmax(-1)
-    losses = (wanted.exp() * (wanted - found)).sum(-1)
-    return row_means(losses, student.labels)
 
 
 class LinkObjective(nn.Module):
@@ -305,7 +267,7 @@ class OuterSettings:
     `loss="distill"` teaches a receiver by itself: what it would say next with the sender's text in its slot, at
     every position of its target text, is what it should say with the latents there. `latent_steps` is the most
     latents a sender sends (teacher-forced), or the steps of a rollout; `activation_checkpointing` keeps only what
-    travels between stages.
+    travels between stages, `layer_checkpointing` of each layer of an agent only what it reads.
     """
 
     num_rounds: int | None = None
@@ -317,6 +279,7 @@ class OuterSettings:
     loss: Literal["distill", "answers"] = "answers"
     latents: Literal["teacher", "rollout"] = "teacher"
     activation_checkpointing: bool = False
+    layer_checkpointing: bool = False
 
 
 class OuterObjective(LinkObjective):
@@ -347,7 +310,7 @@ class OuterObjective(LinkObjective):
     ) -> None:
         super().__init__(mas, inner=inner, outer=links)
         config, topology, self.settings = mas.config, mas.topology, settings
-        self.num_rounds = settings.num_rounds or config.num_rounds
+        self.num_rounds = settings.num_rounds or config.most_rounds
         self.latent_steps = settings.latent_steps or config.latent_steps
         self.halting = config.latent_halting if settings.latent_halting is None else settings.latent_halting
         self.control_tokens = config.control_tokens if settings.control_tokens is None else settings.control_tokens
@@ -358,6 +321,9 @@ class OuterObjective(LinkObjective):
             if (settings.supervise == "receivers" and topology.incoming(role, r)) or role == topology.decoding_role
         }
         self._thoughts = TensorStore()
+        if settings.layer_checkpointing:
+            for agent in mas.agents.values():
+                keep_only_inputs(agent)
         self.weights = {}
         for r, role in supervised:
             peers = sum(other == r for other, _ in supervised)
@@ -379,14 +345,17 @@ class OuterObjective(LinkObjective):
                 for link in self.mas.topology.incoming(role, round_index)
             }
             parts = [example.parts[stage] for example in examples]
-            if self.settings.activation_checkpointing and self.training:
-                losses, going = checkpoint(self._stage, stage, parts, builders[role], messages, use_reentrant=False)
+            again = self.settings.activation_checkpointing and self.training
+            run = partial(checkpoint, self._stage, use_reentrant=False) if again else self._stage
+            given = (stage, parts, builders[role], messages)
+            if self.settings.latents == "rollout" and again:  # its two passes are never there at the same time
+                (losses, _), (_, going) = run(*given, True, False), run(*given, False, True)
             else:
-                losses, going = self._stage(stage, parts, builders[role], messages)
+                losses, going = run(*given, True, True)
             for target, messages_out in going.items():
                 sent[round_index, role, target] = messages_out
             if losses is not None:
-                loss = losses.mean()
+                loss = losses.mean().to(self.mas.device)  # agents may be on several
                 total = total + self.weights[stage] * loss
                 name = "divergence" if self.settings.loss == "distill" else "cross_entropy"
                 records[f"{role}_round_{round_index}_{name}"] = loss
@@ -423,14 +392,16 @@ class OuterObjective(LinkObjective):
         parts: list[Part],
         builder: PromptBuilder,
         messages: dict[str, list[torch.Tensor]],
+        says: bool,
+        sends: bool,
     ) -> tuple[torch.Tensor | None, dict[str, list[torch.Tensor]]]:
-        """One role in one round: the cross-entropy of each row where it counts, and what goes out on each link."""
+        """One role in one round: the loss of each row where it counts, and what goes out on each link."""
         round_index, role = stage
         agent, targets = self.mas.agents[role], [part.target_ids for part in parts]
         build = partial(builder.build, phase_of(round_index), messages, can_crop(agent.new_cache()))
         receivers = self.mas.topology.receivers(role, round_index, self.num_rounds)
         losses, states = None, None
-        if stage in self.weights or self.settings.latents == "teacher":
+        if says and (stage in self.weights or self.settings.latents == "teacher"):
             prompt, _ = build([target[:-1] for target in targets])
             states = target_states(agent, prompt, targets)
             if stage in self.weights and self.settings.loss == "distill":
@@ -439,7 +410,7 @@ class OuterObjective(LinkObjective):
                 losses = divergence(agent, teacher, states)
             elif stage in self.weights:
                 losses = cross_entropy(agent, states)
-        if not receivers:
+        if not (receivers and sends):
             return losses, {}
         if self.settings.latents == "teacher":
             assert states is not None
@@ -473,6 +444,8 @@ class OuterObjective(LinkObjective):
             cache = prompt.past_key_values
             if cache is None:
                 cache = differentiable_cache(agent) if through else agent.new_cache()
+            if through and self.settings.layer_checkpointing:
+                cache = in_chunks(cache)
             new = prompt.inputs_embeds[:, prompt.past :]
             rollout = agent.rollout(
                 new, prompt.attention_mask, self.latent_steps, cache, self.halting, self.control_tokens

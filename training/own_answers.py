@@ -68,7 +68,7 @@ def write_own_answers(arguments: LinkTrainingArguments, replace: bool = False) -
         torch.set_num_threads(arguments.threads)
     device = None if arguments.use_cpu else arguments.device
     mas = load_mas_system(arguments.system, dtype=arguments.dtype, task=arguments.task, device=device)
-    num_rounds = arguments.num_rounds or mas.config.num_rounds
+    num_rounds = arguments.num_rounds or mas.config.most_rounds
     fields = Encoder(mas, arguments.task).input_fields(mas.topology.schedule(num_rounds))
     source = arguments.data
     if source in TASKS:

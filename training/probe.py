@@ -340,7 +340,7 @@ def subjects_of(
     links = [link for link in mas.topology.links if {link.source, link.target} & set(new)]
     texts = {role: texts_of(mas.config.prompts[role]) for role in mas.agents}
     if whole is not None:
-        names, rounds = [link.name for link in links], mas.config.num_rounds
+        names, rounds = [link.name for link in links], mas.config.most_rounds
         return [[Subject("the system", mas, list(new), names, rounds, list(whole), None, codebook_size, texts)]]
     groups: dict[str, list[Subject]] = {}
     settled: set[str] = set()
@@ -395,7 +395,7 @@ def probe(
     """
     questions = own_questions() if data is None else read_questions(data, mas.input_fields)
     choosing = min(CHOOSING, len(questions) // 3)
-    rounds = mas.config.num_rounds
+    rounds = mas.config.most_rounds
     if data is not None:
         whole: Sequence[int] | None = [rounds]  # a user's questions may need all of them
     else:

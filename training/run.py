@@ -58,7 +58,7 @@ def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: Recursive
         # Replaying pays at the small rates of a run's end only: at 5e-4 it diverged (docs/real-model.md).
         settings = dataclasses.replace(settings, replay_steps=min(settings.replay_steps, settings.max_steps // 10))
         return InnerObjective(mas, roles, settings, references, fresh)
-    num_rounds = arguments.num_rounds or mas.config.num_rounds
+    num_rounds = arguments.num_rounds or mas.config.most_rounds
     used = [
         link.name
         for link in mas.topology.links
@@ -119,7 +119,7 @@ def read_examples(
         DataError: more bad rows than allowed; the message is the report.
     """
     topology = mas.topology
-    num_rounds = arguments.num_rounds or mas.config.num_rounds
+    num_rounds = arguments.num_rounds or mas.config.most_rounds
     encoder = Encoder(mas, arguments.task)
     if kind == "inner":
         chosen = _known("roles", arguments.roles, list(mas.agents))
@@ -231,7 +231,7 @@ def _train(kind: Kind, arguments: LinkTrainingArguments, resume: bool, folder: P
     if resume:
         validate_settings(arguments, folder)
     torch.manual_seed(arguments.seed)  # for new links
-    mas = load_mas_system(arguments.system, dtype=arguments.dtype, task=arguments.task)
+    mas = load_mas_system(arguments.system, dtype=arguments.dtype, task=arguments.task, **(arguments.load or {}))  # type: ignore[arg-type]
     examples, report = read_examples(kind, arguments, mas, arguments.data, arguments.max_rows)
     evaluation, eval_report = None, None
     if arguments.eval_data:
@@ -285,6 +285,7 @@ def _train(kind: Kind, arguments: LinkTrainingArguments, resume: bool, folder: P
     if trainer.is_world_process_zero():
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         mas.requires_grad_(False)
+        mas.config.num_rounds, mas.config.settling = mas.config.most_rounds, None  # other links settle otherwise
         mas.save_pretrained(arguments.output)
         write_text(folder / "result.json", json.dumps(summary | provenance(), indent=2) + "\n")
         if (text := verdict(summary)) is not None:

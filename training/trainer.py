@@ -154,6 +154,7 @@ class LinkTrainer(Trainer):
         outputs = model(**inputs)
         if not bool(torch.isfinite(outputs["loss"])):
             self.stop("The loss is not finite.", float(outputs["loss"].detach()))
+        outputs["loss"] = outputs["loss"].to(self.args.device)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:

@@ -368,6 +368,30 @@ TOPOLOGY = [
         "topology::test_only_links_whose_target_contributes_carry_anything",
     ),
     remote(
+        "all-rows-answer-with-the-most-rounds",
+        "settings = replace(run.settings, num_rounds=num_rounds, settling=None)",
+        "settings = replace(run.settings, settling=None)",
+        "depth::test_rows_leave_by_themselves_and_answer_as_alone_and_as_with_so_many_rounds[latents]",
+    ),
+    remote(
+        "rows-leave-before-their-answer-can-be-written",
+        "yield turns, last if taken.issuperset(before) else last - 1, len(taken)",
+        "yield turns, last, len(taken)",
+        "depth::test_rows_leave_by_themselves_and_answer_as_alone_and_as_with_so_many_rounds[turns]",
+    ),
+    remote(
+        "auto-computes-only-what-the-most-rounds-need",
+        "schedule = (topology.turns_up_to if self.settling else topology.schedule)(self.num_rounds)",
+        "schedule = topology.schedule(self.num_rounds)",
+        "depth::test_what_a_smaller_number_of_rounds_needs_is_computed_though_the_largest_does_not_need_it",
+    ),
+    remote(
+        "rows-that-stay-go-on-from-the-heads-of-others",
+        "own.keys, own.values, own._rooms = keys[rows], values[rows], {}",
+        "own.keys, own.values, own._rooms = keys[: len(rows)], values[: len(rows)], {}",
+        "depth::test_rows_leave_by_themselves_and_answer_as_alone_and_as_with_so_many_rounds[latents]",
+    ),
+    remote(
         "idle-role-accepted",
         "if idle:",
         "if False:",
@@ -1380,7 +1404,7 @@ DOORS = [
     ),
     remote(
         "answer-of-no-task",
-        "Solution(text, extract_answer(text, task), usage",
+        "Solution(text, extract_answer(text, self.settings.task), usage",
         'Solution(text, extract_answer(text, "default"), usage',
         "generation::test_the_task_says_what_an_answer_is",
     ),

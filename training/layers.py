@@ -1,0 +1,83 @@
+"""Activation checkpointing inside agents: of each layer only the input is kept, and the layer is computed again."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..agent_recursivemas import RecursiveMASAgent
+from ..errors_recursivemas import ConfigError
+
+
+def keep_only_inputs(agent: RecursiveMASAgent) -> None:
+    """From now on the agent's layers keep only what they read, wherever gradients flow; without them nothing changes.
+
+    transformers' own checkpointing drops the cache without a word, which a rollout thinks on; here a layer that is
+    computed again finds the cache as it was.
+
+    Raises:
+        ConfigError: the model does not say which modules are its layers.
+    """
+    layers = layers_of(agent)
+    if not layers:
+        raise ConfigError(
+            "Nobody knows the layers of this agent.",
+            where=f"agent {agent.role}, {type(agent.decoder).__name__}",
+            hint="leave out `layer_checkpointing`; `activation_checkpointing` works with every model",
+        )
+    for index, layer in enumerate(layers):
+        if not hasattr(layer.forward, "index"):
+            layer.forward = CheckpointedForward(layer.forward, index)
+
+
+def layers_of(agent: RecursiveMASAgent) -> list[nn.Module]:
+    """The decoder's layers, as transformers marks them."""
+    return [module for module in agent.decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+class CheckpointedForward:
+    """A layer's `forward` that keeps its input only.
+
+    Args:
+        forward: the layer's own.
+        index: of the layer, and of its part of the cache.
+    """
+
+    def __init__(self, forward: Callable[..., Any], index: int) -> None:
+        self.forward, self.index = forward, index
+
+    def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not (torch.is_grad_enabled() and hidden_states.requires_grad):
+            return self.forward(hidden_states, *args, **kwargs)
+        cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
+        layer = None if cache is None else cache.layers[self.index]
+        before, first = _state(layer), True
+
+        def compute(hidden_states: torch.Tensor) -> Any:
+            nonlocal first
+            if first or layer is None:
+                first = False
+                return self.forward(hidden_states, *args, **kwargs)
+            now = _state(layer)
+            vars(layer).update(_copied(before))
+            try:
+                return self.forward(hidden_states, *args, **kwargs)
+            finally:
+                vars(layer).update(now)
+
+        return checkpoint(compute, hidden_states, use_reentrant=False, preserve_rng_state=False)
+
+
+def _state(layer: Any) -> dict[str, Any]:
+    """What a layer of a cache holds."""
+    return {} if layer is None else _copied(vars(layer))
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """Tables are copied, tensors are not: nothing writes into those where gradients flow."""
+    return {name: copy.copy(value) if isinstance(value, list | dict) else value for name, value in state.items()}
