@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -363,6 +363,7 @@ class RecursiveMASAgent(PreTrainedModel):
         past_key_values: Cache | None = None,
         halting: bool = False,
         control_tokens: bool = True,
+        on_step: Callable[[], object] | None = None,
     ) -> Rollout:
         """Thinks: the last hidden state, through the inner link, becomes the next input embedding.
 
@@ -376,6 +377,7 @@ class RecursiveMASAgent(PreTrainedModel):
             halting: a row ends before the first step that says an end-of-sequence token: the one that is nearest to
                 its latent, or where the inner link mixes the agent's own tokens, the likeliest one.
             control_tokens: whether steps count that say a special token; if not, a row ends before the first.
+            on_step: called before each step; what it raises ends the rollout.
         """
         cache = self.new_cache() if past_key_values is None else past_key_values
         batch, length = attention_mask.shape
@@ -399,6 +401,8 @@ class RecursiveMASAgent(PreTrainedModel):
             ending = ending.to(finished.device)
         new = inputs_embeds.shape[1]
         for step in range(latent_steps):
+            if on_step:
+                on_step()
             end = length + step
             seen = mask if step == 0 else step_mask
             seen = None if seen is None else seen[..., :end]

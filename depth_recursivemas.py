@@ -92,8 +92,9 @@ class AdaptiveRun:
         settings: RunSettings,
         generation_config: GenerationConfig,
         on_turn: Callable[[int, str], None] | None = None,
+        on_step: Callable[[], object] | None = None,
     ) -> None:
-        self.run = Run(system, questions, settings, generation_config, on_turn)
+        self.run = Run(system, questions, settings, generation_config, on_turn, on_step)
         self.said: list[dict[Key, object]] = [{} for _ in questions]
         # Row -> the run that it left with, and its place there; a run of its own for each departure.
         self.left: dict[int, tuple[Run, int]] = {}

@@ -30,6 +30,7 @@ from .generation_recursivemas import (
     generate_from,
     message_config,
     trim,
+    watched,
     write_answers,
 )
 from .handover_recursivemas import hand_over
@@ -55,6 +56,7 @@ class Solution(ModelOutput):
         messages: (round, role) -> the text that a sender wrote, in `mode="text"` and for controls that cut it.
         latents: (round, source, target) -> what was sent, (latent steps, width of the target), if asked for.
         thoughts: the same read as text, the receiver's nearest tokens; not over Ray, whose agents are elsewhere.
+        finish_reason: "length" where `max_new_tokens` cut the text off, "stop" where it ended by itself.
     """
 
     text: str = None  # type: ignore[assignment]  # always given; `ModelOutput` wants defaults
@@ -63,6 +65,7 @@ class Solution(ModelOutput):
     messages: dict | None = None
     latents: dict | None = None
     thoughts: dict | None = None
+    finish_reason: str | None = None
 
     def __repr__(self) -> str:
         return f"Solution(text={self.text!r}, answer={self.answer!r}, has {', '.join(self.keys())})"
@@ -219,6 +222,7 @@ class Run:
         settings: see `RunSettings`.
         generation_config: of the answer; messages in `mode="text"` sample like it.
         on_turn: called with round and role when a turn is taken, the answer's too.
+        on_step: called at each latent step and each token; what it raises ends the run.
 
     Attributes:
         schedule: (round, role) pairs in running order; the last one answers.
@@ -234,8 +238,9 @@ class Run:
         settings: RunSettings,
         generation_config: GenerationConfig,
         on_turn: Callable[[int, str], None] | None = None,
+        on_step: Callable[[], object] | None = None,
     ) -> None:
-        self.on_turn = on_turn or (lambda round_index, role: None)
+        self.on_turn, self.on_step = on_turn or (lambda round_index, role: None), on_step
         self.system, self.questions, self.settings = system, questions, settings
         self.generation_config, self.topology = generation_config, system.topology
         self.agents, self.outer_links = system.agents, system.outer_links
@@ -317,7 +322,8 @@ class Run:
         """For each row, the ids of its answer, and how many of them are what was read in between (tools)."""
         role, task, started = self.topology.decoding_role, self.settings.task, time.perf_counter()
         agent = self.agents[role]
-        rows, read = write_answers(agent, self.system.renderers[role], prompt, task, answer)
+        watching = replace(answer, model_kwargs=watched(answer.model_kwargs, self.on_step))
+        rows, read = write_answers(agent, self.system.renderers[role], prompt, task, watching)
         self.lap("answer", started, role)
         self.on_turn(*self.schedule[-1])
         return list(zip(rows, read, strict=True))
@@ -329,12 +335,15 @@ class Run:
         usage |= {"rounds": self.settings.num_rounds, "turns": self.turns_taken, "seconds": dict(self.usage.seconds)}
         usage["prompt_tokens"] += read_tokens
         usage["new_tokens"] += len(new_ids) - read_tokens
+        own, ends = len(new_ids) - read_tokens, ends_of(answer.generation_config)
+        cut = own >= (answer.generation_config.max_new_tokens or own + 1) and new_ids[-1] not in ends
         messages = {key: texts[row] for key, texts in self.texts.items()} or None
         latents, thoughts = None, None
         if answer.return_latents:
             latents = {key: sent[row] for key, sent in self.latents.items()}
             thoughts = {key: self.agents[key[2]].read_out(sent) for key, sent in latents.items()}
-        return Solution(text, extract_answer(text, self.settings.task), usage, messages, latents, thoughts)
+        found = extract_answer(text, self.settings.task)
+        return Solution(text, found, usage, messages, latents, thoughts, "length" if cut else "stop")
 
     def lap(self, stage: str, started: float, role: str) -> None:
         """Adds the seconds since `started` to a stage's time."""
@@ -402,6 +411,7 @@ class Run:
             prompt.past_key_values,
             self.settings.latent_halting,
             self.settings.control_tokens,
+            self.on_step,
         )
         self.usage.count("latent_positions", rollout.lengths.tolist())
         counts = torch.arange(rollout.latents.shape[1], device=rollout.latents.device) < rollout.lengths[:, None]
@@ -418,7 +428,7 @@ class Run:
 
     def _write(self, round_index: int, role: str, prompt: PromptBatch, config: GenerationConfig) -> None:
         agent = self.agents[role]
-        rows = trim(generate_from(agent, prompt, config), ends_of(config))
+        rows = trim(generate_from(agent, prompt, config, watched({}, self.on_step)), ends_of(config))
         self.usage.count("new_tokens", list(map(len, rows)))
         self.texts[round_index, role] = list(map(agent.decode, rows))
 
@@ -429,6 +439,7 @@ def solve_batch(
     settings: RunSettings,
     answer: AnswerSettings,
     on_turn: Callable[[int, str], None] | None = None,
+    on_step: Callable[[], object] | None = None,
     kind: Callable[..., Any] = Run,
 ) -> list[Solution] | None:
     """Answers a batch of questions; `None` where memory does not suffice for so many side by side.
@@ -439,7 +450,7 @@ def solve_batch(
         OutOfMemoryError: see `validate_halving`.
     """
     try:
-        run = kind(system, questions, settings, answer.generation_config, on_turn)
+        run = kind(system, questions, settings, answer.generation_config, on_turn, on_step)
         return run.answer(run.decoder_prompt(answer.reuse), answer)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

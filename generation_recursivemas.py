@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,6 +138,18 @@ def message_config(answer: GenerationConfig, agent: RecursiveMASAgent, message_t
         setattr(config, name, None)
     config.eos_token_id, config.pad_token_id = agent.eos_token_ids, agent.pad_token_id
     return config
+
+
+def watched(model_kwargs: dict[str, Any], on_step: Callable[[], object] | None) -> dict[str, Any]:
+    """Arguments of `generate` with which `on_step` is called after each token; what it raises ends the writing."""
+    if on_step is None:
+        return model_kwargs
+
+    def watch(input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        on_step()
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+    return {**model_kwargs, "stopping_criteria": [*(model_kwargs.get("stopping_criteria") or []), watch]}
 
 
 def trim(output: torch.Tensor | ModelOutput, eos_token_ids: list[int]) -> list[list[int]]:

@@ -6,6 +6,7 @@
 import copy
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -368,6 +369,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         tools: Tools | Sequence[Any] | None = None,
         on_progress: Callable[[int], None] | None = None,
         on_turn: Callable[[int, str], None] | None = None,
+        on_step: Callable[[], object] | None = None,
         on_solutions: Callable[[list[int], list[Solution]], None] | None = None,
         keep_order: bool = False,
         **generation_kwargs: Any,
@@ -402,6 +404,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             on_progress: called with the number of questions finished since the last call.
             on_turn: called with round and role after each turn of each batch, the answer's too; what it raises ends
                 the call.
+            on_step: called at each latent step and each token of each batch (not over Ray); what it raises ends the
+                call there.
             on_solutions: called with the indices of a batch's questions and their solutions, as it is finished.
             keep_order: batches take the questions as they come, not by length.
             generation_kwargs: transformers' own, for the answer (and its sampling settings for messages).
@@ -463,7 +467,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             single = batches.pop()
             batches[-1] += single
         solutions: dict[int, Solution] = {}
-        solve_batches = self.executor or self.solve_batches
+        solve_batches = self.executor or partial(self.solve_batches, on_step=on_step)
         asked = [[questions[row] for row in rows] for rows in batches]
         for index, solved in solve_batches(asked, settings, answer, on_turn):
             solutions.update(zip(batches[index], solved, strict=True))
@@ -480,6 +484,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         settings: RunSettings,
         answer: AnswerSettings,
         on_turn: Callable[[int, str], None] | None = None,
+        on_step: Callable[[], object] | None = None,
     ) -> Iterator[tuple[int, list[Solution]]]:
         """Solves batches one after another; yields each one's index and solutions. An executor does the same.
 
@@ -490,7 +495,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             solved: list[Solution] = []
             while len(solved) < len(questions):
                 part = questions[len(solved) : len(solved) + most]
-                found = solve_batch(self, part, settings, answer, on_turn, kind_of_run(settings))
+                found = solve_batch(self, part, settings, answer, on_turn, on_step, kind_of_run(settings))
                 if found is None:
                     most = len(part) // 2
                     free_memory()

@@ -1,42 +1,45 @@
 """Serve a system over HTTP: chat completions, completions and responses, as OpenAI clients speak them.
 
-This is `transformers serve`, pinned to one system. Needs the extra `recursivemas[serve]`.
+Requests that ask alike and wait at the same time are answered together. Beside OpenAI's fields a request may hold
+`num_rounds`, `latent_steps`, `mode`, `task`, `tools` and others (docs/serving.md); `/health` and `/metrics` (for
+Prometheus) say how the server does. Needs the extra `recursivemas[serve]`.
 
 Examples:
   recursivemas serve
-  recursivemas serve --system path/to/system --port 8812 --device cuda
+  recursivemas serve --system path/to/system --name mine --port 8812 --device cuda --tools calculator
   curl localhost:8000/v1/chat/completions -H "Content-Type: application/json" \\
-    -d '{"model": "NAME PRINTED AT START", "messages": [{"role": "user", "content": "3+5*2-4"}]}'
+    -d '{"messages": [{"role": "user", "content": "3+5*2-4"}], "num_rounds": 2}'
 """
 
 import argparse
 import socket
-import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
-
-from .configuration_recursivemas import RecursiveMASConfig
+from .configuration_recursivemas import MODES
 from .errors_recursivemas import InputError
+from .evaluation.commands import add_system_arguments, load_from_arguments, named_tools
 from .fields_recursivemas import validate_field, whole
-from .folders_recursivemas import settle
-from .loading_recursivemas import validate_place
-from .modeling_recursivemas import RecursiveMASModel
-from .system_loader import ROOT, find_system
+from .serving.queue import Solver
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--system", default=str(ROOT), help="folder or Hub repository (default: the shipped system)")
+    add_system_arguments(parser)
+    parser.add_argument(
+        "--rounds", type=int, help="recursion rounds where a request says none (default: the system's)"
+    )
+    parser.add_argument("--mode", choices=MODES, help="where a request says none (default: latent)")
+    parser.add_argument("--name", help="what requests call the system (default: its folder's or repository's name)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", default="8000", help="port (default: 8000)")
-    parser.add_argument("--device", default="cpu", help="for example cuda (default: cpu)")
+    parser.add_argument("--queue", type=int, default=1024, help="requests that may wait (default: 1024)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     port = int(arguments.port) if str(arguments.port).isdecimal() else None
     validate_field(port, whole(1, 65535), "--port", InputError)
-    validate_place(arguments.device, "device")
+    validate_field(arguments.queue, whole(1, 1_000_000), "--queue", InputError)
     try:
         with socket.create_server((arguments.host, port)):  # free, now at least
             pass
@@ -44,22 +47,49 @@ def run(arguments: argparse.Namespace) -> int:
         found = f"{arguments.host}:{port}: {error.strerror or error}"
         what, hint = "The address cannot be listened on.", "choose another --port or --host"
         raise InputError(what, where="--host, --port", found=found, hint=hint) from error
-    arguments.system = find_system(arguments.system)
+    tools = {"allow_code": arguments.allow_code, "search_index": arguments.search_index}
+    named_tools(arguments.tools, **tools)  # what nobody allowed is an error now
     try:
-        from transformers.cli.transformers import main
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
     except ImportError as error:
         hint = "pip install recursivemas[serve]"
         raise InputError("Serving needs more packages.", where="recursivemas serve", found=error, hint=hint) from error
-    # The code that runs is this clone's, never the folder's: Auto classes take what is registered, and the server
-    # looks a model's class up in transformers by its name in config.json.
-    AutoConfig.register(RecursiveMASConfig.model_type, RecursiveMASConfig, exist_ok=True)
-    AutoModelForCausalLM.register(RecursiveMASConfig, RecursiveMASModel, exist_ok=True)
-    setattr(transformers, RecursiveMASModel.__name__, AutoModelForCausalLM)
-    options = ["--host", arguments.host, "--port", arguments.port, "--device", arguments.device]
-    name = str(Path(arguments.system).resolve()) if Path(arguments.system).is_dir() else arguments.system
-    if Path(name).is_dir():
-        settle(name)  # Auto classes read the settings of what is registered by themselves
-    print(f'Requests name the model "{name}".', flush=True)
-    sys.argv = ["transformers", "serve", name, *options]
-    main()
+    chosen = {"num_rounds": arguments.rounds, "mode": arguments.mode}
+    chosen |= {name: getattr(arguments, name) for name in ("latent_steps", "task", "max_new_tokens")}
+    mas = load_from_arguments(arguments)
+    mas.config.run_settings(**{name: value for name, value in chosen.items() if name != "max_new_tokens"})
+    solver = Solver(
+        mas,
+        {name: value for name, value in chosen.items() if value is not None},
+        tool_names=[*dict.fromkeys((arguments.tools or "").split())],
+        make_tools=partial(named_tools, **tools),
+        batch_size=arguments.batch_size,
+        limit=arguments.queue,
+    )
+    name = arguments.name or name_of(arguments.system)
+    print(f'"{name}" is served at http://{arguments.host}:{port}/v1', flush=True)
+    listen(solver, name, arguments.host, port)
     return 0
+
+
+def name_of(system: str) -> str:
+    """What a system is called where nobody says: its folder's name, or the repository's."""
+    folder = Path(system)
+    return folder.resolve().name if folder.is_dir() else system
+
+
+def listen(solver: Solver, name: str, host: str, port: int | None) -> None:
+    """Serves until it is interrupted."""
+    server_of(solver, name, host=host, port=port).run()
+
+
+def server_of(solver: Solver, name: str, **settings: Any) -> Any:
+    """The uvicorn server of a system; `settings` are of uvicorn's `Config`."""
+    import uvicorn
+
+    from .serving.app import build_app
+
+    # Clients keep connections for some seconds and must not find them closed when they ask again.
+    settings = {"log_level": "warning", "timeout_keep_alive": 75, **settings}
+    return uvicorn.Server(uvicorn.Config(build_app(solver, name), **settings))

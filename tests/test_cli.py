@@ -159,7 +159,7 @@ def test_an_openai_client_gets_the_answer_from_the_server(chain_folder, expected
     command = [sys.executable, "-m", "recursivemas.cli", "serve", "--system", str(chain_folder), "--port", str(port)]
     server = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     body = {
-        "model": str(chain_folder.resolve()),
+        "model": chain_folder.name,
         "messages": [{"role": "user", "content": QUESTIONS[1]}],
         "max_tokens": 5,
         "temperature": 0,

@@ -52,7 +52,8 @@ def test_no_text_line_is_taken_for_an_import():
 # The floors of the workshop: a room imports remote code, itself, and rooms that stand before it here.
 ROOMS = (
     *("tasks", "sandbox", "toolbox", "distributed", "system_loader", "fetch", "evaluation", "exams", "training"),
-    *("small_systems", "inspection", "experiments", "release", "upload", "benchmarks", "serve", "mcp_server", "cli"),
+    *("small_systems", "inspection", "experiments", "release", "upload", "serving", "serve"),
+    *("benchmarks", "mcp_server", "cli"),
 )
 
 

@@ -539,6 +539,24 @@ SOURCES = [
         "trust::test_a_system_from_the_hub_names_no_folder_of_this_machine",
     ),
     workshop(
+        "a-batch-of-unlike-requests",
+        "if job.asked.key == first.asked.key and len(job.asked.questions) <= room:",
+        "if len(job.asked.questions) <= room:",
+        "serving::test_requests_that_ask_alike_are_answered_together_and_a_full_queue_says_so",
+    ),
+    workshop(
+        "one-bad-question-fails-the-batch",
+        "            for job in jobs:\n                self._answer([job])",
+        '            for job in jobs:\n                job.tell(("error", error))',
+        "serving::test_a_question_that_fails_does_not_hurt_the_others_of_its_batch",
+    ),
+    workshop(
+        "a-seed-that-stays",
+        "stack.enter_context(torch.random.fork_rng())",
+        "pass",
+        "serving::test_fields_of_openai_mean_what_they_say",
+    ),
+    workshop(
         "staged-code-not-compared",
         "if len(path.parts) > 1 or not own.is_file() or own.read_bytes() != (folder / path).read_bytes():",
         "if len(path.parts) > 1 or not own.is_file():",
@@ -1407,6 +1425,20 @@ DOORS = [
         "Solution(text, extract_answer(text, self.settings.task), usage",
         'Solution(text, extract_answer(text, "default"), usage',
         "generation::test_the_task_says_what_an_answer_is",
+    ),
+    remote(
+        "a-text-that-is-never-cut",
+        'finish_reason = "length" if cut else "stop"',
+        'finish_reason = "stop"',
+        "serving::test_a_solution_says_whether_its_text_was_cut_off",
+    ),
+    remote(
+        "latent-steps-that-tell-nobody",
+        """            if on_step:
+                on_step()
+""",
+        "",
+        "serving::test_a_step_may_end_a_run_and_is_told_of_every_latent_and_token",
     ),
     remote(
         "answers-in-the-order-of-lengths",
