@@ -326,8 +326,8 @@ def load_mas_system(
             raise InputError("Unknown executor.", where="executor", found=repr(executor), expected='"ray", or none')
         from recursivemas.distributed.ray_executor import RayExecutor  # needs an extra
 
-        arguments = {"style": style, "dataset": dataset, "task": task, "revision": revision, "override": override}
-        arguments |= kwargs
+        arguments: dict[str, Any] = {"style": style, "dataset": dataset, "task": task, "revision": revision}
+        arguments |= {"override": override, **kwargs}
         mas = load_mas_system(**arguments, only=[])
         load = importlib.import_module("recursivemas.system_loader").load_mas_system  # a name that actors can import
         mas.executor = RayExecutor(mas, partial(load, **arguments), executor_options)
