@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..configuration_recursivemas import AUTO, MODE, RUN_FIELDS, SETTLING_FIELDS
 from ..errors_recursivemas import InputError
-from ..fields_recursivemas import ANYTHING, validate_field, validate_fields, whole
+from ..fields_recursivemas import ANYTHING, Kind, validate_field, validate_fields, whole
 from ..files_recursivemas import parse_json
 from ..folders_recursivemas import is_unused
 from ..loading_recursivemas import ROLE_OPTIONS, validate_place
@@ -249,13 +249,13 @@ def validate_file(output: Path | None, replace: bool = False, beside: tuple[str,
         validate_output(path, replace)
 
 
-def validate_arguments(arguments: argparse.Namespace) -> None:
-    """Judges what a command line says of a run, before anything is loaded or fetched.
+def validate_arguments(arguments: argparse.Namespace, limits: Mapping[str, Kind] = {}) -> None:
+    """Judges what a command line says of a run, before anything is loaded or fetched; `limits` of a command's own.
 
     Raises:
         InputError: a value that cannot be used; it names the option.
     """
-    for name, kind in LIMITS.items():
+    for name, kind in {**LIMITS, **limits}.items():
         given = getattr(arguments, name, None)
         for value in given if isinstance(given, list) else [given]:
             if value is not None:

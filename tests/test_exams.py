@@ -2,7 +2,10 @@
 
 import base64
 import json
+import os
 import pickle
+import subprocess
+import sys
 import zlib
 
 import datasets
@@ -444,6 +447,18 @@ def test_processes_that_share_the_batches_give_what_one_does_however_many_went_b
     assert cli.main([*arguments, "--resume"]) == 0
     assert answers(folder) == answers(whole)
     assert {path.name for path in folder.iterdir()} == {f"gsm8k.{end}" for end in ("json", "jsonl", "md", "png")}
+
+
+@pytest.mark.slow
+def test_a_launcher_shares_the_questions_with_the_same_result(whole, questions, tmp_path):
+    """`torch.distributed.run`, which `accelerate launch` uses."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "recursivemas.cli"]
+    command += ["benchmark", "gsm8k", "--data", str(questions), *RUN, "--output", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert answers(tmp_path) == answers(whole) and done.stdout.count("# GSM8K") == 1
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".jsonl", ".md", ".png"}
 
 
 def test_without_sampling_several_answers_are_refused(questions, capsys):
