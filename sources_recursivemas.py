@@ -127,6 +127,8 @@ class Source:
             )
         except OSError as error:
             path, problem = None, error
+        except Exception as error:  # of the HTTP library: a connection that broke says nothing about the file
+            raise self._unreadable(error) from error
         # Offline, a file that the cached commit does not hold looks like an unreachable repository.
         if path is None and self.folder is None:
             raise self._unreadable(problem) from problem
@@ -211,7 +213,7 @@ class Source:
         return CheckpointError(
             "A repository cannot be read.",
             where=str(self),
-            found=str(error).partition("\n")[0] if error else "nothing",
+            found=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}" if error else "nothing",
             expected=places if self.clones is None else f"a folder in {self.clones}, {places}",
             hint="check the name, the revision and the token, or fetch it with `hf download`",
         )
@@ -242,7 +244,7 @@ class Source:
             folder = snapshot_download(
                 self.repository, revision=self.revision, allow_patterns=[prefix + p for p in patterns], **hub
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of the Hub client, and of its HTTP library
             raise self._unreadable(error) from error
         return replace(self, repository=folder, label=str(self))
 

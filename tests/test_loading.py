@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 import torch
+from recursivemas import sources_recursivemas
+from recursivemas.errors_recursivemas import CheckpointError
 from recursivemas.kernels_recursivemas import computes_half
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.system_loader import load_mas_system
@@ -163,3 +165,20 @@ def test_tools_find_in_the_configuration_what_they_ask_of_the_decoding_agent(cha
     assert (chain.config.eos_token_id, chain.config.pad_token_id) == (agent.eos_token_ids, agent.pad_token_id)
     assert (chain.device, chain.dtype) == (agent.device, agent.dtype)
     assert not hasattr(chain, "init_continuous_batching"), "it would bypass the recursion"
+
+
+@pytest.mark.parametrize(
+    ("function", "read"),
+    [("cached_file", lambda source: source.find("config.json")), ("snapshot_download", lambda s: s.fetch(("*",)))],
+)
+def test_a_connection_that_breaks_is_one_clear_error(monkeypatch, function, read):
+    def broken(*_, **__):
+        raise RemoteProtocolError("Server disconnected without sending a response.")
+
+    monkeypatch.setattr(sources_recursivemas, function, broken)
+    with pytest.raises(CheckpointError, match=r"(?s)cannot be read.*org/name.*RemoteProtocolError: Server disc"):
+        read(sources_recursivemas.Source("org/name"))
+
+
+class RemoteProtocolError(Exception):
+    """As that of the Hub client's HTTP library: no `OSError`."""

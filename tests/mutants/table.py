@@ -1090,6 +1090,12 @@ TOOLS = [
         "generation::test_stop_strings_end_an_answer_where_tools_run",
     ),
     remote(
+        "a-broken-connection-comes-through",
+        "        except Exception as error:  # of the HTTP library",
+        "        except KeyError as error:  # of the HTTP library",
+        "loading::test_a_connection_that_breaks_is_one_clear_error",
+    ),
+    remote(
         "results-beyond-the-positions",
         "if need > positions:",
         "if False:",
