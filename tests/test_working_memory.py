@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from recursivemas.agent_recursivemas import RecursiveMASAgent
+from recursivemas.batching_recursivemas import PromptBuilder
 from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.errors_recursivemas import ConfigError, InputError
 from recursivemas.links_recursivemas import CacheLink, InnerLink, OuterLink
@@ -129,26 +130,29 @@ def test_rows_that_end_early_leave_nothing_behind(monkeypatch):
         torch.testing.assert_close(solution.latents[1, "critic", "solver"], sent[1, "critic"], atol=1e-4, rtol=1e-4)
 
 
-def test_two_receivers_of_one_memory_have_a_copy_each():
-    roles = ("planner", "critic", "solver")
+def test_two_receivers_of_one_memory_have_a_copy_each(monkeypatch):
+    """What the first one reads and thinks behind it is not before the second; both kinds of link go together."""
     mas = cached_system(feedback=False, num_rounds=1)
     assert mas.solve(QUESTIONS[0], mode="text", max_new_tokens=3, message_tokens=3)[0].messages
     config = type(mas.config).from_dict(mas.config.to_dict())
-    config.stages = [["planner"], ["critic", "solver"]]
-    config.decoding_role = "solver"
-    config.links = [
-        {"source": "planner", "target": "critic", "kind": "cache"},
-        {"source": "planner", "target": "solver", "kind": "cache"},
-        {"source": "critic", "target": "solver", "feedback": True, "kind": "outer_linear_adapter"},
-    ]
+    config.links = [{"source": "planner", "target": role, "kind": "cache"} for role in ("critic", "solver")]
+    config.links += [{"source": "critic", "target": "solver", "kind": "outer_linear_adapter"}]
     config.prompts = chain_prompts(config.stages, config.links)
     width = mas.agents["planner"].hidden_size
-    links = {"planner_to_critic": CacheLink(width, width), "planner_to_solver": CacheLink(width, width)}
+    torch.manual_seed(7)
+    links = {f"planner_to_{role}": CacheLink(width, width) for role in ("critic", "solver")}
     links["critic_to_solver"] = OuterLink("outer_linear_adapter", width, width)
-    both = RecursiveMASModel(config, {role: mas.agents[role] for role in roles}, links)
-    found = both.solve(QUESTIONS, num_rounds=2, max_new_tokens=NEW, do_sample=False)
-    alone = [both.solve(q, num_rounds=2, max_new_tokens=NEW, do_sample=False)[0].text for q in QUESTIONS]
-    assert [each.text for each in found] == alone
+    both = RecursiveMASModel(config, dict(mas.agents.items()), links)
+    settings = {"max_new_tokens": NEW, "do_sample": False, "return_latents": True}
+    found = both.solve(QUESTIONS, **settings)
+    behind = PromptBuilder._behind
+    monkeypatch.setattr(
+        PromptBuilder, "_behind", lambda builder, memory, rows, reuse: behind(builder, memory, rows, False)
+    )
+    for one, other in zip(found, both.solve(QUESTIONS, **settings), strict=True):  # read anew
+        assert one.text == other.text
+        for key, latents in other.latents.items():
+            torch.testing.assert_close(one.latents[key], latents, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
