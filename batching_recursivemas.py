@@ -10,6 +10,7 @@ from transformers.cache_utils import Cache
 from .agent_recursivemas import RecursiveMASAgent
 from .caches_recursivemas import Prefix, can_crop
 from .errors_recursivemas import InputError
+from .memories_recursivemas import WorkingMemory
 from .prompts_recursivemas import Slot
 
 # A forward pass over a few positions costs as much as one over about so many: it reads the same weights.
@@ -117,6 +118,7 @@ class PromptBuilder:
         messages: Mapping[str, Sequence[torch.Tensor | list[int]]],
         reuse: bool = True,
         continuations: list[list[int]] | None = None,
+        memory: WorkingMemory | None = None,
     ) -> tuple[PromptBatch, list[int]]:
         """Fills the slots.
 
@@ -125,6 +127,7 @@ class PromptBuilder:
             messages: source role -> what it sent to each row: latents (n, hidden_size) or token ids.
             reuse: whether the prompt may come with a cache.
             continuations: token ids that stand behind each row's prompt (in training, what is to be said).
+            memory: what stands before each row's prompt; its cache is extended from then on.
 
         Returns:
             The batch of prompts, and the number of text tokens in each row's prompt.
@@ -136,6 +139,8 @@ class PromptBuilder:
         tokens = [sum(len(part) for part in row if not isinstance(part, torch.Tensor)) for row in rows]
         if continuations is not None:
             rows = [[*row, ids] for row, ids in zip(rows, continuations, strict=True)]
+        if memory is not None:
+            return self._behind(memory, rows, reuse), tokens
         if not reuse:
             return PromptBatch(*embed_rows(self.agent, rows), rows=rows), tokens
         opened = self._open_prefix(rows)
@@ -143,10 +148,20 @@ class PromptBuilder:
             return PromptBatch(*embed_rows(self.agent, rows), self.agent.new_cache(), rows=rows), tokens
         prefix, cache = opened
         tails = [[row[0][len(head) :], *row[1:]] for row, head in zip(rows, self._heads, strict=True)]
+        return self._on_cache(cache, prefix.attention_mask, tails, rows), tokens
+
+    def _behind(self, memory: WorkingMemory, rows: list[list], reuse: bool) -> PromptBatch:
+        whole = [[*before, *row] for before, row in zip(memory.rows, rows, strict=True)]
+        if not reuse:
+            return PromptBatch(*embed_rows(self.agent, whole), rows=whole)
+        return self._on_cache(memory.cache, memory.attention_mask, rows, whole)
+
+    def _on_cache(self, cache: Cache, read: torch.Tensor, tails: list[list], rows: list[list]) -> PromptBatch:
+        """The prompt whose positions in `read`, a mask (batch, past), a cache holds, and whose tails it does not."""
         embeds, mask = embed_rows(self.agent, tails)
-        padding = embeds.new_zeros(embeds.shape[0], prefix.length, embeds.shape[2])
-        embeds, mask = torch.cat([padding, embeds], dim=1), torch.cat([prefix.attention_mask, mask], dim=1)
-        return PromptBatch(embeds, mask, cache, prefix.length, rows), tokens
+        padding = embeds.new_zeros(embeds.shape[0], read.shape[1], embeds.shape[2])
+        embeds, mask = torch.cat([padding, embeds], dim=1), torch.cat([read, mask], dim=1)
+        return PromptBatch(embeds, mask, cache, read.shape[1], rows)
 
     def _open_prefix(self, rows: list[list]) -> tuple[Prefix, Cache] | None:
         if not self._heads:

@@ -27,6 +27,7 @@ from .fields_recursivemas import (
 from .folders_recursivemas import settle
 from .links_recursivemas import (
     ABLATION_KINDS,
+    CACHE,
     CODEBOOK,
     EXPECTED_EMBEDDING,
     INNER_KINDS,
@@ -122,7 +123,7 @@ AGENT_FIELDS = {
     "inner_link": OBJECT | NOTHING,
 }
 KINDS_OF_INNER_LINKS = one_of((*INNER_KINDS, EXPECTED_EMBEDDING, CODEBOOK, *ABLATION_KINDS))
-KINDS_OF_OUTER_LINKS = one_of((*OUTER_KINDS, RESAMPLER, SOFT_PROMPT, *ABLATION_KINDS))
+KINDS_OF_OUTER_LINKS = one_of((*OUTER_KINDS, RESAMPLER, SOFT_PROMPT, CACHE, *ABLATION_KINDS))
 INNER_LINK_FIELDS = {"kind": KINDS_OF_INNER_LINKS | NOTHING, "weights": WEIGHTS}
 LINK_FIELDS = {
     "source": TEXT,
@@ -492,6 +493,10 @@ class RecursiveMASConfig(PreTrainedConfig):
             validate_fields(link, LINK_FIELDS, where, ConfigError, required=("source", "target"))
             _validate_weights(link.get("weights"), where)
         topology = self.topology
+        continuing = [link["target"] for link in self.links if link.get("kind") == CACHE]
+        if repeated := sorted({role for role in continuing if continuing.count(role) > 1}):
+            found, expected = f"two links of kind {CACHE} to {', '.join(repeated)}", "one for each role at most"
+            raise ConfigError("A role goes on from one working memory.", where="links", found=found, expected=expected)
         if set(self.agents) != set(topology.roles):
             raise ConfigError(
                 "The agents and the roles of the stages differ.",

@@ -10,7 +10,9 @@ from transformers import GenerationConfig
 from .batching_recursivemas import PromptBatch, embed_rows
 from .configuration_recursivemas import RunSettings
 from .engine_recursivemas import Run, Solution, System
+from .errors_recursivemas import ArgumentError
 from .generation_recursivemas import AnswerSettings
+from .links_recursivemas import CacheLink
 from .prompts_recursivemas import Question
 from .topology_recursivemas import Topology
 
@@ -94,6 +96,13 @@ class AdaptiveRun:
         on_turn: Callable[[int, str], None] | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> None:
+        if handing := [name for name, link in system.outer_links.items() if isinstance(link, CacheLink)]:
+            raise ArgumentError(
+                "Rows cannot leave a run whose roles go on from each other's working memory.",
+                where='num_rounds="auto"',
+                found=f"links of kind cache: {', '.join(handing)}",
+                hint="say a number of rounds",
+            )
         self.run = Run(system, questions, settings, generation_config, on_turn, on_step)
         self.said: list[dict[Key, object]] = [{} for _ in questions]
         # Row -> the run that it left with, and its place there; a run of its own for each departure.

@@ -22,7 +22,7 @@ from .answers_recursivemas import extract_answer
 from .batching_recursivemas import PromptBatch, PromptBuilder
 from .configuration_recursivemas import RunSettings
 from .controls_recursivemas import stand_in
-from .errors_recursivemas import OutOfMemoryError
+from .errors_recursivemas import InputError, OutOfMemoryError
 from .generation_recursivemas import (
     AnswerSettings,
     continues_cache,
@@ -35,10 +35,18 @@ from .generation_recursivemas import (
 )
 from .handover_recursivemas import hand_over
 from .limits_recursivemas import name_of, validate_finite, validate_positions
-from .links_recursivemas import AnyOuterLink
+from .links_recursivemas import AnyOuterLink, CacheLink
+from .memories_recursivemas import (
+    WorkingMemory,
+    continued_turn,
+    read_positions,
+    remember,
+    slot_positions,
+    turns_before,
+)
 from .memory_recursivemas import is_out_of_memory
 from .modules_recursivemas import Modules
-from .prompts_recursivemas import MARKER, PromptRenderer, Question, Slot, as_inputs, as_text, template_for
+from .prompts_recursivemas import MARKER, PromptRenderer, Question, as_inputs, as_text, template_for, text_tokens
 from .topology_recursivemas import Topology
 
 logger = logging.get_logger(__name__)
@@ -170,23 +178,24 @@ def fit_positions(
     for round_index, role in schedule:
         agent, renderer = system.agents[role], system.renderers[role]
         answers, slots = settings.may_answer(system.topology, (round_index, role)), 0
-        turn = (role, settings.phase(round_index), answers)  # the same in every later round
+        earlier = turns_before(system, settings, (round_index, role))
+        turn = (role, settings.phase(round_index), answers, len(earlier))  # the same in every later round
         if (limit := agent.position_limit) is None or turn in seen:
             continue
         seen.add(turn)
         more = config.max_new_tokens if answers else _positions_behind(settings)
         if settings.thinks and not settings.silent:
-            links = [system.outer_links[link.name] for link in system.topology.incoming(role, round_index)]
-            slots = sum(getattr(link, "positions", settings.latent_steps) for link in links)
+            slots = slot_positions(system, settings, (round_index, role))
         chat = renderer.render(*template_for(settings.prompts, role, settings.task, settings.phase(round_index)))
         fields = [match["question"] or match["field"] for match in MARKER.finditer(chat) if match["role"] is None]
-        template = _text_tokens(renderer.cut(chat, dict.fromkeys(fields, ""))) + PIECE_TOKENS
+        template = text_tokens(renderer.cut(chat, dict.fromkeys(fields, ""))) + PIECE_TOKENS
         for index, question in enumerate(questions):
             inputs = as_inputs(question)
-            most = template + sum(len(inputs[name].encode("utf-8", "surrogatepass")) for name in fields)
+            read = sum(read_positions(system, settings, before, inputs) for before in earlier)
+            most = read + template + sum(len(inputs[name].encode("utf-8", "surrogatepass")) for name in fields)
             if most + slots + more <= limit:
                 continue
-            tokens = _text_tokens(renderer.cut(chat, inputs))
+            tokens = read + text_tokens(renderer.cut(chat, inputs))
             if answers and not said and tokens + slots < limit:
                 config.max_new_tokens = more = min(more, limit - tokens - slots)
             validate_positions(
@@ -199,10 +208,6 @@ def fit_positions(
 
 
 PIECE_TOKENS = 16  # by which a text may change how its template is tokenized
-
-
-def _text_tokens(pieces: list[list[int] | Slot]) -> int:
-    return sum(len(piece) for piece in pieces if not isinstance(piece, Slot))
 
 
 def _positions_behind(settings: RunSettings) -> int:
@@ -249,6 +254,10 @@ class Run:
         self.usage = Usage([0] * len(questions), [0] * len(questions), [0] * len(questions), [0] * len(questions))
         self.latents: dict[tuple[int, str, str], list[torch.Tensor]] = {}
         self.texts: dict[tuple[int, str], list[str]] = {}
+        self._memories: dict[tuple[int, str, str], WorkingMemory] = {}  # (round, source, target) -> to be gone on from
+        if settings.control not in (None, "none") and any(isinstance(x, CacheLink) for x in self.outer_links.values()):
+            what, expected = "A control stands in for latents; a link hands over working memory.", 'none, or "none"'
+            raise InputError(what, where="control", found=settings.control, expected=expected)
         self._builders: dict[str, PromptBuilder] = {}
 
     def decoder_prompt(self, reuse: bool = True) -> PromptBatch:
@@ -368,7 +377,11 @@ class Run:
         builder, phase = self._builders[role], self.settings.phase(round_index)
         answers = (round_index, role) == self.schedule[-1]
         more = self.generation_config.max_new_tokens or 0 if answers else _positions_behind(self.settings)
-        needs = [_text_tokens(row) + slot + more for row, slot in zip(builder.rows[phase], slots, strict=True)]
+        before = continued_turn(self.topology, self.outer_links, (round_index, role))
+        memory = None if before is None else self._memories.pop((*before, role), None)  # in texts, or alone, none is
+        read = [0] * len(slots) if memory is None else memory.lengths
+        texts = map(text_tokens, builder.rows[phase])
+        needs = [past + text + slot + more for past, text, slot in zip(read, texts, slots, strict=True)]
         validate_positions(
             self.agents[role].position_limit,
             dict(enumerate(needs)),
@@ -376,7 +389,7 @@ class Run:
             name=lambda row: name_of(row, as_text(self.questions[row])),
             what=f"prompt, what was sent, and {more} new ones",
         )
-        prompt, tokens = builder.build(phase, messages, reuse)
+        prompt, tokens = builder.build(phase, messages, reuse, memory=memory)
         prompt.where = where
         self.usage.count("prompt_tokens", tokens)
         return prompt
@@ -390,6 +403,8 @@ class Run:
             if settings.silent:
                 empty = torch.zeros(0, agent.hidden_size, device=agent.device)
                 messages[link.source] = [empty] * len(self.questions)
+            elif settings.thinks and isinstance(self.outer_links[link.name], CacheLink):
+                messages[link.source] = [torch.zeros(0, agent.hidden_size, device=agent.device)] * len(self.questions)
             elif settings.thinks:
                 rows = [row.to(agent.device) for row in self.latents[sent, link.source, link.target]]
                 messages[link.source] = rows if settings.control_tokens else agent.without_control_tokens(rows)
@@ -420,6 +435,11 @@ class Run:
         for link in self.topology.outgoing(role):
             if (round_index + link.feedback, link.target) not in self.schedule:
                 continue  # nobody who contributes to the answer hears it
+            if isinstance(self.outer_links[link.name], CacheLink):
+                assert prompt.past_key_values is not None
+                self._memories[round_index, role, link.target] = remember(
+                    self.agents[role], prompt.rows, prompt.attention_mask, prompt.past_key_values, rollout
+                )
             sent = hand_over(self.agents[role], self.outer_links[link.name], rollout)
             self.latents[round_index, role, link.target] = sent
             dtype = self.agents[link.target].dtype  # the receiver reads them in its own

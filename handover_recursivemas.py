@@ -3,7 +3,7 @@
 import torch
 
 from .agent_recursivemas import RecursiveMASAgent, Rollout
-from .links_recursivemas import AnyOuterLink, OuterLink
+from .links_recursivemas import AnyOuterLink, CacheLink, OuterLink
 
 
 def hand_over(sender: RecursiveMASAgent, link: AnyOuterLink, rollout: Rollout) -> list[torch.Tensor]:
@@ -21,6 +21,8 @@ def hand_over(sender: RecursiveMASAgent, link: AnyOuterLink, rollout: Rollout) -
         Each row's positions in the receiver's embedding space, (n, width of the receiver), in the link's dtype; none
         for a row without thoughts.
     """
+    if isinstance(link, CacheLink):  # what was thought is in the memory that travels
+        return [row[:count] for row, count in zip(rollout.latents, rollout.lengths.tolist(), strict=True)]
     latents = sender.snap(rollout.latents) if link.snap else rollout.latents
     lengths = rollout.lengths.tolist()
     if isinstance(link, OuterLink):

@@ -57,6 +57,9 @@ EXPECTED_EMBEDDING = "expected_embedding"
 CODEBOOK = "codebook"
 # The outer kinds that hand over a fixed number of positions, however many latent steps there were.
 RESAMPLER, SOFT_PROMPT = "outer_resampler", "outer_soft_prompt"
+# The outer kind that hands over working memory in place of latents, between roles of one base.
+CACHE = "cache"
+WEIGHTLESS = (EXPECTED_EMBEDDING, CACHE)  # kinds without a file
 
 
 def _shape_of(kind: str, kinds: dict[str, LinkShape]) -> LinkShape:
@@ -425,6 +428,31 @@ class SoftPromptLink(nn.Module):
         return self.vectors.expand(len(latents), -1, -1)
 
 
+class CacheLink(nn.Module):
+    """Hands over the sender's working memory, see memories_recursivemas.py; nothing stands in the receiver's slot.
+
+    Not in the paper: LatentMAS's way, as a baseline. It has no parameters.
+
+    Args:
+        in_features, out_features: the width of both agents.
+    """
+
+    kind, snap, options, positions = CACHE, False, MappingProxyType[str, Any]({}), 0
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        hidden_states: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The latents as they are."""
+        return latents
+
+
 def fitting_kinds(state_dict: Mapping[str, torch.Tensor], outer: bool) -> list[str]:
     """The kinds of link that have exactly the modules of a state dict."""
     if outer and {"queries", "vectors"} & state_dict.keys():
@@ -464,7 +492,7 @@ def infer_kind(state_dict: Mapping[str, torch.Tensor], outer: bool, where: str) 
 
 
 AnyInnerLink = InnerLink | ExpectedEmbeddingLink
-AnyOuterLink = OuterLink | ResamplingLink | SoftPromptLink
+AnyOuterLink = OuterLink | ResamplingLink | SoftPromptLink | CacheLink
 
 
 @overload
@@ -520,6 +548,8 @@ def build_link(
     kind = kind or infer_kind(state_dict, out_features is not None, where)
     if kind == EXPECTED_EMBEDDING and out_features is None and not state_dict:
         return ExpectedEmbeddingLink(in_features, **options)
+    if kind == CACHE and out_features is not None and not state_dict:
+        return CacheLink(in_features, out_features)
     if kind == CODEBOOK and out_features is None:
         return ExpectedEmbeddingLink(in_features, **options, token_ids=_codebook(state_dict, where))
     link: InnerLink | AnyOuterLink

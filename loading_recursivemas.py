@@ -23,7 +23,16 @@ from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, In
 from .fields_recursivemas import did_you_mean
 from .gguf_recursivemas import agent_place
 from .link_files_recursivemas import read_link
-from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, AnyOuterLink, build_link, mixture_options
+from .links_recursivemas import (
+    EXPECTED_EMBEDDING,
+    WEIGHTLESS,
+    AnyInnerLink,
+    AnyOuterLink,
+    CacheLink,
+    build_link,
+    mixture_options,
+)
+from .memories_recursivemas import validate_continuation
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer
 from .sharing_recursivemas import Bases
@@ -274,7 +283,7 @@ def _own_folders(config: RecursiveMASConfig, roles: Collection[str]) -> list[str
     sources = [config.agents[role]["source"] for role in roles]
     sources += [adapter["source"] for role in roles if (adapter := config.agents[role].get("adapter"))]
     entries = [*config.links, *(agent.get("inner_link") or {} for agent in config.agents.values())]
-    places = [each.get("weights") for each in entries if each.get("kind") != EXPECTED_EMBEDDING]
+    places = [each.get("weights") for each in entries if each.get("kind") not in WEIGHTLESS]
     has_links = any(not isinstance(place, dict) or "tasks" in place for place in places)
     return [place for place in sources if place.startswith(("agents/", "./"))] + ["links"] * has_links
 
@@ -296,9 +305,12 @@ def load_links(
     inner_links = {role: load_inner_link(source, config, role, widths[role], dtype) for role in config.agents}
     outer_links = {}
     for link, entry in zip(config.topology.links, config.links, strict=True):
-        tensors, where, stated = read_link(
-            source, entry.get("weights"), link.name, config.link_task, entry.get("legacy_key")
-        )
+        tensors: dict[str, torch.Tensor] = {}
+        where, stated = f"{source}, link {link.name}", None
+        if entry.get("kind") not in WEIGHTLESS:
+            tensors, where, stated = read_link(
+                source, entry.get("weights"), link.name, config.link_task, entry.get("legacy_key")
+            )
         outer_links[link.name] = build_link(
             tensors,
             where=where,
@@ -380,6 +392,8 @@ def validate_parts(
 
 def validate_outer_link(ends: Link, link: AnyOuterLink, agents: Modules[RecursiveMASAgent]) -> None:
     """Raises ConfigError unless an outer link has the widths of the agents at its ends."""
+    if isinstance(link, CacheLink):
+        validate_continuation(ends.name, agents[ends.source], agents[ends.target])
     found = (link.in_features, link.out_features)
     expected = (agents[ends.source].hidden_size, agents[ends.target].hidden_size)
     if found != expected:

@@ -49,6 +49,11 @@ class Slot:
     role: str
 
 
+def text_tokens(pieces: list[list[int] | Slot]) -> int:
+    """Tokens of a cut prompt, without what fills its slots."""
+    return sum(len(piece) for piece in pieces if not isinstance(piece, Slot))
+
+
 def read_prompts(path: str | os.PathLike) -> dict:
     """A prompt set from a JSON file."""
     return read_object(path, InputError, f"prompts, {path}")

@@ -16,7 +16,7 @@ from .configuration_recursivemas import AUTO_MAP, RecursiveMASConfig
 from .errors_recursivemas import CheckpointError, InputError
 from .folders_recursivemas import replacing
 from .link_files_recursivemas import link_filename
-from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, AnyOuterLink
+from .links_recursivemas import WEIGHTLESS, AnyInnerLink, AnyOuterLink
 from .modules_recursivemas import Modules
 from .sources_recursivemas import write_code, write_tensors
 from .stamps_recursivemas import write_stamp
@@ -139,7 +139,7 @@ def saved_links(
     for name, link in links.items():
         prefix = f"outer_links.{name}." if "_to_" in name else f"agents.{name}.inner_link."
         weights = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-        if not weights and link.kind != EXPECTED_EMBEDDING:
+        if not weights and link.kind not in WEIGHTLESS:
             raise CheckpointError("There are no weights to save.", where="save_pretrained", expected=f"{prefix}*")
         saved[name] = SavedLink(link.kind, {None: weights}, link.options)
     return saved

@@ -43,7 +43,7 @@ def _measure(arguments: argparse.Namespace, ray: ModuleType) -> tuple[dict, list
     with tempfile.TemporaryDirectory() as folder:
         local = random_system([arguments.shape] * 3, arguments.dtype, "cpu")
         local.save_pretrained(folder, copy_agents=True)
-        remote = load_mas_system(folder, device=arguments.device, executor="ray")
+        remote = load_mas_system(folder, device=arguments.device, executor="ray", share_bases=False)
 
         def solve(mas) -> None:
             mas.solve(questions, batch_size=arguments.batch_size, **settings)

@@ -29,6 +29,7 @@ from ..configuration_recursivemas import RunSettings
 from ..engine_recursivemas import USAGE, Run, Solution, validate_halving
 from ..errors_recursivemas import ConfigError, InputError
 from ..generation_recursivemas import AnswerSettings
+from ..links_recursivemas import CacheLink
 from ..memory_recursivemas import free_memory, is_out_of_memory
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question
@@ -244,6 +245,17 @@ class RayExecutor:
         for roles in mas.shared_bases:
             for role in roles:
                 self.hosts[role] = next(other for other in roles if options.get(other) == options.get(role))
+        for link in self.topology.links:
+            if (
+                isinstance(mas.outer_links[link.name], CacheLink)
+                and self.hosts[link.source] != self.hosts[link.target]
+            ):
+                raise ConfigError(
+                    "Working memory does not leave an actor.",
+                    where=f"links, {link.name}",
+                    found=f"other `executor_options` for {link.source} than for {link.target}",
+                    expected="the same for both, so that one actor has both",
+                )
         self.replicas: dict[str, list] = {}
         # Ray sends a class that it decorates by value, with whatever its methods name; this one the actors import.
         actor_class: Any = ray.remote(max_restarts=MAX_RESTARTS)(AgentWorker)

@@ -37,7 +37,7 @@ from ..errors_recursivemas import CheckpointError, RecursiveMASError
 from ..evaluation.commands import add_trust_argument
 from ..gguf_recursivemas import agent_place
 from ..link_files_recursivemas import find_link
-from ..links_recursivemas import EXPECTED_EMBEDDING
+from ..links_recursivemas import WEIGHTLESS
 from ..loading_recursivemas import validate_architecture, validate_places
 from ..sharing_recursivemas import BASE_FILES, Shared
 from ..sources_recursivemas import Source
@@ -143,7 +143,7 @@ def check_system(
     links = [(role, entry.get("inner_link") or {}) for role, entry in config.agents.items()]
     links += [(link.name, entry) for link, entry in zip(topology.links, config.links, strict=True)]
     for name, entry in links:
-        if entry.get("kind") != EXPECTED_EMBEDDING:
+        if entry.get("kind") not in WEIGHTLESS:
             _check_link(repository, source, entry, name, config.link_task)
     if "/" in system or os.path.isdir(system):
         _check_stamp(source, list(repositories.values()))

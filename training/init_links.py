@@ -44,7 +44,7 @@ from ..evaluation.commands import (
 from ..evaluation.results import text_of
 from ..fields_recursivemas import number, validate_field, whole
 from ..gguf_recursivemas import agent_place
-from ..links_recursivemas import CODEBOOK, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, ExpectedEmbeddingLink
+from ..links_recursivemas import CACHE, CODEBOOK, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, ExpectedEmbeddingLink
 from ..loading_recursivemas import validate_tokenizer
 from ..modeling_recursivemas import RecursiveMASModel
 from ..sharing_recursivemas import Bases
@@ -140,7 +140,7 @@ def init_system(
     }
     for link in topology.links:
         if keep is None or {link.source, link.target} & set(new):
-            outer_links[link.name].snap = snap
+            outer_links[link.name].snap = snap and outer_kind != CACHE
     config.name_or_path = str(folder)
     for role in new:
         config.agents[role].pop("inner_link", None)
@@ -178,8 +178,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     inner = "kind of the inner links; one with weights is a starting point for training (default: %(default)s)"
     kinds = (*MIXTURES, *INNER_KINDS)
     parser.add_argument("--inner", default=EXPECTED_EMBEDDING, choices=kinds, help=inner)
-    outer = "kind of the outer links, one with a linear path (default: %(default)s)"
-    parser.add_argument("--outer", default="outer_linear_adapter", choices=list(OUTER_KINDS), help=outer)
+    outer = (
+        "kind of the outer links: one with a linear path; or cache, between roles of one base: the receiver goes on"
+    )
+    outer += " from the sender's working memory, not probed (default: %(default)s)"
+    parser.add_argument("--outer", default="outer_linear_adapter", choices=[*OUTER_KINDS, CACHE], help=outer)
     chosen = f"default: {TEMPERATURE}, unless the probe finds another surely better"
     parser.add_argument("--temperature", type=float, help=f"of the inner links' mixture ({chosen})")
     norm = "length of every latent: mean (of the token embeddings), none, or a number (default: mean, likewise)"
@@ -247,7 +250,7 @@ def run(arguments: argparse.Namespace) -> int:
         codebook_size=arguments.codebook_size, trusted=arguments.trust_remote_code, **settings,
     )  # fmt: skip
     result: dict[str, Any] | None = None
-    if arguments.inner in MIXTURES and not arguments.no_probe:
+    if arguments.inner in MIXTURES and arguments.outer != CACHE and not arguments.no_probe:
         limit_threads(mas)
         start = Setting(codebook=arguments.inner == CODEBOOK, **settings)
         new = mas.topology.roles if keep is None else tuple(sources)

@@ -13,7 +13,7 @@ from ..evaluation.interrupts import Interrupted, interruptible, signals_to
 from ..evaluation.metrics import METRICS
 from ..evaluation.results import PROVENANCE, provenance
 from ..folders_recursivemas import write_text
-from ..links_recursivemas import ABLATION_KINDS, OUTER_KINDS, AnyOuterLink, SoftPromptLink
+from ..links_recursivemas import ABLATION_KINDS, OUTER_KINDS, AnyOuterLink, CacheLink, SoftPromptLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
 from .arguments import LinkTrainingArguments
@@ -58,6 +58,12 @@ def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: Recursive
         # Replaying pays at the small rates of a run's end only: at 5e-4 it diverged (docs/real-model.md).
         settings = dataclasses.replace(settings, replay_steps=min(settings.replay_steps, settings.max_steps // 10))
         return InnerObjective(mas, roles, settings, references, fresh)
+    if handing := [name for name, link in mas.outer_links.items() if isinstance(link, CacheLink)]:
+        raise InputError(
+            "Links of kind cache hand over working memory: they have nothing to train, and no gradient passes them.",
+            where=f"links, {', '.join(handing)}",
+            hint="train a system whose links hand over latents",
+        )
     num_rounds = arguments.num_rounds or mas.config.most_rounds
     used = [
         link.name

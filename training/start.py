@@ -18,11 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from ..agent_recursivemas import RecursiveMASAgent
 from ..errors_recursivemas import ConfigError
 from ..links_recursivemas import (
+    CACHE,
     OUTER_KINDS,
     RESAMPLER,
     SOFT_PROMPT,
     AnyInnerLink,
     AnyOuterLink,
+    CacheLink,
     ExpectedEmbeddingLink,
     InnerLink,
     OuterLink,
@@ -278,13 +280,15 @@ def fit_outer_link(
 
     Args:
         source, target: the agents at the ends of the link.
-        kind: any outer kind that has a linear path.
+        kind: any outer kind that has a linear path, or `cache`.
         tokens: ids in the source's and in the target's vocabulary that stand for the same; default `shared_tokens`.
         positions: how many a link of kind `outer_resampler` or `outer_soft_prompt` hands over.
 
     Raises:
         ConfigError: the kind has no linear path, or the vocabularies share too few tokens.
     """
+    if kind == CACHE:
+        return CacheLink(source.hidden_size, target.hidden_size)
     source_ids, target_ids = shared_tokens(source, target) if tokens is None else tokens
     if len(source_ids) < LEAST_SHARED:
         raise ConfigError(

@@ -89,6 +89,7 @@ def expected_of(mas: RecursiveMASModel, plan: Plan, repository: Repository) -> d
             link_filename(name, task): link
             for name in mas.outer_links
             for task, link in outer_links_of(mas, name).items()
+            if link.state_dict()
         }
         return {"links": {name: probe.digest(link.state_dict()) for name, link in built.items()}}
     return probe.probe_system(mas, mas.tokenizer, plan.question)

@@ -11,7 +11,7 @@ from ..evaluation.commands import validate_output
 from ..evaluation.results import read_results
 from ..folders_recursivemas import is_unused, replacing, settle
 from ..link_files_recursivemas import link_filename
-from ..links_recursivemas import AnyInnerLink, AnyOuterLink
+from ..links_recursivemas import AnyInnerLink, AnyOuterLink, CacheLink
 from ..loading_recursivemas import quiet_progress
 from ..modeling_recursivemas import RecursiveMASModel
 from ..saving_recursivemas import SavedLink, adapter_writers, agent_writers, save_system
@@ -101,6 +101,8 @@ def _stage_outer_links(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None
     table = []
     for link in mas.topology.links:
         files = {task: link_filename(link.name, task) for task in links[link.name]}
+        if isinstance(mas.outer_links[link.name], CacheLink):  # has no file
+            continue
         for task, built in links[link.name].items():
             write_tensors(built.state_dict(), folder / files[task])
         module = mas.outer_links[link.name]

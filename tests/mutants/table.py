@@ -1367,6 +1367,30 @@ ENGINE = [
         "released::test_offloading_keeps_one_agent_on_its_device_and_changes_nothing",
     ),
     remote(
+        "a-memory-without-the-last-latent",
+        "if read < length + steps:",
+        "if False:",
+        "working_memory::test_going_on_from_a_working_memory_is_reading_everything_anew",
+    ),
+    remote(
+        "a-memory-with-steps-behind-the-end",
+        "mask[:, length:] = torch.arange(steps, device=mask.device) < rollout.lengths[:, None]",
+        "pass",
+        "working_memory::test_rows_that_end_early_leave_nothing_behind",
+    ),
+    remote(
+        "a-memory-is-nobodys-copy",
+        "cache, (batch, length), steps = copy.deepcopy(cache), ",
+        "cache, (batch, length), steps = cache, ",
+        "working_memory::test_two_receivers_of_one_memory_have_a_copy_each",
+    ),
+    remote(
+        "positions-without-the-memory",
+        "turns += [before] if before is not None else []",
+        "pass",
+        "working_memory::test_positions_count_what_is_gone_on_from",
+    ),
+    remote(
         "a-shared-base-is-moved",
         "if leaving.get_input_embeddings().weight is entering.get_input_embeddings().weight:",
         "if False:",
