@@ -1,6 +1,7 @@
 """Writing a system: one function that says of every agent and link whether it lies in the folder or elsewhere."""
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,17 @@ from .link_files_recursivemas import link_filename
 from .links_recursivemas import EXPECTED_EMBEDDING, AnyInnerLink, AnyOuterLink
 from .sources_recursivemas import write_code, write_tensors
 from .stamps_recursivemas import write_stamp
+
+# Patterns of what a save of a system writes
+SYSTEM_FILES = (
+    *("config.json", "generation_config.json", "weights.json", "*_recursivemas.py", "links/*", "agents/*"),
+    *TOKENIZER_FILES,
+)
+
+
+def is_folder(source: str, elsewhere: bool = True) -> bool:
+    """Whether an agent's `source` is a folder: of the system's repository, or (if `elsewhere`) of this machine."""
+    return source.startswith(("agents/", "./")) or (elsewhere and os.path.isabs(source))
 
 
 @dataclass(frozen=True)
@@ -135,15 +147,18 @@ def saved_links(
 
 
 def agent_writer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: Path, options: Mapping[str, Any] | None = None
 ) -> Callable[[Path], None] | None:
-    """What writes an agent's model folder; `None` where `place`, in which it is to be, is where it was loaded from."""
+    """What writes an agent's model folder, with `options` of its `save_pretrained`.
+
+    `None` where `place`, in which it is to be, is where it was loaded from, and no option asks for another form.
+    """
     origin = Path(model.name_or_path).resolve() if model.name_or_path else None
-    if place.is_dir() and place.resolve() == origin:
+    if place.is_dir() and place.resolve() == origin and not options:
         return None
 
     def write(folder: Path) -> None:
-        save_base_model(model, folder)
+        save_base_model(model, folder, **(options or {}))
         tokenizer.save_pretrained(folder)
 
     return write

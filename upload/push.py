@@ -1,8 +1,6 @@
 """Pushing: the network part. Says what it would do unless told to do it; a second run goes on where one stopped."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +8,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers.utils import logging
 
-from ..errors_recursivemas import CheckpointError, InputError
+from ..errors_recursivemas import InputError
+from ..pushing_recursivemas import speaking_to_the_hub
 from .files import CHECKED, PLAN, PUSHED, files_of, fingerprint, read_json, write_json
 from .plan import Plan, Repository, load_plan
 
@@ -25,23 +24,6 @@ class Step:
     target: str  # repository or collection
     action: str  # "create" or "update"
     detail: str  # commit, address, or what would be sent
-
-
-@contextmanager
-def _speaking_to_the_hub(where: str) -> Iterator[None]:
-    """Turns what the client raises into one error that says what to do."""
-    try:
-        yield
-    except (InputError, CheckpointError):
-        raise
-    except Exception as error:  # the client, its HTTP library and the system all raise their own
-        raise CheckpointError(
-            "The Hub did not take it.",
-            where=where,
-            found=f"{type(error).__name__}: {str(error).strip()}"[:1000],
-            expected="a token that may write there (`hf auth login`), and a connection",
-            hint="put that right and run the same command again; it goes on where it stopped",
-        ) from error
 
 
 def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite: bool = False) -> list[Step]:
@@ -66,17 +48,17 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
     record = read_json(folder / PUSHED) or {}
     heads = {}
     for repository in plan.repositories:
-        with _speaking_to_the_hub(repository.id):
+        with speaking_to_the_hub(repository.id):
             heads[repository.id] = _head(api, repository, record, overwrite)
     if not yes:
         return _intentions(plan, folder, heads, public)
     for repository in plan.repositories:
-        with _speaking_to_the_hub(f"{repository.id}, README.md"):
+        with speaking_to_the_hub(f"{repository.id}, README.md"):
             ModelCard.load(folder / repository.name / "README.md").validate()
     steps: list[Step] = []
     commits: dict[str, str] = {}
     for repository in logging.tqdm(plan.repositories, desc="Pushing", unit="repository", leave=False):
-        with _speaking_to_the_hub(repository.id):
+        with speaking_to_the_hub(repository.id):
             _require_check(plan, folder)  # the push may take long
             action = "update" if heads[repository.id] else "create"
             if action == "create":
@@ -87,7 +69,7 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
             record.setdefault(repository.id, {})["commit"] = commit
             write_json(folder / PUSHED, record)
             steps.append(Step(repository.id, action, commit))
-    with _speaking_to_the_hub(f"collection {plan.collection}"):
+    with speaking_to_the_hub(f"collection {plan.collection}"):
         steps.append(update_collection(api, plan, public))
     return steps
 

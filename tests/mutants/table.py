@@ -675,8 +675,8 @@ SAVING = [
     ),
     remote(
         "agents-of-others",
-        'agent_writer(self.agents[role].model, self.agents[role].tokenizer, folder / "agents" / role)',
-        'agent_writer(self.agents[min(self.agents)].model, self.agents[role].tokenizer, folder / "agents" / role)',
+        "agent_writer(self.agents[role].model, ",
+        "agent_writer(self.agents[min(self.agents)].model, ",
         "faults::test_init_links_replaces_a_system_when_it_is_told_to",
     ),
     remote(
