@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors_recursivemas import InputError
 from ..evaluation.commands import validate_output
@@ -16,14 +17,21 @@ from ..modeling_recursivemas import RecursiveMASModel
 from ..saving_recursivemas import SavedLink, agent_writer, save_system
 from ..sources_recursivemas import write_tensors
 from ..system_loader import ROOT, load_mas_system
+from ..training.checkpoints import SETTINGS_FILE
 from .cards import Cards
 from .files import CHECKED, PLAN, read_json, write_json
+from .licences import agents_licences
 from .links import inner_links_of, outer_links_of
 from .plan import Options, Plan, make_plan
 from .release_layout import write_inner_links, write_outer_links
 
 # What a repository of outer links needs of the remote code, so that its links can be built from it alone.
 LINK_CODE = ("links_recursivemas.py", "errors_recursivemas.py")
+# Of the settings of a training, those that a card shows; others name files of the machine
+SHOWN_SETTINGS = (
+    *("max_steps", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("weight_decay", "warmup_ratio", "num_rounds", "latent_steps", "max_rows", "seed"),
+)
 # What a composite has beside its code, so that `from system_loader import load_mas_system` works in a copy of it.
 DOOR = ("__init__.py", "system_loader.py")
 
@@ -50,7 +58,7 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
     if Path(system).exists():
         system = str(Path(system).resolve())
     plan = make_plan(mas.config, system, options)
-    cards = Cards(plan, mas, results, options.datasets)
+    cards = Cards(plan, mas, results, options, agents_licences(mas, plan, options), training_of(system))
     with replacing(output, {"": (CHECKED, "*/**/*")}) as new:
         for repository in quiet_progress(plan.repositories, "Staging", "repository"):
             folder = new / repository.name
@@ -64,6 +72,12 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
             cards.save(repository, folder)
         plan.save(new)
     return plan
+
+
+def training_of(system: str) -> dict[str, Any]:
+    """The settings that a system's links were trained with, where its folder says them."""
+    content = read_json(Path(system) / "training" / SETTINGS_FILE) or {}
+    return {name: content[name] for name in SHOWN_SETTINGS if content.get(name) is not None}
 
 
 def _stage_agent(mas: RecursiveMASModel, plan: Plan, role: str, folder: Path) -> None:
