@@ -206,12 +206,12 @@ class RecursiveMASAgent(PreTrainedModel):
         Returns:
             The commit, where it was pushed.
         """
-        options, push = save_arguments(kwargs, save_directory, "save_pretrained")
+        weights, push = save_arguments(kwargs, save_directory, "save_pretrained")
         if not is_main_process:
             return None
         refuse_unmerged(self)
         with replacing(save_directory, {"": MODEL_FILES}) as folder:
-            save_base_model(self.model, folder, **options)
+            save_base_model(self.model, folder, **weights)
             self.tokenizer.save_pretrained(folder)
             config = copy.deepcopy(self.model.config)
             config.auto_map = dict(AUTO_MAP)
@@ -235,7 +235,7 @@ class RecursiveMASAgent(PreTrainedModel):
         what = "A frozen language model and its inner link: an agent of a system that hands over latent thoughts."
         return push_folder(Path(save_directory), push, AGENT_FILES, what, [])
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
         """Pushes the agent to the Hub as `save_pretrained` writes it; arguments as there, and as in `Push`."""
         return pushed(self, repo_id, kwargs)
 

@@ -247,7 +247,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         what = f"A system of {len(config.agents)} frozen language models that hand over latent thoughts."
         return push_folder(folder, push, SYSTEM_FILES, what, [*sources])
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
         """Pushes the system to the Hub as `save_pretrained` writes it; arguments as there, and as in `Push`."""
         return pushed(self, repo_id, kwargs)
 

@@ -1,12 +1,13 @@
 """What the `save_pretrained` of a system or an agent takes, and pushing what it wrote to the Hub, in one commit."""
 
 import fnmatch
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
@@ -44,7 +45,9 @@ class Push:
     tags: list[str] | None = None
 
 
-def save_arguments(kwargs: Mapping[str, Any], folder: str | Path, where: str) -> tuple[dict[str, Any], Push | None]:
+def save_arguments(
+    kwargs: Mapping[str, Any], folder: str | os.PathLike, where: str
+) -> tuple[dict[str, Any], Push | None]:
     """Keyword arguments of a `save_pretrained` -> those for the base models' own, and where to push.
 
     Args:
@@ -155,7 +158,7 @@ def _fits(name: str, patterns: tuple[str, ...]) -> bool:
 def _card(folder: Path, repo_id: str, push: Push, what: str, base_models: list[str]) -> str | None:
     """The text of README.md to commit; `None` where the repository's own stays as it is."""
     try:
-        card = ModelCard.load(repo_id, token=push.token)
+        card = ModelCard.load(repo_id, token=cast(Any, push.token))
     except EntryNotFoundError:
         if (folder / "README.md").is_file():
             card = ModelCard.load(folder / "README.md")

@@ -53,6 +53,21 @@ def test_a_process_that_is_not_the_main_one_writes_nothing(chain, tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
+# What the Hub prints on the page of a model with code of its own, under "Use this model"
+SNIPPETS = """
+from transformers import pipeline
+pipe = pipeline("text-generation", model="me/mas", trust_remote_code=True)
+messages = [{"role": "user", "content": "Who are you?"}]
+pipe(messages)
+from transformers import AutoTokenizer, AutoModelForCausalLM
+tokenizer = AutoTokenizer.from_pretrained("me/mas", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("me/mas", trust_remote_code=True, dtype="auto")
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+).to(model.device)
+outputs = model.generate(**inputs, max_new_tokens=40)
+print(tokenizer.decode(outputs[0][inputs["input_ids"].shape[-1]:]))
+"""
 PUSHES = """
 import json
 from transformers import AutoModelForCausalLM
@@ -89,6 +104,8 @@ def test_a_push_uploads_the_whole_layout_and_leaves_what_is_not_its_own(chain_fo
         setup = head.partition("oids = ")[0] + "oids = []\n"
         status, output = client.block("python", setup + 'oids += [mas.push_to_hub("me/mas", tags' + tail)
         assert status == 0 and output.splitlines()[-2:] == ["ArgumentError", "True"], output
+        status, output = client.block("python", SNIPPETS)
+        assert status == 0, output
         assert set(hub.repos) == {"me/mas", "tester/other", "me/critic"}
         assert [hub.repos[name].private for name in ("me/mas", "tester/other", "me/critic")] == [True, False, True]
         second = hub.repos["me/mas"].commits[-1][1]

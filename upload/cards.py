@@ -76,8 +76,9 @@ class Cards:
         plan, agents = self.plan, [agent.id for agent in self.plan.agents.values()]
         is_model = repository.kind != "outer_links"  # which no pipeline loads
         composite = repository.kind == "composite"
+        licence: dict[str, Any] = {**self._licence(repository)}
         return ModelCardData(
-            **self._licence(repository),
+            **licence,
             base_model=repository.base_model if repository.kind == "agent" else agents,
             pipeline_tag="text-generation" if is_model else None,
             library_name="transformers" if is_model else None,
