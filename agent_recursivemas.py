@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import CommitInfo
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 from transformers.utils import logging
@@ -23,13 +24,14 @@ from .bases_recursivemas import (
     save_base_model,
 )
 from .caches_recursivemas import cache_argument, can_crop, new_cache, past_length
-from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
+from .errors_recursivemas import CheckpointError, ConfigError, InputError
 from .folders_recursivemas import replacing
 from .kernels_recursivemas import use_fast_linear
 from .limits_recursivemas import position_limit
 from .link_files_recursivemas import link_filename, read_link
 from .links_recursivemas import AnyInnerLink, ExpectedEmbeddingLink, build_link, mixture_options, vocabulary_logits
 from .probe_recursivemas import probe
+from .pushing_recursivemas import push_folder, pushed, save_arguments
 from .sources_recursivemas import Source, split_arguments, write_code, write_tensors
 from .stamps_recursivemas import validate_stamp, write_stamp
 from .steps_recursivemas import CompiledSteps
@@ -39,6 +41,8 @@ logger = logging.get_logger(__name__)
 HALTING_CHECK = 8  # latent steps between two looks at whether all rows have ended, on an accelerator
 # An agent's repository is its base model's, and `AutoModel` gives the agent; `AutoModelForCausalLM` the base model.
 AUTO_MAP = {"AutoModel": "agent_recursivemas.RecursiveMASAgent"}
+# Patterns of what a save of an agent writes
+AGENT_FILES = ("config.json", "weights.json", "inner_link*.safetensors", "*_recursivemas.py", *MODEL_FILES)
 
 
 @dataclass
@@ -187,18 +191,25 @@ class RecursiveMASAgent(PreTrainedModel):
         *,
         inner_links: Mapping[str, AnyInnerLink] | None = None,
         task: str | None = None,
+        is_main_process: bool = True,
         **kwargs: Any,
-    ) -> None:
+    ) -> CommitInfo | None:
         """Writes the agent as a repository of its own, in one step; see `from_pretrained`.
 
         Args:
             save_directory: folder, created if need be; an agent in it is replaced.
             inner_links: task -> inner link, all of one kind, in place of the agent's own.
             task: which of them is loaded by default.
-            kwargs: of the base model's `save_pretrained` (max_shard_size, …).
+            is_main_process: `False` writes nothing.
+            kwargs: of the base model's `save_pretrained` (max_shard_size, …); `push_to_hub` and its arguments, see
+                `Push`: the repository is private unless `private=False`.
+
+        Returns:
+            The commit, where it was pushed.
         """
-        if kwargs.pop("push_to_hub", False):
-            raise ArgumentError("Saving does not push.", where="save_pretrained", hint="use `recursivemas publish`")
+        weights, push = save_arguments(kwargs, save_directory, "save_pretrained")
+        if not is_main_process:
+            return None
         refuse_unmerged(self)
         if is_adapted(self.model):
             raise InputError(
@@ -207,7 +218,7 @@ class RecursiveMASAgent(PreTrainedModel):
                 hint="save the system, which writes both",
             )
         with replacing(save_directory, {"": MODEL_FILES}) as folder:
-            save_base_model(self.model, folder, **kwargs)
+            save_base_model(self.model, folder, **weights)
             self.tokenizer.save_pretrained(folder)
             config = copy.deepcopy(self.model.config)
             config.auto_map = dict(AUTO_MAP)
@@ -226,6 +237,14 @@ class RecursiveMASAgent(PreTrainedModel):
             config.save_pretrained(folder)
             write_code(folder, "agent_recursivemas.py")
             write_stamp(folder)
+        if push is None:
+            return None
+        what = "A frozen language model and its inner link: an agent of a system that hands over latent thoughts."
+        return push_folder(Path(save_directory), push, AGENT_FILES, what, [])
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
+        """Pushes the agent to the Hub as `save_pretrained` writes it; arguments as there, and as in `Push`."""
+        return pushed(self, repo_id, kwargs)
 
     def _save_link(self, folder: Path, link: AnyInnerLink, task: str | None = None) -> str | None:
         """Writes an inner link; returns the file's name, or `None` for a kind without parameters."""

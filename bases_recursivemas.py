@@ -36,7 +36,7 @@ TOKENIZER_FILES = (
     "additional_chat_templates/*.jinja", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
 )  # fmt: skip
 MODEL_FILES = (
-    *("model*.safetensors", "model.safetensors.index.json", "pytorch_model*", "adapter_*", "generation_config.json"),
+    *("model*.safetensors", "model.safetensors.index*.json", "pytorch_model*", "adapter_*", "generation_config.json"),
     *TOKENIZER_FILES,
 )
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
@@ -106,7 +106,7 @@ def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel
     kwargs = {"trust_remote_code": False, **kwargs}
     refuse_adapter(source, role)
     _read_settings(source, role)  # transformers passes over a broken one
-    _validate_index(source)
+    _validate_index(source, kwargs.get("variant"))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path,
@@ -177,9 +177,9 @@ def _is_finite(parameter: torch.Tensor) -> bool:
             return True
 
 
-def _validate_index(source: Source) -> None:
+def _validate_index(source: Source, variant: str | None = None) -> None:
     """Raises ConfigError where the index of an agent's weights names a file outside of its repository."""
-    index = source.find_json("model.safetensors.index.json") or {}
+    index = source.find_json(f"model.safetensors.index{f'.{variant}' if variant else ''}.json") or {}
     weights = index.get("weight_map")
     for name in {str(name) for name in weights.values()} if isinstance(weights, dict) else ():
         source.find(name)

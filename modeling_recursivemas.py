@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import CommitInfo
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -21,7 +22,7 @@ from .chats_recursivemas import CHAT_TEMPLATES, split_opening
 from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
 from .depth_recursivemas import kind_of_run
 from .engine_recursivemas import Residency, Solution, fit_positions, solve_batch
-from .errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError
+from .errors_recursivemas import CheckpointError, ConfigError, InputError
 from .generation_recursivemas import AnswerSettings, answer_config, continues_cache, ends_of, generate_from
 from .handover_recursivemas import hand_over
 from .limits_recursivemas import name_of, validate_positions
@@ -44,7 +45,8 @@ from .loading_recursivemas import (
 from .memory_recursivemas import free_memory
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
-from .saving_recursivemas import adapter_writers, agent_writers, save_system, saved_links
+from .pushing_recursivemas import push_folder, pushed, save_arguments
+from .saving_recursivemas import SYSTEM_FILES, adapter_writers, agent_writers, is_folder, save_system, saved_links
 from .settings_recursivemas import read_settings, validate_arguments
 from .sharing_recursivemas import shared_bases
 from .sources_recursivemas import Source, split_arguments
@@ -196,46 +198,64 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         copy_agents: bool = False,
         state_dict: dict[str, torch.Tensor] | None = None,
         files: Mapping[str, str] | None = None,
+        is_main_process: bool = True,
         **kwargs: Any,
-    ) -> None:
+    ) -> CommitInfo | None:
         """Writes the system as a repository: config.json, tokenizer, remote code, `links/` and `agents/`.
 
         Agents that came from another repository are referenced, not copied, unless asked. It is one step: whatever
-        happens meanwhile, the folder holds the system that was there before, or this one.
+        happens meanwhile, the folder holds the system that was there before, or this one. With `push_to_hub=True`
+        the folder's system is pushed, too, all of it in one commit.
 
         Args:
             save_directory: folder, created if need be; a system in it is replaced.
             copy_agents: write every agent, so that the folder needs nothing else.
             state_dict: weights of the links to write instead of the current ones (keys as in `state_dict()`).
             files: name -> text of further files that belong to the save.
-            kwargs: `push_to_hub` and its arguments are not taken here; use `recursivemas publish`.
+            is_main_process: `False` writes nothing.
+            kwargs: `max_shard_size`, `variant` and their like for the agents that are written; `push_to_hub` and its
+                arguments, see `Push`: the repository is private unless `private=False`. Agents from folders of this
+                machine are written into a system that is pushed.
+
+        Returns:
+            The commit, where it was pushed.
 
         Raises:
-            CheckpointError: the disk is full, or the folder cannot be written.
+            ArgumentError, InputError: an argument is unknown, or cannot be used; before anything is written.
+            CheckpointError: the disk is full, or the folder cannot be written; or the Hub refuses.
         """
-        if kwargs.pop("push_to_hub", False):
-            raise ArgumentError("Saving does not push.", where="save_pretrained", hint="use `push_to_hub(repo_id)`")
+        options, push = save_arguments(kwargs, save_directory, "save_pretrained")
+        if not is_main_process:
+            return None
         refuse_unmerged(self)
         state = self.state_dict() if state_dict is None else state_dict
         links: dict[str, AnyInnerLink | AnyOuterLink] = {
             **{role: agent.inner_link for role, agent in self.agents.items()}, **dict(self.outer_links.items())
         }  # fmt: skip
         folder = Path(save_directory)
+        elsewhere = push is not None
         written = [
-            role
-            for role, entry in self.config.agents.items()
-            if copy_agents or entry["source"].startswith(("agents/", "./"))
+            role for role, entry in self.config.agents.items() if copy_agents or is_folder(entry["source"], elsewhere)
         ]
-        save_system(
+        config = save_system(
             folder,
             self.config,
             saved_links(links, state),
             tokenizer=self.tokenizer,
             generation_config=self.generation_config,
-            write_agents=agent_writers(self.agents, self.config, folder, written),
-            write_adapters=adapter_writers(self.agents, self.config, copy_agents),
+            write_agents=agent_writers(self.agents, self.config, folder, written, options),
+            write_adapters=adapter_writers(self.agents, self.config, copy_agents, elsewhere),
             files=files,
         )
+        if push is None:
+            return None
+        sources = dict.fromkeys(entry["source"] for entry in config.agents.values() if not is_folder(entry["source"]))
+        what = f"A system of {len(config.agents)} frozen language models that hand over latent thoughts."
+        return push_folder(folder, push, SYSTEM_FILES, what, [*sources])
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> CommitInfo:  # type: ignore[override]
+        """Pushes the system to the Hub as `save_pretrained` writes it; arguments as there, and as in `Push`."""
+        return pushed(self, repo_id, kwargs)
 
     # Parts
 

@@ -1,6 +1,7 @@
 """Writing a system: one function that says of every agent and link whether it lies in the folder or elsewhere."""
 
 import copy
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,24 @@ from .sources_recursivemas import write_code, write_tensors
 from .stamps_recursivemas import write_stamp
 
 AgentWriter: TypeAlias = Callable[[Path], None] | str | None  # of a folder; the role that has it; it is there
+# Patterns of what a save of a system writes
+SYSTEM_FILES = (
+    *(
+        "config.json",
+        "generation_config.json",
+        "weights.json",
+        "*_recursivemas.py",
+        "links/*",
+        "agents/*",
+        "adapters/*",
+    ),
+    *TOKENIZER_FILES,
+)
+
+
+def is_folder(source: str, elsewhere: bool = True) -> bool:
+    """Whether an agent's `source` is a folder: of the system's repository, or (if `elsewhere`) of this machine."""
+    return source.startswith(("agents/", "./")) or (elsewhere and os.path.isabs(source))
 
 
 @dataclass(frozen=True)
@@ -146,7 +165,11 @@ def saved_links(
 
 
 def agent_writers(
-    agents: Modules[Any], config: RecursiveMASConfig, folder: Path, roles: Collection[str]
+    agents: Modules[Any],
+    config: RecursiveMASConfig,
+    folder: Path,
+    roles: Collection[str],
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, AgentWriter]:
     """What writes the model folders of some roles, as `save_system` takes it; what roles share is written once.
 
@@ -155,6 +178,7 @@ def agent_writers(
         config: the system's.
         folder: where the system is to be.
         roles: whose agents are to lie in it.
+        options: of the models' `save_pretrained`.
     """
     writers: dict[str, AgentWriter] = {}
     # Roles that share a folder already go on to share that of the role whose name it has.
@@ -163,12 +187,17 @@ def agent_writers(
         model, tokenizer = base_of(agents[role].model), agents[role].tokenizer
         parts = ((other, base_of(agents[other].model), agents[other].tokenizer) for other in writers)
         same = (other for other, base, its_own in parts if base is model and its_own is tokenizer)
-        writers[role] = next(same, None) or agent_writer(model, tokenizer, folder / "agents" / role)
+        writers[role] = next(same, None) or agent_writer(model, tokenizer, folder / "agents" / role, options)
     return {role: writers[role] for role in roles}
 
 
-def adapter_writers(agents: Modules[Any], config: RecursiveMASConfig, everything: bool) -> dict[str, Any]:
-    """What writes the adapters of a system, as `save_system` takes it: those of its own folder, or all."""
+def adapter_writers(
+    agents: Modules[Any], config: RecursiveMASConfig, everything: bool, elsewhere: bool = False
+) -> dict[str, Any]:
+    """What writes the adapters of a system, as `save_system` takes it: those of its own folder, or `everything`.
+
+    `elsewhere`: those that lie in other folders of this machine too.
+    """
     for role, agent in agents.items():
         if config.agents[role].get("adapter") and not is_adapted(agent.model):
             raise InputError(
@@ -180,21 +209,23 @@ def adapter_writers(agents: Modules[Any], config: RecursiveMASConfig, everything
     return {
         role: partial(save_adapter, agent.model)
         for role, agent in agents.items()
-        if is_adapted(agent.model)
-        and (everything or config.agents[role]["adapter"]["source"].startswith(("agents/", "./")))
+        if is_adapted(agent.model) and (everything or is_folder(config.agents[role]["adapter"]["source"], elsewhere))
     }
 
 
 def agent_writer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: Path
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: Path, options: Mapping[str, Any] | None = None
 ) -> Callable[[Path], None] | None:
-    """What writes an agent's model folder; `None` where `place`, in which it is to be, is where it was loaded from."""
+    """What writes an agent's model folder, with `options` of its `save_pretrained`.
+
+    `None` where `place`, in which it is to be, is where it was loaded from, and no option asks for another form.
+    """
     origin = Path(model.name_or_path).resolve() if model.name_or_path else None
-    if place.is_dir() and place.resolve() == origin:
+    if place.is_dir() and place.resolve() == origin and not options:
         return None
 
     def write(folder: Path) -> None:
-        save_base_model(model, folder)
+        save_base_model(model, folder, **(options or {}))
         tokenizer.save_pretrained(folder)
 
     return write

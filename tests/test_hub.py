@@ -32,7 +32,10 @@ def test_every_shipped_system_holds_a_link_to_each_file_of_the_code(folder):
     assert links == {name: f"../../{name}" for name in CODE}, "run `make code-links`"
 
 
-@pytest.mark.parametrize("name", ["distillation", "mixture", "deliberation"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mixture", "deliberation")]
+
+
+@pytest.mark.parametrize("name", ["distillation", *SLOW])
 def test_a_shipped_system_loads_by_the_auto_classes_as_it_lies(name):
     folder, question = str(ROOT / "systems" / name), "Why?"
     pipe = pipeline("text-generation", model=folder, trust_remote_code=True)

@@ -61,6 +61,7 @@ def workplace(pair, tmp_path_factory):
         "Tiny",
         QUESTION,
         release_layout=True,
+        licence="mit",
         results=[str(folder / "results.json")],
         base_models={"expert": "Q/Base"},
     )
@@ -349,6 +350,44 @@ def test_cards_carry_the_metadata_of_the_release(workplace):
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("arithmetic", "accuracy", 0.7143)
 
 
+def test_a_card_states_the_licence_of_the_base_model_and_no_other(pair, tmp_path):
+    """Of folders with a card: its own; of a system, what its agents share, or that they differ, or nothing."""
+    pair.save_pretrained(tmp_path / "system", copy_agents=True)
+    cards = {role: tmp_path / "system" / "agents" / role / "README.md" for role in pair.agents}
+
+    def staged(**options):
+        stage.stage(str(tmp_path / "system"), tmp_path / "staged", plan.Options("o", "N", **options), replace=True)
+        names = ("N-Expert", "N-Learner", "N-Outerlinks", "N")
+        found = [ModelCard.load(tmp_path / "staged" / name / "README.md").data.to_dict() for name in names]
+        return [entry.get("license") for entry in found], found
+
+    assert staged()[0] == [None, None, None, None]
+    cards["expert"].write_text("---\nlicense: apache-2.0\n---\n")
+    assert staged()[0] == ["apache-2.0", None, None, None]
+    cards["learner"].write_text("---\nlicense: other\nlicense_name: llama3.2\nlicense_link: LICENSE.txt\n---\n")
+    licences, found = staged()
+    assert licences == ["apache-2.0", "other", "other", "other"] and found[1]["license_name"] == "llama3.2"
+    assert found[3]["license_name"] == "those-of-the-base-models"
+    cards["learner"].write_text(cards["expert"].read_text())
+    assert staged()[0] == ["apache-2.0"] * 4
+    assert staged(licence="gpl-3.0")[0] == ["gpl-3.0"] * 4
+
+
+def test_a_card_says_who_made_it_how_it_was_trained_and_what_to_ask(pair, tmp_path):
+    pair.save_pretrained(tmp_path / "system")
+    (tmp_path / "system" / "training").mkdir()
+    settings = {"learning_rate": 0.0005, "max_steps": 300, "data": "/home/somebody/rows.jsonl"}
+    (tmp_path / "system" / "training" / "training_config.json").write_text(json.dumps(settings))
+    options = plan.Options("o", "N", QUESTION, authors=["A. Person"], code="https://example.org/code")
+    stage.stage(str(tmp_path / "system"), tmp_path / "staged", options)
+    card = ModelCard.load(tmp_path / "staged" / "N" / "README.md")
+    assert card.data.widget == [{"text": QUESTION}] and card.data.pipeline_tag == "text-generation"
+    assert "By A. Person." in card.text and "<https://example.org/code>" in card.text
+    assert "| learning_rate | 0.0005 |" in card.text and "somebody" not in card.text
+    links = ModelCard.load(tmp_path / "staged" / "N-Outerlinks" / "README.md").data
+    assert links.pipeline_tag is None and links.library_name is None  # nothing that a pipeline could load
+
+
 def test_results_in_a_card_are_those_of_the_file(workplace, tmp_path):
     card = (workplace / "staged" / "Tiny" / "README.md").read_text()
     assert "| latent | 2 | 0.714 (0.359–0.918) | 20.0 | 3.0 |" in card and "(results.png)" in card
@@ -526,6 +565,28 @@ def test_a_changed_system_replaces_its_own_files(hub, client, workplace, staged)
     assert client.run(*push_command(staged, "--yes"))[0] == 0
     assert all(is_whole(hub, staged, name) for name in NAMES)
     assert [len(hub.repos[name].commits) for name in NAMES] == [2, 3, 2, 3]  # the composite has a new pin
+
+
+def test_what_was_edited_on_the_website_stays(hub, client, staged):
+    """The card, and files that no push has put there; a changed card of ours replaces our own, and --overwrite all."""
+    client.run(*push_command(staged, "--yes"))
+    repo = hub.repos["my-org/Tiny"]
+    there = repo.commits[-1][1]
+    edited = {**there, "README.md": there["README.md"] + b"\nEdited.\n", "picture.png": b"x"}
+    repo.commit(edited)
+    for name in ("Tiny", "Tiny-Learner"):
+        card = staged / name / "README.md"
+        card.write_text(card.read_text() + "\nStaged again.\n")
+    record = {name.partition("/")[2]: files.fingerprint(staged / name.partition("/")[2]) for name in NAMES}
+    (staged / files.CHECKED).write_text(json.dumps(record | {files.PLAN: files.fingerprint(staged / files.PLAN)}))
+    for _ in range(2):
+        status, output = client.run(*push_command(staged, "--yes"))
+        assert status == 0 and output.count("as it was edited on the website") == 1, output
+        found = repo.commits[-1][1]
+        assert found["README.md"] == edited["README.md"] and found["picture.png"] == b"x"
+        assert hub.repos["my-org/Tiny-Learner"].commits[-1][1]["README.md"].endswith(b"Staged again.\n")
+    assert client.run(*push_command(staged, "--yes", "--overwrite"))[0] == 0
+    assert is_whole(hub, staged, "my-org/Tiny")
 
 
 @pytest.mark.parametrize(

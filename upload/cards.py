@@ -14,7 +14,8 @@ from torch import nn
 from ..evaluation.results import markdown
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import as_text
-from .plan import Plan, Repository
+from .licences import Licence, common_licence
+from .plan import Options, Plan, Repository
 
 NEEDS = "Needs `torch` and `transformers` 5.19 or newer."
 
@@ -39,7 +40,9 @@ class Cards:
     plan: Plan
     mas: RecursiveMASModel
     results: list[tuple[Path, dict[str, Any]]]  # files and contents of stored results: the only source of figures
-    datasets: list[str]  # on the Hub, that the links were trained on
+    options: Options  # datasets, authors, code
+    licences: dict[str, Licence]  # role -> of its agent
+    training: dict[str, Any]  # settings that the links were trained with
 
     def save(self, repository: Repository, folder: Path) -> None:
         """Writes README.md; for the composite the plots beside the results, and `.eval_results` of benchmarks."""
@@ -67,21 +70,33 @@ class Cards:
             tasks=list(weights["tasks"]) if isinstance(weights, dict) and "tasks" in weights else [],
             links=[*mas.outer_links.values(), *(agent.inner_link for agent in mas.agents.values())],
             results=results,
+            authors=self.options.authors,
+            code=self.options.code,
+            training=self.training if repository.kind != "agent" else {},
+            licence=self._licence(repository),
         )
         ModelCard(card + "\n").save(folder / "README.md")
 
     def _metadata(self, repository: Repository) -> ModelCardData:
-        plan, agents = self.plan, [each.id for each in self.plan.repositories[:-2]]
+        agents = [each.id for each in self.plan.repositories[:-2]]
+        is_model = repository.kind != "outer_links"  # which no pipeline loads
+        library = "peft" if repository.kind == "adapter" else "transformers"
+        asked = self.plan.question if repository.kind == "composite" else None
+        licence: dict[str, Any] = {**self._licence(repository)}
         return ModelCardData(
-            license=plan.licence,
+            **licence,
             base_model=repository.base_model if repository.role else agents,
-            pipeline_tag="text-generation",
-            library_name="peft" if repository.kind == "adapter" else "transformers",
-            tags=["recursivemas", "multi-agent", "latent-reasoning", plan.style],
-            datasets=self.datasets or None,
+            pipeline_tag="text-generation" if is_model else None,
+            library_name=library if is_model else None,
+            widget=[{"text": asked}] if isinstance(asked, str) else None,
+            tags=["recursivemas", "multi-agent", "latent-reasoning", self.plan.style],
+            datasets=self.options.datasets or None,
             model_name=repository.name,
             eval_results=self._eval_results() if repository.kind == "composite" else None,
         )
+
+    def _licence(self, repository: Repository) -> Licence:
+        return self.licences[repository.role] if repository.role else common_licence(self.licences.values())
 
     def _eval_results(self) -> list[EvalResult] | None:
         return [

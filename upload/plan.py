@@ -27,7 +27,8 @@ REPOSITORY_FIELDS = {
     "shared_by": list_of(TEXT),
 }
 PLAN_FIELDS = {
-    **dict.fromkeys(("system", "namespace", "style", "collection", "licence"), TEXT),
+    **dict.fromkeys(("system", "namespace", "style", "collection"), TEXT),
+    "licence": TEXT | NOTHING,
     "question": TEXT | table_of(TEXT),
     "release_layout": TRUTH,
     "self_contained": TRUTH,
@@ -67,7 +68,7 @@ class Plan:
     question: Question  # the sample question of the cards, which the check runs too
     release_layout: bool  # the release's files and manifests are there too
     self_contained: bool  # the composite holds its agents and links
-    licence: str  # identifier for the cards' metadata
+    licence: str | None  # identifier for the cards' metadata; `None`: those of the base models
     repositories: tuple[Repository, ...]  # agents in role order, outer links, composite: they are pushed in this order
     format_version: int = FORMAT_VERSION
 
@@ -102,11 +103,13 @@ class Options:
     name: str
     question: Question = "What is 17 + 25?"
     collection: str | None = None
-    licence: str = "mit"
+    licence: str | None = None
     release_layout: bool = False
     self_contained: bool = False
     base_models: dict[str, str] = field(default_factory=dict)
     datasets: list[str] = field(default_factory=list)
+    authors: list[str] = field(default_factory=list)
+    code: str | None = None
     results: list[str] = field(default_factory=list)
 
 

@@ -57,7 +57,9 @@ def _add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--question", default=Options.question, help="sample question of the cards and the check")
     add_input_argument(parser)
     parser.add_argument("--collection", help="title of the collection (default: by style)")
-    parser.add_argument("--licence", default=Options.licence, help=f"for the cards (default: {Options.licence})")
+    parser.add_argument(
+        "--licence", default=Options.licence, help="for the cards (default: what the base models' cards say)"
+    )
     parser.add_argument(
         "--release-layout", "--legacy", action="store_true", help="add the public release's .pt files and manifests"
     )
@@ -65,6 +67,8 @@ def _add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--base-model", action="append", default=[], metavar="ROLE=ORG/NAME", help="what an agent was made of"
     )
+    parser.add_argument("--authors", nargs="+", default=[], metavar="NAME", help="of the system, for the cards")
+    parser.add_argument("--code", metavar="URL", help="where the code is developed, for the cards")
     parser.add_argument("--datasets", nargs="+", default=[], metavar="ORG/NAME", help="that the links learned from")
     parser.add_argument(
         "--results", nargs="+", default=[], metavar="FILE", help="from `recursivemas evaluate --output`"

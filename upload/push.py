@@ -1,8 +1,6 @@
 """Pushing: the network part. Says what it would do unless told to do it; a second run goes on where one stopped."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +8,13 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Mo
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers.utils import logging
 
-from ..errors_recursivemas import CheckpointError, InputError
+from ..errors_recursivemas import InputError
+from ..pushing_recursivemas import speaking_to_the_hub
+from ..stamps_recursivemas import file_digest
 from .files import CHECKED, PLAN, PUSHED, files_of, fingerprint, read_json, write_json
 from .plan import Plan, Repository, load_plan
 
-GIT_ATTRIBUTES = ".gitattributes"  # the Hub's own file
+GIT_ATTRIBUTES, CARD = ".gitattributes", "README.md"  # the first is the Hub's own
 NOTE_LIMIT, DESCRIPTION_LIMIT = 500, 150
 
 
@@ -25,23 +25,6 @@ class Step:
     target: str  # repository or collection
     action: str  # "create" or "update"
     detail: str  # commit, address, or what would be sent
-
-
-@contextmanager
-def _speaking_to_the_hub(where: str) -> Iterator[None]:
-    """Turns what the client raises into one error that says what to do."""
-    try:
-        yield
-    except (InputError, CheckpointError):
-        raise
-    except Exception as error:  # the client, its HTTP library and the system all raise their own
-        raise CheckpointError(
-            "The Hub did not take it.",
-            where=where,
-            found=f"{type(error).__name__}: {str(error).strip()}"[:1000],
-            expected="a token that may write there (`hf auth login`), and a connection",
-            hint="put that right and run the same command again; it goes on where it stopped",
-        ) from error
 
 
 def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite: bool = False) -> list[Step]:
@@ -66,28 +49,33 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
     record = read_json(folder / PUSHED) or {}
     heads = {}
     for repository in plan.repositories:
-        with _speaking_to_the_hub(repository.id):
+        with speaking_to_the_hub(repository.id):
             heads[repository.id] = _head(api, repository, record, overwrite)
     if not yes:
         return _intentions(plan, folder, heads, public)
     for repository in plan.repositories:
-        with _speaking_to_the_hub(f"{repository.id}, README.md"):
+        with speaking_to_the_hub(f"{repository.id}, README.md"):
             ModelCard.load(folder / repository.name / "README.md").validate()
     steps: list[Step] = []
     commits: dict[str, str] = {}
     for repository in logging.tqdm(plan.repositories, desc="Pushing", unit="repository", leave=False):
-        with _speaking_to_the_hub(repository.id):
+        with speaking_to_the_hub(repository.id):
             _require_check(plan, folder)  # the push may take long
             action = "update" if heads[repository.id] else "create"
             if action == "create":
                 api.create_repo(repository.id, private=not public)
                 record[repository.id] = {"created": True}
                 write_json(folder / PUSHED, record)
-            commits[repository.id] = commit = _upload(api, plan, repository, folder, commits)
-            record.setdefault(repository.id, {})["commit"] = commit
+            known = {} if overwrite else record.get(repository.id, {})
+            edited = heads[repository.id] is not None and _edited(api, repository, known)
+            commits[repository.id] = commit = _upload(api, plan, repository, folder, commits, known, edited)
+            card = known.get("card") if edited else file_digest(folder / repository.name / CARD)
+            names = [path.as_posix() for path in files_of(folder / repository.name)]
+            record.setdefault(repository.id, {}).update({"commit": commit, "card": card, "files": names})
             write_json(folder / PUSHED, record)
-            steps.append(Step(repository.id, action, commit))
-    with _speaking_to_the_hub(f"collection {plan.collection}"):
+            kept = "; README.md stays as it was edited on the website" if edited else ""
+            steps.append(Step(repository.id, action, commit + kept))
+    with speaking_to_the_hub(f"collection {plan.collection}"):
         steps.append(update_collection(api, plan, public))
     return steps
 
@@ -138,18 +126,44 @@ def _intentions(plan: Plan, folder: Path, heads: dict[str, str | None], public: 
     return [*steps, Step(f"collection {plan.collection} of {plan.namespace}", "create or update", detail)]
 
 
-def _upload(api: HfApi, plan: Plan, repository: Repository, folder: Path, commits: dict[str, str]) -> str:
-    """Makes a repository's files those of the staged folder, in one commit; returns the commit."""
+def _edited(api: HfApi, repository: Repository, known: dict) -> bool:
+    """Whether the card of a repository is another than the one that was pushed there last."""
+    if known.get("card") is None:
+        return False
+    info = api.model_info(repository.id)
+    if CARD not in {file.rfilename for file in info.siblings or []}:
+        return False
+    return file_digest(Path(api.hf_hub_download(repository.id, CARD, revision=info.sha))) != known["card"]
+
+
+def _upload(
+    api: HfApi,
+    plan: Plan,
+    repository: Repository,
+    folder: Path,
+    commits: dict[str, str],
+    known: dict,
+    edited: bool,
+) -> str:
+    """Makes a repository's files those of the staged folder, in one commit; returns the commit.
+
+    Of what is there besides, that goes which an earlier push has put there; `known` is the record of it. A card that
+    was edited on the website stays.
+    """
     local = folder / repository.name
     operations: list = []
     for path in files_of(local):
+        if edited and path.as_posix() == CARD:
+            continue
         content: str | bytes = str(local / path)
         if repository == plan.composite and path.as_posix() == "config.json":
             content = pinned((local / path).read_text(encoding="utf-8"), commits)
         operations.append(CommitOperationAdd(path.as_posix(), content))
-    names = {operation.path_in_repo for operation in operations} | {GIT_ATTRIBUTES}
+    names = {path.as_posix() for path in files_of(local)} | {GIT_ATTRIBUTES}
     info = api.model_info(repository.id)
     stale = {file.rfilename for file in info.siblings or []} - names
+    if "files" in known:
+        stale &= set(known["files"])
     operations += [CommitOperationDelete(name) for name in sorted(stale)]
     # The parent makes the Hub refuse the commit if somebody else wrote in between.
     message = f"{plan.style} system: {repository.note}"

@@ -4,6 +4,7 @@ import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..adapters_recursivemas import base_of, is_adapted, save_adapter
 from ..errors_recursivemas import InputError
@@ -17,14 +18,21 @@ from ..modeling_recursivemas import RecursiveMASModel
 from ..saving_recursivemas import SavedLink, adapter_writers, agent_writers, save_system
 from ..sources_recursivemas import write_tensors
 from ..system_loader import ROOT, load_mas_system
+from ..training.checkpoints import SETTINGS_FILE
 from .cards import Cards
 from .files import CHECKED, PLAN, read_json, write_json
+from .licences import agents_licences
 from .links import inner_links_of, outer_links_of
 from .plan import Options, Plan, make_plan
 from .release_layout import write_inner_links, write_outer_links
 
 # What a repository of outer links needs of the remote code, so that its links can be built from it alone.
 LINK_CODE = ("links_recursivemas.py", "errors_recursivemas.py")
+# Of the settings of a training, those that a card shows; others name files of the machine
+SHOWN_SETTINGS = (
+    *("max_steps", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("weight_decay", "warmup_ratio", "num_rounds", "latent_steps", "max_rows", "seed"),
+)
 # What a composite has beside its code, so that `from system_loader import load_mas_system` works in a copy of it.
 DOOR = ("__init__.py", "system_loader.py")
 
@@ -52,7 +60,7 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
         system = str(Path(system).resolve())
     shared, adapted = owners_of(mas)
     plan = make_plan(mas.config, system, options, shared, adapted)
-    cards = Cards(plan, mas, results, options.datasets)
+    cards = Cards(plan, mas, results, options, agents_licences(mas, plan, options), training_of(system))
     with replacing(output, {"": (CHECKED, "*/**/*")}) as new:
         for repository in quiet_progress(plan.repositories, "Staging", "repository"):
             folder = new / repository.name
@@ -85,6 +93,12 @@ def owners_of(mas: RecursiveMASModel) -> tuple[dict[str, str], dict[str, str | N
         elif owner is not None and owner != role:
             shared[role] = owner
     return shared, adapted
+
+
+def training_of(system: str) -> dict[str, Any]:
+    """The settings that a system's links were trained with, where its folder says them."""
+    content = read_json(Path(system) / "training" / SETTINGS_FILE) or {}
+    return {name: content[name] for name in SHOWN_SETTINGS if content.get(name) is not None}
 
 
 def _stage_agent(mas: RecursiveMASModel, plan: Plan, role: str, folder: Path) -> None:

@@ -752,6 +752,36 @@ SAVING = [
         "sharing::test_equal_bytes_in_two_folders_are_one_base_and_one_other_byte_makes_two",
     ),
     remote(
+        "pushed-in-public",
+        "private = push.private is not False",
+        "private = bool(push.private)",
+        "pushing::test_a_push_uploads_the_whole_layout_and_leaves_what_is_not_its_own",
+    ),
+    remote(
+        "one-level-of-folders",
+        "not in hidden and _fits(name, patterns)",
+        'not in hidden and name.count("/") < 2 and _fits(name, patterns)',
+        "pushing::test_a_push_uploads_the_whole_layout_and_leaves_what_is_not_its_own",
+    ),
+    remote(
+        "shard-size-ignored",
+        "save_base_model(model, folder, **(options or {}))",
+        "save_base_model(model, folder)",
+        "pushing::test_shards_and_variants_are_written_and_read_again",
+    ),
+    remote(
+        "unknown-arguments-pass",
+        "    if given:\n        known",
+        "    if not given:\n        known",
+        "pushing::test_an_argument_that_cannot_be_used_is_refused_before_anything_is_written",
+    ),
+    remote(
+        "auto-classes-name-another-entry",
+        "    def register_for_auto_class(",
+        "    def not_register_for_auto_class(",
+        "hub::test_a_system_that_auto_classes_loaded_is_saved_with_the_same_entries",
+    ),
+    remote(
         "interrupted-saves-stay",
         "            settle(self.path)\n",
         "            pass\n",
@@ -771,8 +801,8 @@ SAVING = [
     ),
     remote(
         "agents-of-others",
-        'agent_writer(model, tokenizer, folder / "agents" / role)',
-        'agent_writer(agents[min(agents)].model, tokenizer, folder / "agents" / role)',
+        'agent_writer(model, tokenizer, folder / "agents" / role',
+        'agent_writer(agents[min(agents)].model, tokenizer, folder / "agents" / role',
         "faults::test_init_links_replaces_a_system_when_it_is_told_to",
     ),
     remote(
@@ -1997,6 +2027,18 @@ EVALUATION = [
 ]
 
 UPLOAD = [
+    workshop(
+        "licences-of-some",
+        "if not known or not all(known):",
+        "if not known:",
+        "upload::test_a_card_states_the_licence_of_the_base_model_and_no_other",
+    ),
+    workshop(
+        "website-overwritten",
+        "        if edited and path.as_posix() == CARD:\n            continue\n",
+        "",
+        "upload::test_what_was_edited_on_the_website_stays",
+    ),
     workshop(
         "token-goes-out",
         "if (token := get_token()) and token in text:",
