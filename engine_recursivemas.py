@@ -162,12 +162,14 @@ def fit_positions(
     """
     schedule, seen = settings.turns(system.topology), set()
     for round_index, role in schedule:
-        agent, renderer = system.agents[role], system.renderers[role]
         answers, slots = (round_index, role) == schedule[-1], 0
         turn = (role, settings.phase(round_index), answers)  # the same in every later round
-        if (limit := agent.position_limit) is None or turn in seen:
+        if turn in seen:
             continue
         seen.add(turn)
+        agent, renderer = system.agents[role], system.renderers[role]
+        if (limit := agent.position_limit) is None:
+            continue
         more = config.max_new_tokens if answers else _positions_behind(settings)
         if settings.thinks and not settings.silent:
             links = [system.outer_links[link.name] for link in system.topology.incoming(role, round_index)]

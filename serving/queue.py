@@ -54,6 +54,9 @@ class Solver:
         make_tools: names of tools, a space between two -> tag and function of each.
         batch_size: questions that run side by side.
         limit: jobs that may wait.
+
+    Attributes:
+        running: how many questions the model works on.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Solver:
         self.metrics = Metrics()
         self._waiting: deque[Job] = deque()
         self._change = threading.Condition()
-        self._closed = False
+        self._closed, self.running = False, 0
         self._thread = threading.Thread(target=self._work, name="solver", daemon=True)
         self._thread.start()
 
@@ -144,7 +147,7 @@ class Solver:
         if not jobs:
             return
         try:
-            self.metrics.set("questions_running", sum(len(job.asked.questions) for job in jobs))
+            self._run_questions(sum(len(job.asked.questions) for job in jobs))
             self._solve(jobs)
         except Left:
             pass
@@ -155,7 +158,11 @@ class Solver:
             for job in jobs:
                 self._answer([job])
         finally:
-            self.metrics.set("questions_running", 0)
+            self._run_questions(0)
+
+    def _run_questions(self, count: int) -> None:
+        self.running = count
+        self.metrics.set("questions_running", count)
 
     def _solve(self, jobs: list[Job]) -> None:
         asked = jobs[0].asked
