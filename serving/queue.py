@@ -169,7 +169,7 @@ class Solver:
         questions = [question for job in jobs for question in job.asked.questions]
         arguments = {**self.arguments, **asked.arguments}
         names = self.tool_names if asked.tools is None else asked.tools
-        tools = self.make_tools(" ".join(names)) if names else None
+        tools = (self.make_tools(" ".join(names)) if names else None) or {}  # `None` would be the system's own
         streams = [job for job in jobs if job.asked.stream]
         since = time.perf_counter()
 
