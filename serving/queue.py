@@ -110,7 +110,7 @@ class Solver:
             self.metrics.set("queue_length", len(self._waiting))
 
     def close(self) -> None:
-        """Ends the thread; what waits is told that nobody answers."""
+        """Ends the thread, within a latent step; who waits is told that nobody answers."""
         with self._change:
             self._closed = True
             waiting, self._waiting = self._waiting, deque()
@@ -150,7 +150,8 @@ class Solver:
             self._run_questions(sum(len(job.asked.questions) for job in jobs))
             self._solve(jobs)
         except Left:
-            pass
+            for job in jobs:
+                job.tell(("error", QueueFull()))  # whoever is left there: the server ends
         except Exception as error:  # whatever it is, it is told, and the others are answered
             if len(jobs) == 1:
                 jobs[0].tell(("error", error))
@@ -174,7 +175,7 @@ class Solver:
         since = time.perf_counter()
 
         def on_step() -> None:
-            if all(job.left for job in jobs):
+            if self._closed or all(job.left for job in jobs):
                 raise Left
 
         def on_turn(round_index: int, role: str) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import socket
 import threading
 import time
 
@@ -78,6 +79,12 @@ def request(port, path, body=None, method=None):
     text = reply.read().decode()
     connection.close()
     return reply.status, text
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def user(text):
@@ -422,14 +429,27 @@ def test_who_may_call_which_tools_is_the_servers_choice(chain):
     assert given == ["calculator"]
 
 
+def test_a_server_that_ends_does_not_wait_for_a_long_answer(chain):
+    told, begun = [], threading.Event()
+    solver = Solver(chain, {"max_new_tokens": 2})
+    arguments = {"num_rounds": 400, "latent_steps": 50}
+    for question in QUESTIONS[:2]:
+        asked = Asked([question], arguments, stream=True, key=question)
+        solver.submit(Job(asked, lambda what: (told.append(what), begun.set())))
+    assert begun.wait(60)
+    solver.close()
+    assert [what[0] for what in told if what[0] != "turn"] == ["error", "error"] and not solver.alive
+
+
 def test_options_of_the_command_count_where_requests_say_nothing(chain_folder, monkeypatch, capsys):
     seen = []
     monkeypatch.setattr(serve, "listen", lambda solver, name, *_: (seen.append((solver, name)), solver.close()))
     options = ["--rounds", "1", "--latent-steps", "2", "--max-new-tokens", "3"]
     options += ["--tools", "calculator", "--queue", "5"]
-    assert cli.main(["serve", "--system", str(chain_folder), "--port", "18431", *options]) == 0
+    command = ["serve", "--system", str(chain_folder), "--port", str(free_port())]
+    assert cli.main([*command, *options]) == 0
     ((solver, name),) = seen
     assert name == chain_folder.name and solver.limit == 5 and solver.tool_names == ("calculator",)
     assert solver.arguments == {"num_rounds": 1, "latent_steps": 2, "max_new_tokens": 3}
-    assert cli.main(["serve", "--system", str(chain_folder), "--port", "18431", "--tools", "python"]) == 2
+    assert cli.main([*command, "--tools", "python"]) == 2
     assert "--allow-code" in capsys.readouterr().err and len(seen) == 1
