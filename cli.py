@@ -21,6 +21,7 @@ COMMANDS = {
     "fetch": (".fetch", "bring a small real model"),
     "demo": (".evaluation.demo", "watch the shipped system work"),
     "serve": (".serve", "serve a system to OpenAI clients"),
+    "app": (".app", "a page to ask a system and see it think"),
     "mcp": (".mcp_server", "serve a system as a tool of the Model Context Protocol"),
     "solve": (".evaluation.solve", "answer questions with a system"),
     "evaluate": (
@@ -53,6 +54,7 @@ EXTRAS = {
     "gguf": {"gguf"},
     "ray": {"ray"},
     "serve": {"fastapi", "uvicorn", "starlette", "openai"},
+    "app": {"gradio"},
 }
 
 

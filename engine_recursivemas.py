@@ -176,13 +176,15 @@ def fit_positions(
     """
     schedule, seen = settings.turns(system.topology), set()
     for round_index, role in schedule:
-        agent, renderer = system.agents[role], system.renderers[role]
         answers, slots = settings.may_answer(system.topology, (round_index, role)), 0
         earlier = turns_before(system, settings, (round_index, role))
         turn = (role, settings.phase(round_index), answers, len(earlier))  # the same in every later round
-        if (limit := agent.position_limit) is None or turn in seen:
+        if turn in seen:
             continue
         seen.add(turn)
+        agent, renderer = system.agents[role], system.renderers[role]
+        if (limit := agent.position_limit) is None:
+            continue
         more = config.max_new_tokens if answers else _positions_behind(settings)
         if settings.thinks and not settings.silent:
             slots = slot_positions(system, settings, (round_index, role))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList
@@ -241,6 +241,7 @@ def write_with_tools(
     tools: ToolBox,
     config: GenerationConfig,
     model_kwargs: dict[str, Any],
+    question_ids: torch.Tensor | None = None,
 ) -> tuple[list[list[int]], list[int]]:
     """Generates from a batch of prompts, with calls answered.
 
@@ -251,7 +252,8 @@ def write_with_tools(
         tools: answers the calls; those of several rows side by side.
         config: generation settings, one sequence a row; `max_new_tokens` counts what the agent writes in all. An
             answer ends, with a warning, where a result leaves no room for this among the agent's positions.
-        model_kwargs: further arguments of transformers' `generate`.
+        model_kwargs: further arguments of transformers' `generate`; functions see what follows the last result.
+        question_ids: see `generate_from`.
 
     Returns:
         For each row, the ids of what the agent wrote with the results in it, and how many of them are results.
@@ -272,7 +274,10 @@ def write_with_tools(
             prompt = question.continued(agent, {row: written[row] for row in rows})
         left = [limit - len(written[row]) + results[row] for row in rows]
         config.max_new_tokens = max(left)
-        output = generate_from(agent, prompt, config, model_kwargs)
+        seen = None if question_ids is None else question_ids[rows]
+        output = generate_from(agent, prompt, config, model_kwargs, seen)
+        if seen is not None:
+            output = cast(torch.Tensor, output)[:, seen.shape[1] :]
         calling: dict[int, tuple[str, str]] = {}
         for row, room, ids in zip(rows, left, trim(output, ends), strict=True):
             text = agent.decode(ids)
@@ -301,6 +306,36 @@ def write_with_tools(
         if not rows:
             break
     return written, results
+
+
+def validate_one_text(config: GenerationConfig) -> None:
+    """Raises InputError where more than one text a row, or more than texts, is asked for."""
+    asked = {"num_return_sequences": config.num_return_sequences not in (None, 1)}
+    asked["return_dict_in_generate"] = bool(config.return_dict_in_generate)
+    for name in (name for name, more in asked.items() if more):
+        raise InputError("With tools, one text a row is returned.", where=name, found=getattr(config, name))
+
+
+def generate_with_tools(
+    agent: RecursiveMASAgent,
+    renderer: PromptRenderer,
+    prompt: PromptBatch,
+    tools: ToolBox,
+    config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+    question_ids: torch.Tensor,
+) -> torch.Tensor:
+    """As `generate_from`, with calls answered; a streamer gets the answers when they are whole."""
+    model_kwargs = dict(model_kwargs)
+    streamer = model_kwargs.pop("streamer", None)
+    rows, _ = write_with_tools(agent, renderer, prompt, tools, config, model_kwargs, question_ids)
+    longest, padding = max(map(len, rows)), config.pad_token_id
+    new_ids = torch.tensor([row + [padding] * (longest - len(row)) for row in rows], device=question_ids.device)
+    if streamer is not None:
+        for tokens in new_ids.cpu().T:
+            streamer.put(tokens)
+        streamer.end()
+    return torch.cat([question_ids, new_ids], dim=1)
 
 
 def complete_answers(

@@ -23,7 +23,15 @@ from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validat
 from .depth_recursivemas import kind_of_run
 from .engine_recursivemas import Residency, Solution, fit_positions, solve_batch
 from .errors_recursivemas import CheckpointError, ConfigError, InputError
-from .generation_recursivemas import AnswerSettings, answer_config, continues_cache, ends_of, generate_from
+from .generation_recursivemas import (
+    AnswerSettings,
+    answer_config,
+    continues_cache,
+    ends_of,
+    generate_from,
+    generate_with_tools,
+    validate_one_text,
+)
 from .handover_recursivemas import hand_over
 from .limits_recursivemas import name_of, validate_positions
 from .links_recursivemas import (
@@ -63,6 +71,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         agents: role -> `RecursiveMASAgent`.
         outer_links: `<source>_to_<target>` -> outer link.
         tokenizer: the decoding agent's, with a chat template of its own (see chats_recursivemas.py).
+        tools: of `solve` and `generate` where a call brings none, for tools that call them (pipelines).
 
     Args:
         config: the system's configuration, checked here.
@@ -110,6 +119,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         # Solves batches in place of `solve_batches`, see there; elsewhere, for agents that have no weights here.
         self.executor: Callable[..., Iterator[tuple[int, list[Solution]]]] | None = None
         self.residency: Residency | None = None
+        self.tools: Tools | Sequence[Any] | None = None
         self.requires_grad_(False).eval()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -420,7 +430,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             tools: tag -> function from text to text, or a list of functions or schemas, or a `ToolBox` with limits of
                 its own; what the decoding agent writes between `<TAG>` and `</TAG>` in its answer is handed to it,
                 and decoding goes on after `<result>…</result>`, which becomes part of the text (see
-                tools_recursivemas.py). Messages and latents use no tools.
+                tools_recursivemas.py). Messages and latents use no tools. Default: the attribute `tools`; `{}` for
+                none.
             on_progress: called with the number of questions finished since the last call.
             on_turn: called with round and role after each turn of each batch, the answer's too; what it raises ends
                 the call.
@@ -459,7 +470,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             )
         swaps = settings.control == "other_question"
         validate_count("batch_size", batch_size, 2 if swaps else 1)
-        box = tools if tools is None or isinstance(tools, ToolBox) else ToolBox(tools)
+        box = self._tool_box(tools)
         sequences = generation_kwargs.get("num_return_sequences")
         for saved in (given, self.generation_config):
             sequences = getattr(saved, "num_return_sequences", None) if sequences is None else sequences
@@ -532,6 +543,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         *,
         attention_mask: torch.Tensor | None = None,
         streamer: Any = None,
+        tools: Tools | Sequence[Any] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor | ModelOutput:
         """Answers a batch of questions, with the interface of transformers' `generate`.
@@ -544,7 +556,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             logits_processor, stopping_criteria: functions of the caller's, which see the question's ids and the new
                 ones; transformers' own, and settings like `repetition_penalty`, read the decoding agent's prompt.
             attention_mask: (batch, length), zeros on padding; inferred as transformers does where it is not given.
-            streamer: gets the question's ids, then the new ids.
+            streamer: gets the question's ids, then the new ids (with tools, when the answers are whole).
+            tools: answer the calls in what is written, as in `solve`; results are among the new ids.
             kwargs: transformers' generation arguments, and the fields of `RunSettings`.
 
         Returns:
@@ -564,6 +577,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             validate_ids(given, attention_mask, self._decoder.get_input_embeddings().num_embeddings)
         elif attention_mask is not None:
             raise InputError("Texts have no mask.", where="generate, attention_mask", expected="only beside ids")
+        box = self._tool_box(tools)
         if self.executor is not None:
             raise InputError(
                 "`generate` needs the agents in this process.", where="generate", hint="use `solve`, or no executor"
@@ -579,6 +593,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             input_ids = self._ids_of(questions)
         kwargs["generation_config"] = generation_config
         config, model_kwargs = self._answer_config(kwargs, prompt_length=input_ids.shape[1])
+        if box:
+            validate_one_text(config)
         if isinstance(given, torch.Tensor):
             mask = infer_mask(given, config, ends_of(config)) if attention_mask is None else attention_mask
             texts = questions_of_ids(self.tokenizer, given, mask)
@@ -593,11 +609,11 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 streamer.put(input_ids.cpu().repeat_interleave(copies, dim=0))
             except ValueError as error:
                 raise InputError("The streamer refuses this batch.", where="streamer", found=error) from error
-        reuse = continues_cache(config, model_kwargs) and not any(openings)
+        reuse = continues_cache(config, model_kwargs) and not any(openings) and not box
         prompt = kind_of_run(settings)(self, questions, settings, config).decoder_prompt(reuse)
+        renderer = self.renderers[self.config.decoding_role]
         if any(openings):
-            read = self.renderers[self.config.decoding_role].message_ids
-            prompt = prompt.continued(self._decoder, dict(enumerate(map(read, openings))))
+            prompt = prompt.continued(self._decoder, dict(enumerate(map(renderer.message_ids, openings))))
             lengths, more = prompt.attention_mask.sum(dim=1).tolist(), config.max_new_tokens or 0
             validate_positions(
                 self._decoder.position_limit,
@@ -606,7 +622,14 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 name=lambda row: name_of(row, as_text(questions[row])),
                 what="prompt, the start of the answer, and new ones",
             )
+        if box:
+            return generate_with_tools(self._decoder, renderer, prompt, box, config, model_kwargs, input_ids)
         return generate_from(self._decoder, prompt, config, model_kwargs, input_ids)
+
+    def _tool_box(self, tools: Tools | Sequence[Any] | None) -> ToolBox | None:
+        """The tools of a call: its own, else the attribute's."""
+        tools = self.tools if tools is None else tools
+        return tools if tools is None or isinstance(tools, ToolBox) else ToolBox(tools)
 
     @property
     def _decoder(self) -> RecursiveMASAgent:

@@ -19,7 +19,7 @@ from typing import Any
 
 from .configuration_recursivemas import MODES
 from .errors_recursivemas import InputError
-from .evaluation.commands import add_system_arguments, load_from_arguments, named_tools
+from .evaluation.commands import add_system_arguments, load_from_arguments, named_tools, validate_arguments
 from .fields_recursivemas import validate_field, whole
 from .serving.queue import Solver
 
@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     port = int(arguments.port) if str(arguments.port).isdecimal() else None
     validate_field(port, whole(1, 65535), "--port", InputError)
     validate_field(arguments.queue, whole(1, 1_000_000), "--queue", InputError)
+    validate_arguments(arguments)
     try:
         with socket.create_server((arguments.host, port)):  # free, now at least
             pass
@@ -91,5 +92,5 @@ def server_of(solver: Solver, name: str, **settings: Any) -> Any:
     from .serving.app import build_app
 
     # Clients keep connections for some seconds and must not find them closed when they ask again.
-    settings = {"log_level": "warning", "timeout_keep_alive": 75, **settings}
+    settings = {"log_level": "warning", "timeout_keep_alive": 75, "timeout_graceful_shutdown": 2, **settings}
     return uvicorn.Server(uvicorn.Config(build_app(solver, name), **settings))

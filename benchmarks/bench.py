@@ -35,6 +35,7 @@ BENCHMARKS = {
     "growth": "growth with rounds, agents, latent steps and prompt length",
     "handover": "thinking and handing over against the public avp package",
     "pipeline": "agents as Ray actors against one process; what travels against key/value caches",
+    "serve": "the server: clients side by side against one by one, its own work, clients that leave, mixed requests",
     "sandbox": "a test of model-written code against a bare Python, and tests side by side",
     "training": "the outer loop: batches, memory, resumption, two processes",
 }

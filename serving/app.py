@@ -110,7 +110,12 @@ def build_app(solver: Solver, name: str) -> "Starlette":
             finish(response.status_code)
             return response
         watch = asyncio.create_task(departure(request, solver, job, events))
-        first = await events.get()
+        try:
+            first = await events.get()
+        except asyncio.CancelledError:  # the server ends
+            watch.cancel()
+            solver.leave(job)
+            raise
         if first[0] in ("error", "gone") or not asked.stream:
             watch.cancel()
             solver.leave(job)

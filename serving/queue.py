@@ -54,6 +54,9 @@ class Solver:
         make_tools: names of tools, a space between two -> tag and function of each.
         batch_size: questions that run side by side.
         limit: jobs that may wait.
+
+    Attributes:
+        running: how many questions the model works on.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class Solver:
         self.metrics = Metrics()
         self._waiting: deque[Job] = deque()
         self._change = threading.Condition()
-        self._closed = False
+        self._closed, self.running = False, 0
         self._thread = threading.Thread(target=self._work, name="solver", daemon=True)
         self._thread.start()
 
@@ -107,7 +110,7 @@ class Solver:
             self.metrics.set("queue_length", len(self._waiting))
 
     def close(self) -> None:
-        """Ends the thread; what waits is told that nobody answers."""
+        """Ends the thread, within a latent step; who waits is told that nobody answers."""
         with self._change:
             self._closed = True
             waiting, self._waiting = self._waiting, deque()
@@ -144,10 +147,11 @@ class Solver:
         if not jobs:
             return
         try:
-            self.metrics.set("questions_running", sum(len(job.asked.questions) for job in jobs))
+            self._run_questions(sum(len(job.asked.questions) for job in jobs))
             self._solve(jobs)
         except Left:
-            pass
+            for job in jobs:
+                job.tell(("error", QueueFull()))  # whoever is left there: the server ends
         except Exception as error:  # whatever it is, it is told, and the others are answered
             if len(jobs) == 1:
                 jobs[0].tell(("error", error))
@@ -155,19 +159,23 @@ class Solver:
             for job in jobs:
                 self._answer([job])
         finally:
-            self.metrics.set("questions_running", 0)
+            self._run_questions(0)
+
+    def _run_questions(self, count: int) -> None:
+        self.running = count
+        self.metrics.set("questions_running", count)
 
     def _solve(self, jobs: list[Job]) -> None:
         asked = jobs[0].asked
         questions = [question for job in jobs for question in job.asked.questions]
         arguments = {**self.arguments, **asked.arguments}
         names = self.tool_names if asked.tools is None else asked.tools
-        tools = self.make_tools(" ".join(names)) if names else None
+        tools = (self.make_tools(" ".join(names)) if names else None) or {}  # `None` would be the system's own
         streams = [job for job in jobs if job.asked.stream]
         since = time.perf_counter()
 
         def on_step() -> None:
-            if all(job.left for job in jobs):
+            if self._closed or all(job.left for job in jobs):
                 raise Left
 
         def on_turn(round_index: int, role: str) -> None:

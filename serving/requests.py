@@ -135,7 +135,9 @@ def question_of(mas: RecursiveMASModel, messages: list[dict]) -> str:
         role, content = message.get("role"), message.get("content")
         if role not in ("system", "developer", "user", "assistant"):
             expected = "system, developer, user or assistant"
-            raise InputError("A message has no role.", where=where, found=repr(role), expected=expected)
+            raise InputError(
+                "A message has no role that counts here.", where=where, found=repr(role), expected=expected
+            )
         parts = [content] if isinstance(content, str) else content
         texts = list(map(_text_of, parts)) if isinstance(parts, list) else [None]
         if None in texts:

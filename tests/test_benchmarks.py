@@ -9,8 +9,8 @@ from recursivemas.benchmarks import baselines, harness
 from recursivemas.benchmarks.bench import BENCHMARKS
 from recursivemas.benchmarks.systems import random_agent, random_questions, random_system
 
-SLOW = ("loading", "pipeline", "sandbox", "training", "growth")  # they start processes, or take seconds
-NEEDS = {"handover": "avp", "pipeline": "ray"}
+SLOW = ("loading", "pipeline", "sandbox", "serve", "training", "growth")  # they start processes, or take seconds
+NEEDS = {"handover": "avp", "pipeline": "ray", "serve": "uvicorn"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in BENCHMARKS])
