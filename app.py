@@ -158,7 +158,7 @@ def build_page(mas: RecursiveMASModel, examples: list[str] | None = None, **argu
         fields = [gradio.Textbox(label=name) for name in further]
         with gradio.Row():
             modes = gradio.CheckboxGroup([*MODES], value=[*MODES], label="Modes")
-            rounds = gradio.Slider(1, MOST_ROUNDS, value=mas.config.num_rounds, step=1, label="Rounds")
+            rounds = gradio.Slider(1, MOST_ROUNDS, value=mas.config.most_rounds, step=1, label="Rounds")
             steps = gradio.Slider(0, MOST_STEPS, value=mas.config.latent_steps, step=1, label="Latent steps")
         button = gradio.Button("Ask", variant="primary")
         with gradio.Row():
