@@ -182,7 +182,7 @@ def _measure(
     with keeping_rows(share.path(output) if output else None, asked, arguments.resume) as row_file:
         mas = _load(arguments, benchmark, settings["task"], loaded)
         settings["num_rounds"] = settings["num_rounds"] or getattr(mas.generation_config, "num_rounds", None)
-        settings["num_rounds"] = settings["num_rounds"] or mas.config.num_rounds
+        settings["num_rounds"] = settings["num_rounds"] or mas.config.most_rounds
         sampling = settings["generation"].get("do_sample", mas.generation_config.do_sample)
         if not sampling and (settings["samples"] > 1 or len(arguments.seeds) > 1):
             raise InputError(
