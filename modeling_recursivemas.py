@@ -44,7 +44,7 @@ from .memory_recursivemas import free_memory
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
 from .pushing_recursivemas import push_folder, pushed, save_arguments
-from .saving_recursivemas import SYSTEM_FILES, agent_writer, is_folder, save_system, saved_links
+from .saving_recursivemas import SYSTEM_FILES, agent_writer, is_folder, pinned, save_system, saved_links
 from .settings_recursivemas import read_settings, validate_arguments
 from .sources_recursivemas import Source, split_arguments
 from .threads_recursivemas import one_at_a_time
@@ -234,7 +234,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         }
         config = save_system(
             folder,
-            self.config,
+            self.config if push is None else pinned(self.config, {r: agent.model for r, agent in self.agents.items()}),
             saved_links(links, state),
             tokenizer=self.tokenizer,
             generation_config=self.generation_config,
