@@ -54,7 +54,15 @@ from .memory_recursivemas import free_memory
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
 from .pushing_recursivemas import push_folder, pushed, save_arguments
-from .saving_recursivemas import SYSTEM_FILES, adapter_writers, agent_writers, is_folder, save_system, saved_links
+from .saving_recursivemas import (
+    SYSTEM_FILES,
+    adapter_writers,
+    agent_writers,
+    is_folder,
+    pinned,
+    save_system,
+    saved_links,
+)
 from .settings_recursivemas import read_settings, validate_arguments
 from .sharing_recursivemas import shared_bases
 from .sources_recursivemas import Source, split_arguments
@@ -249,7 +257,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         ]
         config = save_system(
             folder,
-            self.config,
+            self.config if push is None else pinned(self.config, self.agents),
             saved_links(links, state),
             tokenizer=self.tokenizer,
             generation_config=self.generation_config,

@@ -19,7 +19,7 @@ from .folders_recursivemas import replacing
 from .link_files_recursivemas import link_filename
 from .links_recursivemas import WEIGHTLESS, AnyInnerLink, AnyOuterLink
 from .modules_recursivemas import Modules
-from .sources_recursivemas import write_code, write_tensors
+from .sources_recursivemas import SNAPSHOT, write_code, write_tensors
 from .stamps_recursivemas import write_stamp
 
 AgentWriter: TypeAlias = Callable[[Path], None] | str | None  # of a folder; the role that has it; it is there
@@ -41,6 +41,16 @@ SYSTEM_FILES = (
 def is_folder(source: str, elsewhere: bool = True) -> bool:
     """Whether an agent's `source` is a folder: of the system's repository, or (if `elsewhere`) of this machine."""
     return source.startswith(("agents/", "./")) or (elsewhere and os.path.isabs(source))
+
+
+def pinned(config: RecursiveMASConfig, agents: Modules[Any]) -> RecursiveMASConfig:
+    """A configuration whose agents from the Hub are named at the commits that their models were loaded from."""
+    config = copy.deepcopy(config)
+    for role, entry in config.agents.items():
+        commit = SNAPSHOT.match(str(base_of(agents[role].model).name_or_path))
+        if not is_folder(entry["source"]) and entry.get("revision") is None and commit is not None:
+            entry["revision"] = commit["commit"]
+    return config
 
 
 @dataclass(frozen=True)

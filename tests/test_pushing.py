@@ -1,12 +1,15 @@
 """`push_to_hub` of a system and of an agent: the whole layout in one commit, private unless said; or nothing."""
 
+import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from loopback_hub import LoopbackHub, Worker
 from recursivemas.errors_recursivemas import ArgumentError, InputError
 from recursivemas.pushing_recursivemas import save_arguments
+from recursivemas.saving_recursivemas import pinned
 from recursivemas.system_loader import load_mas_system
 from tiny import tiny_chain
 
@@ -116,6 +119,16 @@ def test_a_push_uploads_the_whole_layout_and_leaves_what_is_not_its_own(chain_fo
         shards = [name for name in second if name.startswith("agents/critic/model")]
         assert shards == ["agents/critic/model.safetensors"]
         assert "inner_link.safetensors" in hub.repos["me/critic"].commits[-1][1]
+
+
+def test_agents_from_the_hub_are_named_at_the_commit_that_was_loaded(chain):
+    config = copy.deepcopy(chain.config)
+    config.agents["planner"]["source"], config.agents["critic"]["source"] = "org/one", "org/two"
+    config.agents["critic"]["revision"] = "v1"
+    models = {role: SimpleNamespace(name_or_path=f"/cache/models--x/snapshots/{'a' * 40}") for role in chain.agents}
+    found = {role: entry.get("revision") for role, entry in pinned(config, models).agents.items()}
+    assert found == {"planner": "a" * 40, "critic": "v1", "solver": None}
+    assert config.agents["planner"].get("revision") is None
 
 
 def test_nothing_is_created_where_saving_fails(tmp_path, monkeypatch):
