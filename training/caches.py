@@ -26,20 +26,20 @@ class State(torch.Tensor):
     What is computed from it is a plain tensor.
     """
 
-    layer: LinearAttentionLayer
-    index: int
+    owner: LinearAttentionLayer
+    place: int
 
     @classmethod
-    def of(cls, layer: LinearAttentionLayer, index: int, value: torch.Tensor) -> "State":
+    def of(cls, owner: LinearAttentionLayer, place: int, value: torch.Tensor) -> "State":
         state = value.as_subclass(cls)
-        state.layer, state.index = layer, index
+        state.owner, state.place = owner, place
         return state
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch.Tensor.copy_ and isinstance(args[0], cls):
             state = args[0]
-            state.layer.recurrent_states[state.index] = cls.of(state.layer, state.index, args[1])
+            state.owner.recurrent_states[state.place] = cls.of(state.owner, state.place, args[1])
             return args[1]
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
@@ -76,13 +76,13 @@ class DifferentiableLinearAttentionLayer(LinearAttentionLayer):
         return recurrent_states
 
 
-class DifferentiableHybridLayer(  # type: ignore[misc]  # as transformers' own
+class DifferentiableHybridLayer(  # type: ignore[misc, override]  # as transformers' own
     DifferentiableLinearAttentionLayer, LinearAttentionAndFullAttentionLayer
 ):
     """Both in one layer (Falcon-H1): the states are replaced, and keys and values are so already."""
 
 
-class DifferentiableHybridWindowLayer(  # type: ignore[misc]
+class DifferentiableHybridWindowLayer(  # type: ignore[misc, override]
     DifferentiableLinearAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer
 ):
     """The same with a sliding window."""

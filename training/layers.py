@@ -36,7 +36,7 @@ def keep_only_inputs_of(model: nn.Module) -> bool:
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for index, layer in enumerate(layers):
         if not isinstance(layer.forward, CheckpointedForward):
-            layer.forward = CheckpointedForward(layer.forward, index)  # type: ignore[method-assign]
+            layer.forward = CheckpointedForward(layer.forward, index)
     return bool(layers)
 
 

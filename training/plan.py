@@ -146,7 +146,7 @@ def logits_peak(model: PreTrainedModel, rows: int, distill: bool) -> int:
             with torch.no_grad():
                 wanted = head(states).float().log_softmax(-1)
             found = head(states).float().log_softmax(-1)
-            losses = (wanted.exp() * (wanted - found)).sum(-1)
+            losses = ((wanted - found) * wanted.exp()).sum(-1)
         else:
             labels = torch.empty(number, dtype=torch.long, device="meta")
             losses = nn.functional.cross_entropy(head(states).float(), labels, reduction="none")
