@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
 ROOT = Path(__file__).resolve().parent
 STYLES = ROOT / "styles"
@@ -119,8 +119,8 @@ def read_style(style: str | os.PathLike) -> dict:
         ConfigError: the file is no style, or describes a system that cannot run.
     """
     path = Path(style) if str(style).endswith(".json") else STYLES / f"{style}.json"
-    names = sorted(file.stem for file in STYLES.glob("*.json") if file.stem != "released")
-    if not os.path.isfile(path) or path.stem == "released":
+    names = sorted(file.stem for file in STYLES.glob("*.json") if not file.stem.startswith("released"))
+    if not os.path.isfile(path) or path.stem.startswith("released"):
         expected, hint = f"{', '.join(names)}, or a JSON file of your own", did_you_mean(style, names)
         raise InputError("Unknown collaboration style.", where="style", found=style, expected=expected, hint=hint)
     table = read_object(path, ConfigError)
@@ -163,6 +163,13 @@ def release_settings(style: str, dataset: str = "math500") -> dict[str, Any]:
         settings |= layer
         generation |= layer.get("generation", {})
     return settings | {"generation": generation}
+
+
+def released_shape(source: str) -> PreTrainedConfig | None:
+    """The configuration of a released agent's base model as far as sizes go, without a download; of others `None`."""
+    shapes = json.loads((STYLES / "released_shapes.json").read_text(encoding="utf-8"))
+    name = next((name for name in shapes if source.startswith("RecursiveMAS/") and source.endswith(name)), None)
+    return None if name is None else AutoConfig.for_model(**shapes[name])
 
 
 def released_config(

@@ -42,13 +42,32 @@ from ..loading_recursivemas import validate_architecture, validate_places
 from ..sharing_recursivemas import BASE_FILES, Shared
 from ..sources_recursivemas import Source
 from ..stamps_recursivemas import STAMP, changed_files
-from ..system_loader import released_config
+from ..system_loader import released_config, released_shape
 from . import trial
 from .limits import free_ram, run_limited
 
 OPTIONAL_FILES = ("tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 STORED_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+
+# dtype -> bytes of an agent: all parameters in bfloat16, or those of the linear layers quantised (a scale in bfloat16
+# for every row, of int4 for every 128 values) and embeddings, projection and norms as they are.
+PLANNED: dict[str, Callable[[tuple[int, int]], float]] = {
+    "bfloat16": lambda parameters: 2 * sum(parameters),
+    "int8": lambda parameters: 1.001 * parameters[0] + 2 * parameters[1],
+    "int4": lambda parameters: (0.5 + 2 / 128) * parameters[0] + 2 * parameters[1],
+}
+
+
+def parameters_of(config: PreTrainedConfig) -> tuple[int, int]:
+    """The parameters of a model's linear layers but the vocabulary projection, and all others; nothing is loaded."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    head = model.get_output_embeddings()
+    linear = {id(part.weight): part.weight.numel() for part in model.modules() if isinstance(part, torch.nn.Linear)}
+    linear.pop(id(head.weight), None)
+    quantised = sum(linear.values())
+    return quantised, sum(weight.numel() for weight in model.parameters()) - quantised
 
 
 @dataclass
@@ -312,6 +331,11 @@ def _report(config: RecursiveMASConfig, repositories: list[Repository], cache_di
         if gpus:
             offloaded = fit(largest[dtype], room)
             fits[dtype] |= {"gpu": fit(size, room), "gpu, offload='cpu'": offloaded and fits[dtype]["ram"]}
+    planned = {}  # of a released system, whether it is here or not
+    shapes = [released_shape(entry["source"]) for entry in config.agents.values()]
+    if all(shape is not None for shape in shapes):
+        parameters = [parameters_of(shape) for shape in shapes if shape is not None]
+        planned = {name: sum(map(size, parameters)) for name, size in PLANNED.items()}
     complete = not any(repository.problems for repository in repositories)
     fetch = []
     for repository in repositories:
@@ -329,6 +353,7 @@ def _report(config: RecursiveMASConfig, repositories: list[Repository], cache_di
         "repositories": [asdict(r) | {"bytes": sum(r.files.values())} for r in repositories],
         "uncounted": uncounted,
         "memory": needed,
+        "planned": planned,
         "largest_agent": largest,
         "machine": {"ram": ram, "gpus": gpus},
         "fits": fits,
@@ -355,6 +380,9 @@ def describe(report: dict) -> str:
         places = {True: "fits", False: "does not fit", None: "unknown"}
         fits = ", ".join(f"{place}: {places[value]}" for place, value in report["fits"][dtype].items())
         lines.append(f"  {dtype:<10}{_size(size):>10}   {fits}")
+    if report["planned"]:
+        lines.append("weights of all agents, from their shapes, without links and what is computed:")
+        lines += [f"  {dtype:<10}{_size(size):>10}" for dtype, size in report["planned"].items()]
     ram = report["machine"]["ram"]
     lines.append(f"free here: RAM {'unknown' if ram is None else _size(ram)}")
     lines += [f"  {gpu['name']}: {_size(gpu['free'])} of {_size(gpu['total'])}" for gpu in report["machine"]["gpus"]]

@@ -21,25 +21,25 @@ from ..errors_recursivemas import ConfigError
 
 
 class State(torch.Tensor):
-    """A recurrent state as a model reads it. Where the model would write into it (Mamba does), a new one takes its place.
+    """A recurrent state as a model reads it. Where the model would write into it (as Mamba does), a new one is put.
 
     What is computed from it is a plain tensor.
     """
 
-    layer: LinearAttentionLayer
-    index: int
+    owner: LinearAttentionLayer
+    place: int
 
     @classmethod
-    def of(cls, layer: LinearAttentionLayer, index: int, value: torch.Tensor) -> "State":
+    def of(cls, owner: LinearAttentionLayer, place: int, value: torch.Tensor) -> "State":
         state = value.as_subclass(cls)
-        state.layer, state.index = layer, index
+        state.owner, state.place = owner, place
         return state
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if func is torch.Tensor.copy_ and isinstance(args[0], cls):
             state = args[0]
-            state.layer.recurrent_states[state.index] = cls.of(state.layer, state.index, args[1])
+            state.owner.recurrent_states[state.place] = cls.of(state.owner, state.place, args[1])
             return args[1]
         with torch._C.DisableTorchFunctionSubclass():
             result = func(*args, **(kwargs or {}))
@@ -76,11 +76,13 @@ class DifferentiableLinearAttentionLayer(LinearAttentionLayer):
         return recurrent_states
 
 
-class DifferentiableHybridLayer(DifferentiableLinearAttentionLayer, LinearAttentionAndFullAttentionLayer):
+class DifferentiableHybridLayer(  # type: ignore[misc, override]  # as transformers' own
+    DifferentiableLinearAttentionLayer, LinearAttentionAndFullAttentionLayer
+):
     """Both in one layer (Falcon-H1): the states are replaced, and keys and values are so already."""
 
 
-class DifferentiableHybridWindowLayer(
+class DifferentiableHybridWindowLayer(  # type: ignore[misc, override]
     DifferentiableLinearAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer
 ):
     """The same with a sliding window."""
@@ -127,6 +129,23 @@ def in_chunks(cache: Cache) -> Cache:
         for layer in cache.layers
     ]
     return other
+
+
+def forget(cache: Cache | None) -> None:
+    """Empties a cache that nobody reads any more.
+
+    Its keys know the layers that made them, which, where only inputs are kept, know the cache: in a pass that was
+    only computed again nothing else would undo that circle, and it would stay for ever.
+    """
+    for layer in [] if cache is None else cache.layers:
+        for name in ("keys", "values"):
+            if hasattr(layer, name):
+                setattr(layer, name, None)
+        for name in ("conv_states", "recurrent_states"):
+            if hasattr(layer, name):
+                setattr(layer, name, [None] * len(getattr(layer, name)))
+        if isinstance(layer, ChunkedLayer):
+            layer.parts = ()
 
 
 def differentiable_cache(agent: RecursiveMASAgent) -> DynamicCache:

@@ -23,21 +23,21 @@ def keep_only_inputs(agent: RecursiveMASAgent) -> None:
     Raises:
         ConfigError: the model does not say which modules are its layers.
     """
-    layers = layers_of(agent)
-    if not layers:
+    if not keep_only_inputs_of(agent.decoder):
         raise ConfigError(
             "Nobody knows the layers of this agent.",
             where=f"agent {agent.role}, {type(agent.decoder).__name__}",
             hint="leave out `layer_checkpointing`; `activation_checkpointing` works with every model",
         )
+
+
+def keep_only_inputs_of(model: nn.Module) -> bool:
+    """The same for a model; whether it has layers that transformers marks."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for index, layer in enumerate(layers):
-        if not hasattr(layer.forward, "index"):
+        if not isinstance(layer.forward, CheckpointedForward):
             layer.forward = CheckpointedForward(layer.forward, index)
-
-
-def layers_of(agent: RecursiveMASAgent) -> list[nn.Module]:
-    """The decoder's layers, as transformers marks them."""
-    return [module for module in agent.decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    return bool(layers)
 
 
 class CheckpointedForward:

@@ -23,7 +23,7 @@ from ..handover_recursivemas import hand_over
 from ..links_recursivemas import AnyOuterLink, ExpectedEmbeddingLink, InnerLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import phase_of
-from .caches import differentiable_cache, in_chunks
+from .caches import differentiable_cache, forget, in_chunks
 from .data import Example, Part
 from .layers import keep_only_inputs
 from .losses import IGNORE_INDEX, TargetStates, cross_entropy, divergence, row_means
@@ -404,6 +404,8 @@ class OuterObjective(LinkObjective):
         if says and (stage in self.weights or self.settings.latents == "teacher"):
             prompt, _ = build([target[:-1] for target in targets])
             states = target_states(agent, prompt, targets)
+            if self.settings.layer_checkpointing:
+                forget(prompt.past_key_values)
             if stage in self.weights and self.settings.loss == "distill":
                 with torch.no_grad():
                     teacher = text_states(agent, parts)
@@ -450,6 +452,9 @@ class OuterObjective(LinkObjective):
             rollout = agent.rollout(
                 new, prompt.attention_mask, self.latent_steps, cache, self.halting, self.control_tokens
             )
+        if through and self.settings.layer_checkpointing:
+            forget(cache)
+            forget(prompt.past_key_values)
         if keep:
             exact = torch.promote_types(rollout.hidden_states.dtype, rollout.latents.dtype)
             pairs = torch.stack([rollout.hidden_states.to(exact), rollout.latents.to(exact)], dim=1)

@@ -13,6 +13,7 @@ Examples:
   recursivemas train inner --system my-system --data rows.jsonl --output my-system-1 --inner_kind ln_res_adapter
   recursivemas train outer --config outer.json --learning_rate 1e-4 --set columns='{"question": "problem"}'
   recursivemas train outer --config outer.json --resume
+  recursivemas train outer --system sequential_light --dry-run --max_length 4096 --layer_checkpointing
   accelerate launch --num_processes 2 -m recursivemas.cli train outer --config outer.json
 """
 
@@ -46,6 +47,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of `output`")
     add_replace_argument(parser)
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print what the run needs in memory, from configurations alone, and stop",
+    )
     parser.add_argument("--show", action="store_true", help="print the settings and stop")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     own = parser.add_argument_group("settings")
@@ -67,6 +73,12 @@ def run(arguments: argparse.Namespace) -> int:
     settings = read_arguments(arguments.config, arguments.assignments, flags, arguments.kind)
     if arguments.show:
         print(json.dumps(settings.settings(), indent=2))
+        return 0
+    if arguments.dry_run:
+        from .plan import describe, plan
+
+        found = plan(arguments.kind, settings)
+        print(json.dumps(found) if arguments.json else describe(found))
         return 0
     if arguments.kind == "data":
         from .own_answers import write_own_answers

@@ -386,12 +386,6 @@ TOPOLOGY = [
         "depth::test_what_a_smaller_number_of_rounds_needs_is_computed_though_the_largest_does_not_need_it",
     ),
     remote(
-        "rows-that-stay-go-on-from-the-heads-of-others",
-        "own.keys, own.values, own._rooms = keys[rows], values[rows], {}",
-        "own.keys, own.values, own._rooms = keys[: len(rows)], values[: len(rows)], {}",
-        "depth::test_rows_leave_by_themselves_and_answer_as_alone_and_as_with_so_many_rounds[latents]",
-    ),
-    remote(
         "idle-role-accepted",
         "if idle:",
         "if False:",
