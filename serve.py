@@ -91,6 +91,11 @@ def server_of(solver: Solver, name: str, **settings: Any) -> Any:
 
     from .serving.app import build_app
 
+    class Server(uvicorn.Server):
+        async def shutdown(self, *arguments: Any, **more: Any) -> None:
+            solver.end()  # or it would wait for long answers
+            await super().shutdown(*arguments, **more)
+
     # Clients keep connections for some seconds and must not find them closed when they ask again.
     settings = {"log_level": "warning", "timeout_keep_alive": 75, "timeout_graceful_shutdown": 2, **settings}
-    return uvicorn.Server(uvicorn.Config(build_app(solver, name), **settings))
+    return Server(uvicorn.Config(build_app(solver, name), **settings))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..engine_recursivemas import Solution
 from ..errors_recursivemas import ArgumentError, ConfigError, InputError
 from .formats import FORMATS, Format, event
-from .queue import Job, Left, QueueFull, Solver
+from .queue import Ended, Job, Left, QueueFull, Solver
 from .requests import read_request
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def refusal(error: BaseException) -> Refused:
         return error
     if isinstance(error, QueueFull):
         return Refused(429, "Too many requests wait for the model. Try again later.", "rate_limit_error")
+    if isinstance(error, Ended):
+        return Refused(503, "The server ends.", "server_error")
     if isinstance(error, InputError | ConfigError | ArgumentError):
         return Refused(400, str(error))
     return Refused(500, f"{type(error).__name__}: {error}", "server_error")

@@ -22,6 +22,10 @@ class QueueFull(Exception):
     """So many requests wait that no more is taken."""
 
 
+class Ended(Exception):
+    """The server ends."""
+
+
 class Left(Exception):
     """Nobody waits for the answer any more."""
 
@@ -94,9 +98,12 @@ class Solver:
 
         Raises:
             QueueFull: too many wait.
+            Ended: the thread has ended, or will.
         """
         with self._change:
-            if len(self._waiting) >= self.limit or self._closed:
+            if self._closed:
+                raise Ended
+            if len(self._waiting) >= self.limit:
                 raise QueueFull
             self._waiting.append(job)
             self.metrics.set("queue_length", len(self._waiting))
@@ -109,14 +116,18 @@ class Solver:
             self._waiting.remove(job)
             self.metrics.set("queue_length", len(self._waiting))
 
-    def close(self) -> None:
-        """Ends the thread, within a latent step; who waits is told that nobody answers."""
+    def end(self) -> None:
+        """Lets the thread end, within a latent step; who waits is told that nobody answers."""
         with self._change:
             self._closed = True
             waiting, self._waiting = self._waiting, deque()
             self._change.notify()
         for job in waiting:
-            job.tell(("error", QueueFull()))
+            job.tell(("error", Ended()))
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self.end()
         self._thread.join()
 
     def _work(self) -> None:
@@ -151,7 +162,7 @@ class Solver:
             self._solve(jobs)
         except Left:
             for job in jobs:
-                job.tell(("error", QueueFull()))  # whoever is left there: the server ends
+                job.tell(("error", Ended()))  # whoever is still there
         except Exception as error:  # whatever it is, it is told, and the others are answered
             if len(jobs) == 1:
                 jobs[0].tell(("error", error))

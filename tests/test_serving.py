@@ -16,7 +16,7 @@ from recursivemas.errors_recursivemas import InputError
 from recursivemas.evaluation.commands import named_tools
 from recursivemas.serving.formats import settled
 from recursivemas.serving.metrics import Metrics
-from recursivemas.serving.queue import Job, QueueFull, Solver, _Row
+from recursivemas.serving.queue import Ended, Job, Solver, _Row
 from recursivemas.serving.requests import Asked, read_request
 
 pytest.importorskip("uvicorn", reason="needs the extra [serve]")
@@ -291,7 +291,7 @@ def test_a_question_that_fails_does_not_hurt_the_others_of_its_batch(chain):
     solver.close()
     assert told[1][0] == "error" and isinstance(told[1][1], InputError)
     assert told[2][1][0].text == chain.solve(QUESTIONS[0], max_new_tokens=4)[0].text
-    with pytest.raises(QueueFull):
+    with pytest.raises(Ended):
         solver.submit(Job(Asked(["x"], {}), print))
 
 
