@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..configuration_recursivemas import MODE, RUN_FIELDS
 from ..errors_recursivemas import InputError
-from ..fields_recursivemas import validate_field, whole
+from ..fields_recursivemas import Kind, validate_field, whole
 from ..folders_recursivemas import is_unused
 from ..loading_recursivemas import validate_place
 from ..modeling_recursivemas import RecursiveMASModel
@@ -206,13 +206,13 @@ def validate_output(
         raise InputError("The output cannot be written.", where=f"{where} {output}", found=f"{there} is a file")
 
 
-def validate_arguments(arguments: argparse.Namespace) -> None:
-    """Judges what a command line says of a run, before anything is loaded or fetched.
+def validate_arguments(arguments: argparse.Namespace, more: Mapping[str, Kind] = {}) -> None:
+    """Judges what a command line says of a run, before anything is loaded or fetched; `more` beside `LIMITS`.
 
     Raises:
         InputError: a value that cannot be used; it names the option.
     """
-    for name, kind in LIMITS.items():
+    for name, kind in {**LIMITS, **more}.items():
         given = getattr(arguments, name, None)
         for value in given if isinstance(given, list) else [given]:
             if value is not None:

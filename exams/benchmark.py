@@ -39,7 +39,7 @@ from ..evaluation.controls import HAND_OVERS, REAL, among_others
 from ..evaluation.plots import plot_benchmark, plot_controls
 from ..evaluation.results import provenance
 from ..evaluation.rows import asked_of, finished_results, keeping_rows
-from ..fields_recursivemas import number, validate_field, whole
+from ..fields_recursivemas import number, whole
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import release_settings, released_styles
 from .reading import load_rows
@@ -115,12 +115,7 @@ def _chosen(arguments: argparse.Namespace) -> list[Benchmark]:
         raise InputError("A file holds one benchmark.", where="--data", found=", ".join(arguments.names))
     if arguments.controls and arguments.mode != "latent":
         raise InputError("Controls are compared with latents.", where="--controls", found=f"--mode {arguments.mode}")
-    validate_arguments(arguments)
-    for name, kind in LIMITS.items():
-        given = getattr(arguments, name)
-        for value in given if isinstance(given, list) else [given]:
-            if value is not None:
-                validate_field(value, kind, f"--{name.replace('_', '-')}", InputError)
+    validate_arguments(arguments, LIMITS)
     if len(set(arguments.seeds)) < len(arguments.seeds):
         raise InputError("A seed is given twice.", where="--seeds", found=arguments.seeds)
     chosen = [BENCHMARKS[name] for name in dict.fromkeys(arguments.names)]
