@@ -125,8 +125,9 @@ def test_agents_from_the_hub_are_named_at_the_commit_that_was_loaded(chain):
     config = copy.deepcopy(chain.config)
     config.agents["planner"]["source"], config.agents["critic"]["source"] = "org/one", "org/two"
     config.agents["critic"]["revision"] = "v1"
-    models = {role: SimpleNamespace(name_or_path=f"/cache/models--x/snapshots/{'a' * 40}") for role in chain.agents}
-    found = {role: entry.get("revision") for role, entry in pinned(config, models).agents.items()}
+    model = SimpleNamespace(name_or_path=f"/cache/models--x/snapshots/{'a' * 40}")
+    agents = dict.fromkeys(chain.agents, SimpleNamespace(model=model))
+    found = {role: entry.get("revision") for role, entry in pinned(config, agents).agents.items()}
     assert found == {"planner": "a" * 40, "critic": "v1", "solver": None}
     assert config.agents["planner"].get("revision") is None
 

@@ -15,7 +15,7 @@ Licence = dict[str, str]  # entries for a card's metadata; empty where nobody st
 
 
 def agents_licences(mas: RecursiveMASModel, plan: Plan, options: Options) -> dict[str, Licence]:
-    """Role -> licence of its agent or adapter: what the options say, else what its base model's card or folder says."""
+    """Role -> licence of its agent or adapter: what the options say, else its base model's card or folder."""
     repositories = plan.adapters | plan.agents
     if options.licence is not None:
         return {role: {"license": options.licence} for role in repositories}
