@@ -37,9 +37,8 @@ def test_questions_come_as_arguments_from_a_file_and_from_standard_input(
         status, rows = solve(chain_folder, capsys, *arguments)
         assert status == 0
         assert [(row["question"], row["text"]) for row in rows] == list(zip(QUESTIONS, expected, strict=True))
-        assert {"prompt_tokens", "latent_positions", "slot_positions", "new_tokens", "seconds"} == set(
-            rows[0]["usage"]
-        )
+        counts = {"prompt_tokens", "latent_positions", "slot_positions", "new_tokens", "rounds", "turns", "seconds"}
+        assert counts == set(rows[0]["usage"])
 
 
 @pytest.mark.parametrize(

@@ -392,8 +392,8 @@ class OuterObjective(LinkObjective):
         parts: list[Part],
         builder: PromptBuilder,
         messages: dict[str, list[torch.Tensor]],
-        says: bool,
-        sends: bool,
+        says: bool = True,
+        sends: bool = True,
     ) -> tuple[torch.Tensor | None, dict[str, list[torch.Tensor]]]:
         """One role in one round: the loss of each row where it counts, and what goes out on each link."""
         round_index, role = stage
