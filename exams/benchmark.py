@@ -34,6 +34,7 @@ from ..evaluation.commands import (
     progress,
     solve_arguments,
     validate_arguments,
+    validate_file,
 )
 from ..evaluation.controls import HAND_OVERS, REAL, among_others
 from ..evaluation.plots import plot_benchmark, plot_controls
@@ -179,7 +180,9 @@ def _measure(
     output = arguments.output / f"{benchmark.name}.json" if arguments.output else None
     if results := finished_results(output, asked, arguments.resume):
         return results
-    with keeping_rows(share.path(output) if output else None, asked, arguments.resume) as row_file:
+    validate_file(output, arguments.replace or arguments.resume, beside=(".md", ".jsonl"))
+    place = share.path(output) if output else None
+    with keeping_rows(place, asked, arguments.resume, arguments.replace) as row_file:
         mas = _load(arguments, benchmark, settings["task"], loaded)
         settings["num_rounds"] = settings["num_rounds"] or getattr(mas.generation_config, "num_rounds", None)
         settings["num_rounds"] = settings["num_rounds"] or mas.config.most_rounds

@@ -82,6 +82,7 @@ print(json.dumps([type(agent).__name__, type(base).__name__, hidden_states.sum()
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_with_an_empty_cache_loads_it_both_ways(agent, repository, tmp_path):
     folder = shutil.copytree(repository, tmp_path / "A.Published-Agent")
     environment = {**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}

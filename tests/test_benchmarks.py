@@ -9,7 +9,17 @@ from recursivemas.benchmarks import baselines, harness
 from recursivemas.benchmarks.bench import BENCHMARKS
 from recursivemas.benchmarks.systems import random_agent, random_questions, random_system
 
-SLOW = ("loading", "pipeline", "sandbox", "serve", "training", "growth")  # they start processes, or take seconds
+SLOW = (
+    "loading",
+    "pipeline",
+    "sandbox",
+    "serve",
+    "training",
+    "growth",
+    "recursion",
+    "batch",
+    "half",
+)  # they start processes, or take seconds
 NEEDS = {"handover": "avp", "pipeline": "ray", "serve": "uvicorn"}
 
 

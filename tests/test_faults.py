@@ -244,7 +244,7 @@ OVERWRITING = {
 
 
 DATA = ("--data", "arithmetic", "--num-questions", "2")
-FILES = {  # commands that write one file
+ONE_FILE = {  # commands that write one
     "evaluate": ["evaluate", *DATA],
     "controls": ["controls", *DATA],
     "score": ["score", "--metric", "exact", "--file", "no.jsonl"],
@@ -258,7 +258,7 @@ def files_of(place):
     return {path: path.stat().st_mtime_ns for path in place.rglob("*")}
 
 
-@pytest.mark.parametrize("command", FILES.values(), ids=FILES)
+@pytest.mark.parametrize("command", ONE_FILE.values(), ids=ONE_FILE)
 def test_no_command_writes_over_a_file_unless_it_is_told_to(tmp_path, capsys, command):
     place = tmp_path / "notes.json"
     place.write_text("somebody's")
@@ -267,16 +267,22 @@ def test_no_command_writes_over_a_file_unless_it_is_told_to(tmp_path, capsys, co
     assert str(place) in capsys.readouterr().err and files_of(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["step.json", "step.png"])
+@pytest.mark.parametrize("name", ["step.json", "step.png", "gsm8k.json", "gsm8k.md", "gsm8k.jsonl", "gsm8k.png"])
 def test_no_benchmark_writes_over_figures_unless_it_is_told_to(tmp_path, capsys, name):
-    (tmp_path / name).write_text("somebody's")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"question": "How many?", "answer": "Two. #### 2"}))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("somebody's")
+    command = ["bench", "step", "--quick"] if name.startswith("step") else ["benchmark", "gsm8k", "--data", str(rows)]
     before = files_of(tmp_path)
-    assert main(["bench", "step", "--quick", "--output", str(tmp_path)]) == 2
+    assert main([*command, "--output", str(tmp_path / "out")]) == 2
     assert name in capsys.readouterr().err and files_of(tmp_path) == before
 
 
 def test_every_command_with_an_output_is_among_these():
-    writing = {name.split()[0] for name in (*OVERWRITING, *FILES, "bench", "solve")}  # solve: test_long_work.py
+    writing = {
+        name.split()[0] for name in (*OVERWRITING, *ONE_FILE, "bench", "benchmark", "solve")
+    }  # solve: test_long_work.py
     found = {name.split()[0] for name, text in help_texts().items() if re.search("^  --output", text, re.M)}
     assert found == writing - {"convert"}  # whose folder is no option
 

@@ -208,7 +208,7 @@ def test_a_system_that_changed_is_refused(workshop, finished, tmp_path, part):
         shutil.copytree(kept, system)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_an_interrupted_run_saves_and_goes_on_to_the_same_bits(workshop, tmp_path, monkeypatch, signum):
     step = LinkTrainer.training_step
 

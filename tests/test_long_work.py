@@ -64,8 +64,8 @@ def stopped_after(monkeypatch):
     def stop(batches, signum=signal.SIGTERM):
         solve_batches, seen = RecursiveMASModel.solve_batches, []
 
-        def stopping(self, *args):
-            for found in solve_batches(self, *args):
+        def stopping(self, *args, **kwargs):
+            for found in solve_batches(self, *args, **kwargs):
                 seen.append(found)
                 if len(seen) == batches + 1:
                     os.kill(os.getpid(), signum)
@@ -257,8 +257,8 @@ def test_answers_are_printed_as_they_come_in_the_order_of_the_questions(commands
     words, _ = commands["solve"]
     at, printed, solve_batches = words.index("--output"), [], RecursiveMASModel.solve_batches
 
-    def listening(self, *args):
-        for found in solve_batches(self, *args):
+    def listening(self, *args, **kwargs):
+        for found in solve_batches(self, *args, **kwargs):
             printed.append(capsys.readouterr().out)
             yield found
 

@@ -166,7 +166,9 @@ def test_only_targets_carry_labels_and_only_text_is_attended():
     assert batch["labels"].tolist() == [[-100, -100, -100, 8, 9], [-100, 9, -100, -100, -100]]
 
 
-@pytest.mark.parametrize("role", arithmetic.ROLES)
+@pytest.mark.parametrize(
+    "role", [pytest.param(role, marks=[pytest.mark.slow] * (role != "critic")) for role in arithmetic.ROLES]
+)
 def test_pretraining_writes_a_model_folder_and_leaves_unused_tokens_tiny(role, tmp_path):
     command = ["--system", "sequential", "--role", role, "--output", str(tmp_path), "--steps", "3"]
     pretrain.main([*command, "--eval-examples", "1"])

@@ -336,7 +336,7 @@ def arithmetic(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("data", ["rows.jsonl", "questions.jsonl"])
+@pytest.mark.parametrize("data", [pytest.param("rows.jsonl", marks=pytest.mark.slow), "questions.jsonl"])
 def test_a_users_questions_are_answered_by_the_whole_system(arithmetic, tmp_path, data, capsys):
     """The shipped agents do their task over untrained latents too; where answers are not known, text's count."""
     command = ["init-links", "--style", str(arithmetic / "style.json"), "--output", str(tmp_path / "system"),

@@ -110,7 +110,9 @@ def test_gradients_flow_through_latent_steps_only_where_the_inner_link_is_traine
         assert all(mas.outer_links[name].proj1.weight.grad.abs().sum() > 0 for name in names)
 
 
-@pytest.mark.parametrize("kind", [None, "outer_resampler", "outer_soft_prompt"])
+@pytest.mark.parametrize(
+    "kind", [None, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("outer_resampler", "outer_soft_prompt"))]
+)
 def test_the_default_outer_loop_brings_latents_nearer_to_text(workshop, tmp_path, kind):
     changes = {} if kind is None else {"outer_kind": kind, "positions": 2, "learning_rate": 1e-2}
     result = train("outer", settings(workshop, tmp_path, "outer", max_steps=12, held_out=0, **changes))

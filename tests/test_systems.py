@@ -60,7 +60,9 @@ def test_a_shipped_system_is_small_and_whole(name):
     assert {entry["source"] for entry in mas.config.agents.values()} == {f"agents/{role}" for role in mas.agents}
 
 
-@pytest.mark.parametrize("role", registers.SPECIALISTS)
+@pytest.mark.parametrize(
+    "role", [pytest.param(r, marks=[pytest.mark.slow] * bool(n)) for n, r in enumerate(registers.SPECIALISTS)]
+)
 def test_the_summarizer_needs_every_specialist(role):
     mas = load_mas_system(FOLDERS["mixture"])
     assert accuracy("mixture", without(mas, [role])) < 0.3

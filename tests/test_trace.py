@@ -85,7 +85,7 @@ def test_the_command_writes_the_page_or_prints_text_or_json(chain_folder, tmp_pa
     printed = capsys.readouterr().out
     assert "round 1" in printed and "alone" in printed
     assert cli.main([*usual, "--output", str(tmp_path)]) == 2
-    assert "page" in capsys.readouterr().err
+    assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_solution_says_what_was_thought_and_shows_itself_short_and_safe(chain):

@@ -458,7 +458,7 @@ def test_a_run_lowers_the_loss_saves_links_only_and_a_system_that_loads(workshop
     assert trained.solve(question, max_new_tokens=4)[0].text is not None
 
 
-@pytest.mark.parametrize("kind", ["inner", "outer"])
+@pytest.mark.parametrize("kind", [pytest.param("inner", marks=pytest.mark.slow), "outer"])
 def test_a_resumed_run_ends_with_the_same_bits(workshop, tmp_path, kind):
     changes = {"outer_kind": "outer_ln_res_adapter", "outer_start": "random"} if kind == "outer" else {}
     train(kind, settings(workshop, tmp_path / "whole", **changes))
@@ -572,10 +572,8 @@ def test_new_links_start_where_the_settings_say():
 # Commands
 
 
-FIRST, *OTHERS = reversed(SITUATIONS)
-
-
-@pytest.mark.parametrize("name", [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", reversed(SITUATIONS))
 def test_a_situation_is_measured_over_text_before_and_after_the_outer_loop(tmp_path, name):
     result = lift(SITUATIONS[name], tmp_path, steps=2, questions=8, rows=64)
     assert result["steps"] == [1] and all(0 <= result[key][2]["accuracy"] <= 1 for key in ("text", "before", "after"))

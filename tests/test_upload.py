@@ -249,7 +249,7 @@ def system_with_tasks(pair, folder):
     return folder
 
 
-@pytest.mark.parametrize("self_contained", [False, True])
+@pytest.mark.parametrize("self_contained", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_links_per_task_stay_links_per_task(self_contained, pair, tmp_path):
     system = system_with_tasks(pair, tmp_path / "system")
     options = plan.Options("my-org", "Tasks", QUESTION, release_layout=True, self_contained=self_contained)
@@ -267,7 +267,7 @@ def test_links_per_task_stay_links_per_task(self_contained, pair, tmp_path):
     assert found.solve(QUESTION, max_new_tokens=6)[0].text == expected.solve(QUESTION, max_new_tokens=6)[0].text
 
 
-@pytest.mark.parametrize("self_contained", [False, True])
+@pytest.mark.parametrize("self_contained", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_agent_of_a_multimodal_checkpoint_is_published_as_what_runs(self_contained, tmp_path):
     """Qwen 3.5 loads as its language part alone, which has a model type of its own."""
     tiny_chain({"expert": "qwen3_5", "learner": "qwen2"}).save_pretrained(tmp_path / "system")
@@ -567,6 +567,7 @@ def test_a_changed_system_replaces_its_own_files(hub, client, workplace, staged)
     assert [len(hub.repos[name].commits) for name in NAMES] == [2, 3, 2, 3]  # the composite has a new pin
 
 
+@pytest.mark.slow
 def test_what_was_edited_on_the_website_stays(hub, client, staged):
     """The card, and files that no push has put there; a changed card of ours replaces our own, and --overwrite all."""
     client.run(*push_command(staged, "--yes"))
@@ -598,7 +599,7 @@ def test_what_was_edited_on_the_website_stays(hub, client, staged):
         ("POST", r"Tiny-Learner/commit/", None),  # a connection that breaks at the commit
         pytest.param("POST", r"Tiny-Outerlinks/commit/", 409, marks=pytest.mark.slow),
         pytest.param("POST", r"/api/repos/create", 403, marks=pytest.mark.slow),
-        ("POST", r"/api/collections", 403),
+        pytest.param("POST", r"/api/collections", 403, marks=pytest.mark.slow),
     ],
 )
 def test_after_a_failure_nothing_half_made_looks_complete_and_a_second_run_completes(
