@@ -1,6 +1,13 @@
-"""The guides keep up with the code: the reference is what the code says now."""
+"""The guides keep up with the code: reference, messages, links, and the notebook."""
 
+import ast
+import re
+
+import pytest
+from recursivemas import errors_recursivemas
 from recursivemas.docs.reference import API, PAGE, page
+from recursivemas.system_loader import ROOT
+from test_remote_code import ROOMS
 
 
 def test_the_reference_is_what_the_code_says():
@@ -16,3 +23,42 @@ def test_the_reference_says_something_of_every_name():
     assert {".from_pretrained", ".solve", ".generate", ".save_pretrained", ".push_to_hub", ".set_link"} <= names
     for part in parts:
         assert part.partition("\n")[2].rpartition("```\n")[2].strip(), part
+
+
+def spelled(node):
+    """The texts that an expression can be, with … for what is only known when it runs."""
+    if isinstance(node, ast.IfExp):
+        return spelled(node.body) | spelled(node.orelse)
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    text = "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
+    return {re.sub("…[ …]*…", "…", text)}
+
+
+def raised():
+    """(what it says, class) of every error that the code makes; no class where the caller chooses it."""
+    for path in [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.func, ast.Name):
+                name = node.func.id
+                yield from ((text, name) for text in spelled(node.args[0]) if re.fullmatch(r"\w+Error|error", name))
+
+
+def test_every_message_of_the_troubleshooting_guide_stands_in_the_code():
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^### `(.+)`\n\n(?:`(\w+)`\. )?", text, re.M)
+    said = set(raised())
+    assert not [each for each in entries if each not in said and (each[0], "error") not in said]
+    assert len(entries) == len(dict(entries)) == text.count("\n### ")
+    kinds = {name for name, value in vars(errors_recursivemas).items() if isinstance(value, type)}
+    assert kinds - {"RecursiveMASError"} <= {kind for _, kind in entries}
+
+
+@pytest.mark.parametrize("document", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.name)
+def test_links_of_the_guides_lead_somewhere(document):
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", document.read_text(encoding="utf-8")):
+        path = (document.parent / target) if target else document
+        assert path.exists(), target
+        if anchor and path.suffix == ".md":
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
+            known = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in known, (target, anchor)
