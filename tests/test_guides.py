@@ -1,7 +1,9 @@
 """The guides keep up with the code: reference, messages, links, and the notebook."""
 
 import ast
+import json
 import re
+import tempfile
 
 import pytest
 from recursivemas import errors_recursivemas
@@ -62,3 +64,19 @@ def test_links_of_the_guides_lead_somewhere(document):
             headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.M)
             known = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in known, (target, anchor)
+
+
+def test_the_notebook_runs_and_shows_what_it_says(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # it may be anywhere
+    notebook = json.loads((ROOT / "docs" / "first-steps.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells), "store it without outputs"
+    names = {"__name__": "__main__"}
+    for cell in cells:
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    shown = capsys.readouterr().out
+    assert "1 rounds: 2+1*3" in shown and "2 rounds: 9" in shown and "round 2, critic to solver: 9" in shown
+    assert names["right"] == {None: 8, "noise": 0, "other_question": 0}
+    assert names["losses"][-1] < 0.8 * names["losses"][0]
+    assert names["result"].text in names["result"]._repr_html_()
