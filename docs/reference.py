@@ -50,7 +50,7 @@ API = {
 }  # fmt: skip
 STATUSES = {
     "0": "done; of `check`: the system is ready; of `publish check`: every repository is right",
-    "1": "`check`: not ready; `calibrate`: no setting keeps the accuracy; `publish check`: a repository is not right",
+    "1": "`check`: not ready; `calibrate`: every question needs all rounds; `publish check`: a repository is wrong",
     "2": "an argument or a file cannot be used, or there is not enough memory: the message says what and what to do",
     "130, 143": "stopped by Ctrl-C or SIGTERM; commands that keep answers go on with `--resume`",
 }
