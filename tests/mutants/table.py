@@ -2154,6 +2154,24 @@ RELEASE = [
 
 COMMANDS = [
     workshop(
+        "entries-of-docstrings-lost",
+        "for names, said in _entries(text)]\n            parts.append",
+        "for names, said in [*_entries(text)][1:]]\n            parts.append",
+        "guides::test_the_reference_is_what_the_code_says",
+    ),
+    remote(
+        "limit-that-the-reference-does-not-know",
+        '"max_rounds": whole(1, 1000)',
+        '"max_rounds": whole(1, 999)',
+        "guides::test_the_reference_is_what_the_code_says",
+    ),
+    remote(
+        "message-that-the-guide-does-not-know",
+        "Weights of two saves are mixed.",
+        "Weights of two saves are mixed up.",
+        "guides::test_every_message_of_the_troubleshooting_guide_stands_in_the_code",
+    ),
+    workshop(
         "bad-input-is-status-1",
         'print(f"recursivemas {name}: {problem}", file=sys.stderr)\n    return 2',
         'print(f"recursivemas {name}: {problem}", file=sys.stderr)\n    return 1',
