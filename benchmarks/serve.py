@@ -18,7 +18,7 @@ from ..evaluation.commands import limit_threads
 from ..modeling_recursivemas import RecursiveMASModel
 from ..serve import server_of
 from ..serving.queue import Solver
-from ..system_loader import ROOT, load_mas_system
+from ..system_loader import load_mas_system
 from ..tasks import TASKS
 from .harness import Option, in_turn, now, ratio_row, row
 
@@ -26,7 +26,7 @@ OPTIONS = {
     "clients": Option("that ask side by side", 50, 4),
     "mixed": Option("mixed requests", 1000, 8),
     "rounds": Option("of a question whose client leaves", 600, 50),
-    "system": Option("folder or style", str(ROOT), kind=str),
+    "system": Option("folder or style", "small/sequential", kind=str),
 }
 SETTINGS: list[dict[str, Any]] = [{}, {"num_rounds": 1}, {"latent_steps": 1}, {"mode": "alone"}]
 MOST_OWN_SECONDS, MOST_SECONDS_TO_LEAVE = 0.005, 0.3

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import transformers
 from architectures import any_base, pair_of
 from recursivemas.agent_recursivemas import RecursiveMASAgent
 from recursivemas.errors_recursivemas import CheckpointError
@@ -10,7 +9,7 @@ from recursivemas.links_recursivemas import ExpectedEmbeddingLink, InnerLink
 from recursivemas.small_systems.tokenizers import build_tokenizer
 from recursivemas.system_loader import load_mas_system
 from reference import reference_solve
-from tiny import CORPUS, tiny_base
+from tiny import CORPUS, TRANSFORMERS, tiny_base
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -38,7 +37,7 @@ REPRESENTATIVE = (
 )
 
 
-if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 24):  # its state there cannot be continued
+if TRANSFORMERS < (5, 24):  # its state there cannot be continued
     REFUSED["mamba"] = STATE
 
 

@@ -146,3 +146,4 @@ def test_the_stored_help_is_what_the_parsers_say(monkeypatch):
     for words, text in cli.help_texts().items():
         if words != "train" or same:
             assert stored["help"][words] == text, "run `make help-texts`"
+        assert str(ROOT) not in text, "a path of this machine"

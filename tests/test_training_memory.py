@@ -11,7 +11,7 @@ from recursivemas.training.arguments import LinkTrainingArguments
 from recursivemas.training.caches import differentiable_cache
 from recursivemas.training.layers import keep_only_inputs
 from test_training import examples_of, gradients_of, outer_objective
-from tiny import ARCHITECTURES, CORPUS, tiny_chain
+from tiny import ARCHITECTURES, CORPUS, TRANSFORMERS, tiny_chain
 
 
 def both(mas, examples, **settings):
@@ -104,10 +104,12 @@ def _two_gpus(arguments):
     return torch.device("cpu")
 
 
+# Before transformers 5.24 its state cannot be continued: it is refused as an agent (tests/test_architectures.py).
+MAMBA = pytest.param("mamba", marks=pytest.mark.skipif(TRANSFORMERS < (5, 24), reason="refused as an agent"))
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mamba2", "falcon_mamba", "jamba", "nemotron_h")]
 
 
-@pytest.mark.parametrize("architecture", ["mamba", "bamba", *SLOW])
+@pytest.mark.parametrize("architecture", [MAMBA, "bamba", *SLOW])
 def test_recurrent_agents_train_in_rollouts_whatever_stands_beside_a_row(architecture):
     """Their models write into the states that gradients need; here each is replaced. Against no cache at all."""
     tokenizer = build_tokenizer("qwen2", CORPUS)

@@ -3,6 +3,7 @@
 import itertools
 
 import torch
+import transformers
 from recursivemas.agent_recursivemas import RecursiveMASAgent
 from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.links_recursivemas import InnerLink, OuterLink
@@ -17,6 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+TRANSFORMERS = tuple(map(int, transformers.__version__.split(".")[:2]))  # what some laws are of
 SHAPE = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 1024}
 # model type -> (tokenizer family, width, further configuration); widths differ on purpose
 ARCHITECTURES = {
