@@ -573,7 +573,7 @@ def test_new_links_start_where_the_settings_say():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", reversed(SITUATIONS))
+@pytest.mark.parametrize("name", SITUATIONS)
 def test_a_situation_is_measured_over_text_before_and_after_the_outer_loop(tmp_path, name):
     result = lift(SITUATIONS[name], tmp_path, steps=2, questions=8, rows=64)
     assert result["steps"] == [1] and all(0 <= result[key][2]["accuracy"] <= 1 for key in ("text", "before", "after"))
