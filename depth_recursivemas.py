@@ -12,7 +12,7 @@ from .configuration_recursivemas import RunSettings
 from .engine_recursivemas import Run, Solution, System
 from .errors_recursivemas import ArgumentError
 from .generation_recursivemas import AnswerSettings
-from .links_recursivemas import CacheLink
+from .memories_recursivemas import cache_links
 from .prompts_recursivemas import Question
 from .topology_recursivemas import Topology
 
@@ -96,7 +96,7 @@ class AdaptiveRun:
         on_turn: Callable[[int, str], None] | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> None:
-        if handing := [name for name, link in system.outer_links.items() if isinstance(link, CacheLink)]:
+        if handing := cache_links(system.outer_links):
             raise ArgumentError(
                 "Rows cannot leave a run whose roles go on from each other's working memory.",
                 where='num_rounds="auto"',

@@ -38,6 +38,7 @@ from .limits_recursivemas import name_of, validate_finite, validate_positions
 from .links_recursivemas import AnyOuterLink, CacheLink
 from .memories_recursivemas import (
     WorkingMemory,
+    cache_links,
     continued_turn,
     read_positions,
     remember,
@@ -257,7 +258,7 @@ class Run:
         self.latents: dict[tuple[int, str, str], list[torch.Tensor]] = {}
         self.texts: dict[tuple[int, str], list[str]] = {}
         self._memories: dict[tuple[int, str, str], WorkingMemory] = {}  # (round, source, target) -> to be gone on from
-        if settings.control not in (None, "none") and any(isinstance(x, CacheLink) for x in self.outer_links.values()):
+        if settings.control not in (None, "none") and cache_links(self.outer_links):
             what, expected = "A control stands in for latents; a link hands over working memory.", 'none, or "none"'
             raise InputError(what, where="control", found=settings.control, expected=expected)
         self._builders: dict[str, PromptBuilder] = {}

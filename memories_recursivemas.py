@@ -78,6 +78,11 @@ def continued_turn(topology: Topology, links: Modules[Any], turn: tuple[int, str
     return None
 
 
+def cache_links(links: Modules[Any]) -> list[str]:
+    """The names of the outer links that hand over working memory."""
+    return [name for name, link in links.items() if isinstance(link, CacheLink)]
+
+
 def turns_before(system: Any, settings: Any, turn: tuple[int, str]) -> list[tuple[int, str]]:
     """The turns whose working memory a turn goes on from, the latest first."""
     turns: list[tuple[int, str]] = []

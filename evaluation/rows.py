@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors_recursivemas import InputError
 from ..fields_recursivemas import OBJECT, validate_field
-from ..files_recursivemas import parse_json, read_object
+from ..files_recursivemas import parse_json, read_bytes, read_object
 from ..folders_recursivemas import write_text
 from ..modeling_recursivemas import RecursiveMASModel
 from .commands import validate_file
@@ -46,7 +46,7 @@ class RowFile:
     """
 
     def __init__(self, path: Path, asked: Mapping[str, Any], resume: bool, replace: bool = False) -> None:
-        self.path, self.beside = path, path.with_name(f"{path.name}.run")
+        self.path, self.beside = path, _beside(path)
         self.asked = json.loads(json.dumps(asked))
         self.rows: list[dict[str, Any]] = []
         try:
@@ -142,11 +142,37 @@ class RowFile:
         if rest:
             print(f"{self.path}: the last line is not whole and is written anew", file=sys.stderr)
             self._file.truncate(len(content) - len(rest))
-        for number, line in enumerate(whole.split(b"\n") if whole else [], start=1):
-            where = f"{self.path}, line {number}"
-            row = parse_json(line, InputError, where)
-            validate_field(row, OBJECT, f"{where}, row", InputError)
-            self.rows.append(row)
+        self.rows += whole_rows(whole, self.path)
+
+
+def whole_rows(lines: bytes, path: Path) -> list[dict[str, Any]]:
+    """The rows of whole lines of a file.
+
+    Raises:
+        InputError: a line is no JSON object.
+    """
+    rows = []
+    for number, line in enumerate(lines.split(b"\n") if lines else [], start=1):
+        where = f"{path}, line {number}"
+        row = parse_json(line, InputError, where)
+        validate_field(row, OBJECT, f"{where}, row", InputError)
+        rows.append(row)
+    return rows
+
+
+def kept_rows(path: Path, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The whole rows of a file that a `RowFile` of a stopped process has left.
+
+    Raises:
+        InputError: they are those of another run, or cannot be read.
+    """
+    validate_asked(read_object(_beside(path), InputError), asked, path)
+    return whole_rows(read_bytes(path, InputError).rpartition(b"\n")[0], path)
+
+
+def _beside(path: Path) -> Path:
+    """What was asked for the rows of a file."""
+    return path.with_name(f"{path.name}.run")
 
 
 def asked_of(arguments: argparse.Namespace, questions: Sequence[Any], free: Iterable[str] = ()) -> dict[str, Any]:

@@ -5,7 +5,6 @@ on to the same answers, and several processes that share the batches (`accelerat
 """
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ import torch
 from ..engine_recursivemas import USAGE
 from ..evaluation.commands import inputs_of
 from ..evaluation.controls import HAND_OVERS
-from ..evaluation.rows import RowFile, validate_asked
+from ..evaluation.rows import RowFile, kept_rows
 from ..modeling_recursivemas import RecursiveMASModel
 from .scoring import verdicts
 from .table import Benchmark, Row
@@ -85,16 +84,10 @@ def rows_of_others(output: Path, own: Path, asked: Mapping[str, Any]) -> list[di
     """Whole rows that other processes of a stopped run have kept; there may have been more or fewer than now.
 
     Raises:
-        InputError: they are those of another run.
+        InputError: they are those of another run, or cannot be read.
     """
-    rows = []
-    for path in [output.with_suffix(".rows.jsonl"), *files_of_others(output)]:
-        if path == own or not path.is_file():
-            continue
-        beside = path.with_name(f"{path.name}.run")
-        validate_asked(json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None, asked, path)
-        rows += [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
-    return rows
+    paths = [output.with_suffix(".rows.jsonl"), *files_of_others(output)]
+    return [row for path in paths if path != own and path.is_file() for row in kept_rows(path, asked)]
 
 
 def files_of_others(output: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,7 +51,7 @@ def usage_of(solutions: list[Solution], read: str, written: str) -> dict[str, An
     return {read: prompt, written: new, "total_tokens": prompt + new, **totals}
 
 
-class Format:
+class Format(ABC):
     """One way to write an answer.
 
     Args:
@@ -80,9 +81,9 @@ class Format:
 
     # What a format says
 
+    @abstractmethod
     def whole(self, solutions: list[Solution]) -> dict[str, Any]:
         """The JSON of an answer."""
-        raise NotImplementedError
 
     def opening(self) -> Iterator[str]:
         """The events before the first text."""
@@ -92,13 +93,13 @@ class Format:
         """The event of a turn that was taken."""
         return comment(turn_text(round_index, role, seconds))
 
+    @abstractmethod
     def delta(self, choice: int, text: str) -> str:
         """The event of new text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def closing(self, solutions: list[Solution]) -> Iterator[str]:
         """The events after the last text."""
-        raise NotImplementedError
 
 
 class ChatFormat(Format):

@@ -20,6 +20,7 @@ from recursivemas.evaluation.rows import RowFile
 from recursivemas.exams import benchmark as command
 from recursivemas.exams import running, scoring
 from recursivemas.exams.reading import load_rows
+from recursivemas.exams.running import rows_of_others
 from recursivemas.exams.table import BENCHMARKS, read_row
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.sandbox.judging import private_tests
@@ -493,3 +494,11 @@ def test_controls_tell_a_channel_that_carries_from_one_that_is_shuffled(tmp_path
     monkeypatch.setattr(command, "load_from_arguments", lambda chosen: shuffled(load(chosen)))
     assert cli.main(arguments) == 0
     assert "the channel carries the answer" not in json.loads(capsys.readouterr().out)["verdicts"][0]
+
+
+def test_rows_that_another_process_left_broken_are_one_clear_error(tmp_path):
+    kept = tmp_path / "math500.rank1.rows.jsonl"
+    kept.write_text("{\n")
+    kept.with_name(f"{kept.name}.run").write_text("{}")
+    with pytest.raises(InputError, match=r"(?s)not valid JSON.*rank1.*line 1"):
+        rows_of_others(tmp_path / "math500.json", tmp_path / "math500.rows.jsonl", {})

@@ -13,7 +13,8 @@ from ..evaluation.interrupts import Interrupted, interruptible, signals_to
 from ..evaluation.metrics import METRICS
 from ..evaluation.results import PROVENANCE, provenance
 from ..folders_recursivemas import write_text
-from ..links_recursivemas import ABLATION_KINDS, OUTER_KINDS, AnyOuterLink, CacheLink, SoftPromptLink
+from ..links_recursivemas import ABLATION_KINDS, OUTER_KINDS, AnyOuterLink, SoftPromptLink
+from ..memories_recursivemas import cache_links
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import load_mas_system
 from .arguments import LinkTrainingArguments
@@ -58,7 +59,7 @@ def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: Recursive
         # Replaying pays at the small rates of a run's end only: at 5e-4 it diverged (docs/real-model.md).
         settings = dataclasses.replace(settings, replay_steps=min(settings.replay_steps, settings.max_steps // 10))
         return InnerObjective(mas, roles, settings, references, fresh)
-    if handing := [name for name, link in mas.outer_links.items() if isinstance(link, CacheLink)]:
+    if handing := cache_links(mas.outer_links):
         raise InputError(
             "Links of kind cache hand over working memory: they have nothing to train, and no gradient passes them.",
             where=f"links, {', '.join(handing)}",
