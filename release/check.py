@@ -42,7 +42,7 @@ from ..loading_recursivemas import validate_architecture, validate_places
 from ..sharing_recursivemas import BASE_FILES, Shared
 from ..sources_recursivemas import Source
 from ..stamps_recursivemas import STAMP, changed_files
-from ..system_loader import released_config, released_shape
+from ..system_loader import find_system, released_config, released_shape
 from . import trial
 from .limits import free_ram, run_limited
 
@@ -131,7 +131,7 @@ def check_system(
     Raises:
         InputError, ConfigError, CheckpointError: there is no such system, or its config.json is wrong.
     """
-    hub = {"local_files_only": True, "cache_dir": cache_dir}
+    system, hub = find_system(system), {"local_files_only": True, "cache_dir": cache_dir}
     source = Source(system, revision=revision, hub=hub, clones=clones)
     if "/" in system or os.path.isdir(system):
         config = RecursiveMASConfig.from_dict(source.json("config.json"), name_or_path=system)

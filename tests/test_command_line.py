@@ -12,6 +12,7 @@ import pytest
 from recursivemas import cli
 from recursivemas.errors_recursivemas import InputError
 from recursivemas.evaluation import commands, solve
+from recursivemas.release.check import check_system
 from recursivemas.system_loader import ROOT, find_system, load_mas_system, small_systems
 
 
@@ -147,3 +148,9 @@ def test_the_stored_help_is_what_the_parsers_say(monkeypatch):
         if words != "train" or same:
             assert stored["help"][words] == text, "run `make help-texts`"
         assert str(ROOT) not in text, "a path of this machine"
+
+
+def test_the_check_knows_small_systems_by_their_names(monkeypatch):
+    monkeypatch.setattr("recursivemas.release.check.run_limited", lambda *_: ("", None))  # of which others are laws
+    report = check_system("small/mixture")
+    assert report["ready"] and str(ROOT / "systems" / "mixture") in report["system"]
