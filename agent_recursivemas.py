@@ -28,8 +28,10 @@ from .errors_recursivemas import CheckpointError, ConfigError, InputError
 from .folders_recursivemas import replacing
 from .kernels_recursivemas import use_fast_linear
 from .limits_recursivemas import position_limit
+from .link_building_recursivemas import build_link
 from .link_files_recursivemas import link_filename, read_link
-from .links_recursivemas import AnyInnerLink, ExpectedEmbeddingLink, build_link, mixture_options, vocabulary_logits
+from .links_recursivemas import AnyInnerLink
+from .mixtures_recursivemas import ExpectedEmbeddingLink, mixture_options, vocabulary_logits
 from .probe_recursivemas import probe
 from .pushing_recursivemas import push_folder, pushed, save_arguments
 from .sources_recursivemas import Source, split_arguments, write_code, write_tensors

@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .configuration_recursivemas import MODES
-from .engine_recursivemas import Solution
 from .errors_recursivemas import InputError, RecursiveMASError
 from .evaluation.commands import add_system_arguments, load_from_arguments, solve_arguments
 from .inspection.trace import as_page, trace
 from .modeling_recursivemas import RecursiveMASModel
+from .runs_recursivemas import MODES
+from .solutions_recursivemas import Solution
 
 if TYPE_CHECKING:
     from gradio import Blocks

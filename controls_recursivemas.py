@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 
 from .agent_recursivemas import RecursiveMASAgent
-from .configuration_recursivemas import TEXT_CONTROLS
 from .prompts_recursivemas import PromptRenderer
+from .runs_recursivemas import TEXT_CONTROLS
 
 
 def stand_in(

@@ -8,12 +8,13 @@ import torch
 from transformers import GenerationConfig
 
 from .batching_recursivemas import PromptBatch, embed_rows
-from .configuration_recursivemas import RunSettings
-from .engine_recursivemas import Run, Solution, System
+from .engine_recursivemas import Run, System
 from .errors_recursivemas import ArgumentError
 from .generation_recursivemas import AnswerSettings
 from .memories_recursivemas import cache_links
 from .prompts_recursivemas import Question
+from .runs_recursivemas import RunSettings
+from .solutions_recursivemas import Solution
 from .topology_recursivemas import Topology
 
 Key = tuple[int, str, str]  # round, source, target

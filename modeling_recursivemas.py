@@ -15,13 +15,14 @@ from huggingface_hub import CommitInfo
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .agent_options_recursivemas import ROLE_OPTIONS, AgentOptions, validate_place
 from .agent_recursivemas import RecursiveMASAgent, Rollout
 from .bases_recursivemas import copy_tokenizer, refuse_unmerged
 from .callers_recursivemas import infer_mask, is_assisted, judge_arguments, validate_ids
 from .chats_recursivemas import CHAT_TEMPLATES, split_opening
-from .configuration_recursivemas import RecursiveMASConfig, RunSettings, validate_count
+from .configuration_recursivemas import RecursiveMASConfig, validate_count
 from .depth_recursivemas import kind_of_run
-from .engine_recursivemas import Residency, Solution, fit_positions, solve_batch
+from .engine_recursivemas import Residency, fit_positions, solve_batch
 from .errors_recursivemas import CheckpointError, ConfigError, InputError
 from .generation_recursivemas import (
     AnswerSettings,
@@ -34,26 +35,14 @@ from .generation_recursivemas import (
 )
 from .handover_recursivemas import hand_over
 from .limits_recursivemas import name_of, validate_positions
-from .links_recursivemas import (
-    AnyInnerLink,
-    AnyOuterLink,
-    ExpectedEmbeddingLink,
-    InnerLink,
-)
-from .loading_recursivemas import (
-    ROLE_OPTIONS,
-    AgentOptions,
-    fill_config,
-    load_system,
-    read_configuration,
-    validate_outer_link,
-    validate_parts,
-    validate_place,
-)
+from .links_recursivemas import AnyInnerLink, AnyOuterLink, InnerLink
+from .loading_recursivemas import fill_config, load_system, read_configuration, validate_outer_link, validate_parts
 from .memory_recursivemas import free_memory
+from .mixtures_recursivemas import ExpectedEmbeddingLink
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import PromptRenderer, Question, as_text, input_fields, questions_of_ids, read_prompts
 from .pushing_recursivemas import push_folder, pushed, save_arguments
+from .runs_recursivemas import RunSettings
 from .saving_recursivemas import (
     SYSTEM_FILES,
     adapter_writers,
@@ -65,6 +54,7 @@ from .saving_recursivemas import (
 )
 from .settings_recursivemas import read_settings, validate_arguments
 from .sharing_recursivemas import shared_bases
+from .solutions_recursivemas import Solution
 from .sources_recursivemas import Source, split_arguments
 from .threads_recursivemas import one_at_a_time
 from .tools_recursivemas import ToolBox, Tools

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from .errors_recursivemas import CheckpointError
-from .links_recursivemas import INNER_KINDS, OUTER_KINDS, fitting_kinds
+from .link_building_recursivemas import fitting_kinds
+from .links_recursivemas import INNER_KINDS, OUTER_KINDS
 from .sources_recursivemas import Source
 from .topology_recursivemas import Topology
 

@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .configuration_recursivemas import MODES
 from .errors_recursivemas import InputError
 from .evaluation.commands import add_system_arguments, load_from_arguments, named_tools, validate_arguments
 from .fields_recursivemas import validate_field, whole
+from .runs_recursivemas import MODES
 from .serving.queue import Solver
 
 

@@ -37,7 +37,6 @@ if __package__ != "recursivemas":
 from recursivemas.agent_recursivemas import RecursiveMASAgent
 from recursivemas.answers_recursivemas import extract_answer
 from recursivemas.configuration_recursivemas import FIELDS, RecursiveMASConfig
-from recursivemas.engine_recursivemas import Solution
 from recursivemas.errors_recursivemas import (
     ArgumentError,
     CheckpointError,
@@ -48,10 +47,12 @@ from recursivemas.errors_recursivemas import (
 from recursivemas.fields_recursivemas import did_you_mean, validate_fields
 from recursivemas.files_recursivemas import read_object
 from recursivemas.folders_recursivemas import settle
-from recursivemas.links_recursivemas import EXPECTED_EMBEDDING, InnerLink, OuterLink
+from recursivemas.links_recursivemas import InnerLink, OuterLink
 from recursivemas.loading_recursivemas import read_configuration
+from recursivemas.mixtures_recursivemas import EXPECTED_EMBEDDING
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.prompts_recursivemas import read_prompts, validate_task
+from recursivemas.solutions_recursivemas import Solution
 from recursivemas.sources_recursivemas import Source, split_arguments
 from recursivemas.tools_recursivemas import calculator
 

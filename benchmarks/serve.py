@@ -13,11 +13,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
-from ..engine_recursivemas import Solution
 from ..evaluation.commands import limit_threads
 from ..modeling_recursivemas import RecursiveMASModel
 from ..serve import server_of
 from ..serving.queue import Solver
+from ..solutions_recursivemas import Solution
 from ..system_loader import load_mas_system
 from ..tasks import TASKS
 from .harness import Option, in_turn, now, ratio_row, row

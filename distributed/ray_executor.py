@@ -25,14 +25,15 @@ import torch
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from transformers.utils import logging
 
-from ..configuration_recursivemas import RunSettings
-from ..engine_recursivemas import USAGE, Run, Solution, validate_halving
+from ..engine_recursivemas import Run, validate_halving
 from ..errors_recursivemas import ConfigError, InputError
 from ..generation_recursivemas import AnswerSettings
 from ..links_recursivemas import CacheLink
 from ..memory_recursivemas import free_memory, is_out_of_memory
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question
+from ..runs_recursivemas import RunSettings
+from ..solutions_recursivemas import USAGE, Solution
 
 OPTIONS = ("num_cpus", "num_gpus", "resources", "device", "replicas")
 TURNS_AHEAD = 2  # that an actor has at most: one runs, the next is there, so that it never waits for this process

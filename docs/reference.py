@@ -38,13 +38,14 @@ API = {
     ),
     "A system": ("modeling_recursivemas", ("RecursiveMASModel*",)),
     "An agent": ("agent_recursivemas", ("RecursiveMASAgent*", "Rollout")),
-    "A result": ("engine_recursivemas", ("Solution", "Usage")),
-    "Settings of a run": ("configuration_recursivemas", ("RunSettings",)),
+    "A result": ("solutions_recursivemas", ("Solution", "Usage")),
+    "Settings of a run": ("runs_recursivemas", ("RunSettings",)),
     "Tools": ("tools_recursivemas", ("ToolBox", "calculator")),
     "Links": (
         "links_recursivemas",
-        ("InnerLink", "ExpectedEmbeddingLink", "OuterLink", "ResamplingLink", "SoftPromptLink", "CacheLink"),
+        ("InnerLink", "OuterLink", "ResamplingLink", "SoftPromptLink", "CacheLink"),
     ),
+    "Inner links without training": ("mixtures_recursivemas", ("ExpectedEmbeddingLink",)),
     "Handing over": ("handover_recursivemas", ("hand_over",)),
     "Pushing": ("pushing_recursivemas", ("Push",)),
 }  # fmt: skip

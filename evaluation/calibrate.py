@@ -19,12 +19,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ..configuration_recursivemas import AUTO, SIGNALS
-from ..engine_recursivemas import Solution
 from ..errors_recursivemas import InputError
 from ..files_recursivemas import read_object
 from ..folders_recursivemas import write_text
 from ..modeling_recursivemas import RecursiveMASModel
+from ..runs_recursivemas import AUTO, SIGNALS
+from ..solutions_recursivemas import Solution
 from .commands import (
     add_data_arguments,
     add_system_arguments,

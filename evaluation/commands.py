@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from ..configuration_recursivemas import AUTO, MODE, RUN_FIELDS, SETTLING_FIELDS
+from ..agent_options_recursivemas import ROLE_OPTIONS, validate_place
+from ..configuration_recursivemas import MODE, RUN_FIELDS, SETTLING_FIELDS
 from ..errors_recursivemas import InputError
 from ..fields_recursivemas import ANYTHING, Kind, validate_field, validate_fields, whole
 from ..files_recursivemas import parse_json
 from ..folders_recursivemas import is_unused
-from ..loading_recursivemas import ROLE_OPTIONS, validate_place
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question, as_inputs
+from ..runs_recursivemas import AUTO
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import TASKS
 from ..toolbox.python import python_tool

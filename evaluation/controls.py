@@ -23,9 +23,9 @@ import sys
 from collections import Counter
 from typing import Any
 
-from ..configuration_recursivemas import CONTROLS
 from ..errors_recursivemas import InputError
 from ..modeling_recursivemas import RecursiveMASModel
+from ..runs_recursivemas import CONTROLS
 from .commands import (
     add_data_arguments,
     add_output_arguments,

@@ -14,9 +14,9 @@ import time
 from statistics import mean
 from typing import Any
 
-from ..engine_recursivemas import Solution
 from ..errors_recursivemas import InputError
 from ..fetch import fetch_model
+from ..solutions_recursivemas import Solution
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import arithmetic, split_facts
 from .commands import inputs_of, limit_threads, progress

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..configuration_recursivemas import AUTO, SIGNALS
 from ..depth_recursivemas import change, stages
-from ..engine_recursivemas import Solution
 from ..modeling_recursivemas import RecursiveMASModel
+from ..runs_recursivemas import AUTO, SIGNALS
+from ..solutions_recursivemas import Solution
 from ..topology_recursivemas import Topology
 
 # Of each stage of a row's run: how much changed, the round that could be answered behind it, the turns until then.

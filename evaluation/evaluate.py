@@ -24,8 +24,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..configuration_recursivemas import MODES
 from ..errors_recursivemas import InputError
+from ..runs_recursivemas import MODES
 from ..tasks import TASKS
 from .commands import (
     add_data_arguments,

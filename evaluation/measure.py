@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..configuration_recursivemas import AUTO
-from ..engine_recursivemas import USAGE, Solution
 from ..errors_recursivemas import InputError
 from ..fields_recursivemas import is_number
 from ..files_recursivemas import parse_json, read_lines
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import slot_marker
+from ..runs_recursivemas import AUTO
+from ..solutions_recursivemas import USAGE, Solution
 from ..tasks import TASKS
 from .commands import inputs_of, progress, solve_arguments, validate_arguments
 from .metrics import METRICS

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..answers_recursivemas import extract_answer, last_boxed
-from ..engine_recursivemas import Solution
 from ..sandbox.judging import code_of
+from ..solutions_recursivemas import Solution
 from . import mathematics, release_rules
 from .prover import require_math_verify
 from .stated import stated_gold, tagged

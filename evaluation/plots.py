@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy
 
-from ..configuration_recursivemas import AUTO
 from ..errors_recursivemas import InputError
 from ..folders_recursivemas import replacing_file
+from ..runs_recursivemas import AUTO
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..configuration_recursivemas import AUTO, RUN_FIELDS
+from ..configuration_recursivemas import RUN_FIELDS
 from ..errors_recursivemas import InputError
 from ..fields_recursivemas import (
     NOTHING,
@@ -30,6 +30,7 @@ from ..fields_recursivemas import (
 )
 from ..files_recursivemas import read_object
 from ..folders_recursivemas import write_text
+from ..runs_recursivemas import AUTO
 from ..system_loader import ROOT
 
 AMOUNT, COUNT = number(0, 1e15), Kind(is_whole, "a whole number")

@@ -26,11 +26,11 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..configuration_recursivemas import CONTROLS
-from ..engine_recursivemas import Solution
 from ..errors_recursivemas import InputError
 from ..files_recursivemas import lines_of, parse_json, read_lines, text_of
 from ..prompts_recursivemas import as_inputs, as_text, input_fields
+from ..runs_recursivemas import CONTROLS
+from ..solutions_recursivemas import Solution
 from .commands import (
     add_input_argument,
     add_inputs,

@@ -8,13 +8,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from ..engine_recursivemas import USAGE
 from ..evaluation.controls import HAND_OVERS, REAL, verdict
 from ..evaluation.metrics import f1_score
 from ..evaluation.paired import paired_difference
 from ..evaluation.results import fingerprint, table
 from ..folders_recursivemas import write_text
 from ..modeling_recursivemas import RecursiveMASModel
+from ..solutions_recursivemas import USAGE
 from .running import ALONE_VOTED, Pass, Runner
 from .scoring import interval, of_samples, vote
 from .table import Benchmark, Row, described

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..engine_recursivemas import USAGE
 from ..evaluation.commands import inputs_of
 from ..evaluation.controls import HAND_OVERS
 from ..evaluation.rows import RowFile, kept_rows
 from ..modeling_recursivemas import RecursiveMASModel
+from ..solutions_recursivemas import USAGE
 from .scoring import verdicts
 from .table import Benchmark, Row
 

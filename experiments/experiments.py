@@ -26,7 +26,7 @@ from ..evaluation.measure import measure
 from ..evaluation.plots import plot_curves
 from ..evaluation.results import provenance
 from ..inspection.inspect import gradients
-from ..links_recursivemas import ExpectedEmbeddingLink
+from ..mixtures_recursivemas import ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..system_loader import ROOT, load_mas_system
 from ..tasks import TASKS

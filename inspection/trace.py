@@ -22,7 +22,6 @@ import jinja2
 import torch
 from torch.nn import functional
 
-from ..configuration_recursivemas import RunSettings
 from ..errors_recursivemas import InputError
 from ..evaluation.commands import (
     add_input_argument,
@@ -37,6 +36,7 @@ from ..evaluation.commands import (
 from ..folders_recursivemas import write_text
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question, Slot, as_inputs, as_text, template_for
+from ..runs_recursivemas import RunSettings
 
 WAYS = ("latent", "text", "alone")
 PAGE = jinja2.Environment(

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..engine_recursivemas import Solution
 from ..errors_recursivemas import ArgumentError, ConfigError, InputError
+from ..solutions_recursivemas import Solution
 from .formats import FORMATS, Format, event
 from .queue import Ended, Job, Left, QueueFull, Solver
 from .requests import read_request

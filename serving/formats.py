@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-from ..engine_recursivemas import Solution
+from ..solutions_recursivemas import Solution
 from .requests import Asked
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers.generation.streamers import BaseStreamer
 
-from ..engine_recursivemas import Solution
 from ..modeling_recursivemas import RecursiveMASModel
+from ..solutions_recursivemas import Solution
 from ..tools_recursivemas import Tools
 from .metrics import Metrics
 from .requests import Asked

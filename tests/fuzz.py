@@ -57,8 +57,9 @@ from recursivemas.evaluation.rows import RowFile
 from recursivemas.evaluation.score import read_outputs, spelled
 from recursivemas.evaluation.solve import read_questions
 from recursivemas.files_recursivemas import read_lines
+from recursivemas.link_building_recursivemas import build_link
 from recursivemas.link_files_recursivemas import read_link
-from recursivemas.links_recursivemas import InnerLink, OuterLink, build_link
+from recursivemas.links_recursivemas import InnerLink, OuterLink
 from recursivemas.sources_recursivemas import Source, read_tensors
 from recursivemas.system_loader import ROOT, load_mas_system, read_style
 from recursivemas.training.arguments import read_arguments

@@ -10,7 +10,8 @@ import pytest
 import torch
 from recursivemas.agent_recursivemas import RecursiveMASAgent
 from recursivemas.errors_recursivemas import CheckpointError, ConfigError
-from recursivemas.links_recursivemas import InnerLink, build_link
+from recursivemas.link_building_recursivemas import build_link
+from recursivemas.links_recursivemas import InnerLink
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from tiny import ARCHITECTURES, tiny_agent
 from transformers import AutoModel, AutoModelForCausalLM

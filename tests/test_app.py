@@ -5,8 +5,8 @@ import socket
 
 import pytest
 from recursivemas import app
-from recursivemas.configuration_recursivemas import MODES
 from recursivemas.errors_recursivemas import InputError
+from recursivemas.runs_recursivemas import MODES
 
 QUESTION = "Why?"
 

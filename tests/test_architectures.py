@@ -5,7 +5,8 @@ import torch
 from architectures import any_base, pair_of
 from recursivemas.agent_recursivemas import RecursiveMASAgent
 from recursivemas.errors_recursivemas import CheckpointError
-from recursivemas.links_recursivemas import ExpectedEmbeddingLink, InnerLink
+from recursivemas.links_recursivemas import InnerLink
+from recursivemas.mixtures_recursivemas import ExpectedEmbeddingLink
 from recursivemas.small_systems.tokenizers import build_tokenizer
 from recursivemas.system_loader import load_mas_system
 from reference import reference_solve

@@ -6,11 +6,11 @@ import shutil
 import pytest
 import torch
 from recursivemas.cli import main
-from recursivemas.configuration_recursivemas import SIGNALS
 from recursivemas.depth_recursivemas import change
 from recursivemas.errors_recursivemas import ConfigError, InputError
 from recursivemas.evaluation.calibrate import choose
 from recursivemas.evaluation.depth import bounds, candidates, depth_at, traces
+from recursivemas.runs_recursivemas import SIGNALS
 from recursivemas.system_loader import ROOT
 from tiny import tiny_chain, tiny_system
 

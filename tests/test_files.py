@@ -10,7 +10,8 @@ from recursivemas.evaluation.results import read_results
 from recursivemas.evaluation.solve import read_questions
 from recursivemas.fields_recursivemas import whole
 from recursivemas.files_recursivemas import parse_json, read_lines, read_object
-from recursivemas.links_recursivemas import InnerLink, build_link
+from recursivemas.link_building_recursivemas import build_link
+from recursivemas.links_recursivemas import InnerLink
 from recursivemas.sources_recursivemas import Source
 from recursivemas.system_loader import load_mas_system, read_style
 from recursivemas.training.arguments import read_arguments

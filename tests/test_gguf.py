@@ -17,7 +17,7 @@ from recursivemas.bases_recursivemas import load_base_model, load_tokenizer
 from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.errors_recursivemas import CheckpointError, ConfigError, InputError
 from recursivemas.gguf_recursivemas import agent_place
-from recursivemas.links_recursivemas import ExpectedEmbeddingLink
+from recursivemas.mixtures_recursivemas import ExpectedEmbeddingLink
 from recursivemas.release.check import check_system
 from recursivemas.sources_recursivemas import Source
 from recursivemas.system_loader import load_mas_system, read_style

@@ -7,7 +7,8 @@ import torch
 from recursivemas.agent_recursivemas import Rollout
 from recursivemas.errors_recursivemas import CheckpointError, ConfigError
 from recursivemas.handover_recursivemas import hand_over
-from recursivemas.links_recursivemas import ExpectedEmbeddingLink, OuterLink, ResamplingLink
+from recursivemas.links_recursivemas import OuterLink, ResamplingLink
+from recursivemas.mixtures_recursivemas import ExpectedEmbeddingLink
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.training.start import fit_outer_link
 from tiny import tiny_agent, tiny_chain
@@ -199,7 +200,7 @@ def test_links_with_options_survive_saving_and_answer_the_same(tmp_path):
 
 @pytest.mark.parametrize("tensors", [{}, {"token_ids": torch.rand(3)}, {"token_ids": torch.zeros(2, 2).int()}])
 def test_a_broken_codebook_is_an_error(tensors):
-    from recursivemas.links_recursivemas import build_link
+    from recursivemas.link_building_recursivemas import build_link
 
     with pytest.raises(CheckpointError, match="no codebook"):
         build_link(tensors, where="x", in_features=4, kind="codebook")

@@ -13,7 +13,7 @@ from recursivemas.chats_recursivemas import CHAT_TEMPLATES, split_opening
 from recursivemas.configuration_recursivemas import AUTO_MAP
 from recursivemas.engine_recursivemas import Run
 from recursivemas.errors_recursivemas import InputError
-from recursivemas.links_recursivemas import build_link
+from recursivemas.link_building_recursivemas import build_link
 from recursivemas.sources_recursivemas import write_code
 from recursivemas.system_loader import ROOT, load_mas_system
 from tiny import TRANSFORMERS

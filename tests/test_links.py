@@ -1,7 +1,7 @@
 import pytest
 import torch
-from recursivemas import links_recursivemas as links
 from recursivemas.errors_recursivemas import CheckpointError
+from recursivemas.link_building_recursivemas import build_link
 from recursivemas.links_recursivemas import ABLATION_KINDS, INNER_KINDS, OUTER_KINDS, InnerLink, OuterLink
 from torch.nn import functional
 
@@ -86,7 +86,7 @@ def test_the_papers_names_build_the_same_links(name):
 def test_a_kind_is_inferred_from_its_keys(kind):
     outer = kind.startswith("outer")
     link = random_link(kind, outer)
-    built = links.build_link(link.state_dict(), where="f", in_features=6, out_features=10 if outer else None)
+    built = build_link(link.state_dict(), where="f", in_features=6, out_features=10 if outer else None)
     x = torch.randn(1, 2, 6)
     assert built.kind == kind
     assert torch.equal(built(x), link(x))
@@ -96,8 +96,8 @@ def test_a_kind_is_inferred_from_its_keys(kind):
 def test_a_kind_that_the_keys_do_not_decide_must_be_stated(kind):
     state = random_link(kind, outer=False).state_dict()
     with pytest.raises(CheckpointError, match="more than one kind"):
-        links.build_link(state, where="f", in_features=6)
-    assert links.build_link(state, where="f", in_features=6, kind=kind).kind == kind
+        build_link(state, where="f", in_features=6)
+    assert build_link(state, where="f", in_features=6, kind=kind).kind == kind
 
 
 def broken(change):
@@ -118,7 +118,7 @@ def broken(change):
 )
 def test_weights_that_do_not_fit_are_named(change, message):
     with pytest.raises(CheckpointError, match=message):
-        links.build_link(broken(change), where="file", in_features=6, kind="ln_res_adapter")
+        build_link(broken(change), where="file", in_features=6, kind="ln_res_adapter")
 
 
 def test_links_compute_in_their_own_dtype():

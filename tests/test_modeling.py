@@ -9,7 +9,8 @@ import torch
 from recursivemas import modeling_recursivemas as modeling
 from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError, RecursiveMASError
-from recursivemas.links_recursivemas import ExpectedEmbeddingLink, InnerLink, OuterLink
+from recursivemas.links_recursivemas import InnerLink, OuterLink
+from recursivemas.mixtures_recursivemas import ExpectedEmbeddingLink
 from recursivemas.modeling_recursivemas import RecursiveMASModel
 from recursivemas.prompts_recursivemas import questions_of_ids
 from recursivemas.system_loader import load_mas_system

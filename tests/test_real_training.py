@@ -8,7 +8,7 @@ from recursivemas import cli
 from recursivemas.agent_recursivemas import Rollout
 from recursivemas.errors_recursivemas import InputError
 from recursivemas.handover_recursivemas import hand_over
-from recursivemas.links_recursivemas import ExpectedEmbeddingLink
+from recursivemas.mixtures_recursivemas import ExpectedEmbeddingLink
 from recursivemas.system_loader import ROOT, load_mas_system
 from recursivemas.training import own_answers
 from recursivemas.training.arguments import KIND_DEFAULTS, LinkTrainingArguments, read_arguments

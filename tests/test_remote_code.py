@@ -188,7 +188,7 @@ def test_type_checkers_know_what_the_doors_give(tmp_path):
     found = re.findall(r'Revealed type is "(.*)"', result.stdout)
     assert found == [
         "recursivemas.modeling_recursivemas.RecursiveMASModel",
-        "list[recursivemas.engine_recursivemas.Solution]",
+        "list[recursivemas.solutions_recursivemas.Solution]",
         "int",
         "recursivemas.links_recursivemas.OuterLink",
     ], result.stdout

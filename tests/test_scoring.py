@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from agreement import library, pairs
 from recursivemas import cli
-from recursivemas.engine_recursivemas import Solution
 from recursivemas.evaluation import prover as prover_module
 from recursivemas.evaluation.mathematics import correct, equal
 from recursivemas.evaluation.metrics import METRICS, code_metric, f1_score
 from recursivemas.evaluation.prover import Prover
+from recursivemas.solutions_recursivemas import Solution
 
 TABLE = [
     json.loads(line)

@@ -3,10 +3,10 @@
 import re
 
 import pytest
-from recursivemas.engine_recursivemas import Solution
 from recursivemas.evaluation.measure import load_rows
 from recursivemas.evaluation.metrics import METRICS
 from recursivemas.prompts_recursivemas import input_fields, validate_prompts
+from recursivemas.solutions_recursivemas import Solution
 from recursivemas.system_loader import read_style
 from recursivemas.tasks import TASKS, split_facts
 from recursivemas.topology_recursivemas import Link, Topology

@@ -13,7 +13,8 @@ from recursivemas import cli
 from recursivemas.errors_recursivemas import ConfigError, InputError, NonFiniteError
 from recursivemas.experiments.situations import SITUATIONS, as_stranger_writes, lift, with_stranger
 from recursivemas.inspection.inspect import UntiedOuterObjective, _closeness
-from recursivemas.links_recursivemas import OUTER_KINDS, ExpectedEmbeddingLink, OuterLink
+from recursivemas.links_recursivemas import OUTER_KINDS, OuterLink
+from recursivemas.mixtures_recursivemas import ExpectedEmbeddingLink
 from recursivemas.system_loader import ROOT, load_mas_system
 from recursivemas.training import objectives
 from recursivemas.training.arguments import (

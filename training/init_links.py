@@ -44,8 +44,9 @@ from ..evaluation.commands import (
 from ..evaluation.results import text_of
 from ..fields_recursivemas import number, validate_field, whole
 from ..gguf_recursivemas import agent_place
-from ..links_recursivemas import CACHE, CODEBOOK, EXPECTED_EMBEDDING, INNER_KINDS, OUTER_KINDS, ExpectedEmbeddingLink
+from ..links_recursivemas import CACHE, INNER_KINDS, OUTER_KINDS
 from ..loading_recursivemas import validate_tokenizer
+from ..mixtures_recursivemas import CODEBOOK, EXPECTED_EMBEDDING, ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..sharing_recursivemas import Bases
 from ..sources_recursivemas import Source

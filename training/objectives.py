@@ -20,7 +20,8 @@ from ..agent_recursivemas import RecursiveMASAgent, Rollout
 from ..batching_recursivemas import PromptBatch, PromptBuilder, embed_rows
 from ..caches_recursivemas import can_crop
 from ..handover_recursivemas import hand_over
-from ..links_recursivemas import AnyOuterLink, ExpectedEmbeddingLink, InnerLink
+from ..links_recursivemas import AnyOuterLink, InnerLink
+from ..mixtures_recursivemas import ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import phase_of
 from .caches import differentiable_cache, forget, in_chunks

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..configuration_recursivemas import RecursiveMASConfig
-from ..engine_recursivemas import Solution
 from ..evaluation.commands import progress
 from ..evaluation.measure import wilson_interval
 from ..evaluation.metrics import METRICS
@@ -27,6 +26,7 @@ from ..evaluation.results import provenance
 from ..loading_recursivemas import fill_config
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Slot, slot_marker, template_for
+from ..solutions_recursivemas import Solution
 from ..tasks import split_facts
 from ..topology_recursivemas import Link
 from .data import read_rows, refuse_bad_rows

@@ -25,12 +25,12 @@ from ..links_recursivemas import (
     AnyInnerLink,
     AnyOuterLink,
     CacheLink,
-    ExpectedEmbeddingLink,
     InnerLink,
     OuterLink,
     ResamplingLink,
     SoftPromptLink,
 )
+from ..mixtures_recursivemas import ExpectedEmbeddingLink
 from ..prompts_recursivemas import MARKER
 
 PENALTY = 1e-3  # of the ridge regressions, relative to the mean square of an input feature

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
+from ..link_building_recursivemas import build_link
 from ..link_files_recursivemas import read_link
-from ..links_recursivemas import AnyInnerLink, AnyOuterLink, build_link
+from ..links_recursivemas import AnyInnerLink, AnyOuterLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..sources_recursivemas import Source
 

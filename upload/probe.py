@@ -72,7 +72,7 @@ def main(kind: str, folder: str, question: str | Mapping[str, str], clones: str)
     if kind == "adapter":
         return {"links": links}
     if kind == "outer_links":
-        build_link = get_class_from_dynamic_module("links_recursivemas.build_link", folder)
+        build_link = get_class_from_dynamic_module("link_building_recursivemas.build_link", folder)
         for entry in json.loads(Path(folder, "links.json").read_text(encoding="utf-8"))["links"]:
             weights = entry["weights"]
             for name in [weights] if isinstance(weights, str) else weights["tasks"].values():

@@ -27,7 +27,7 @@ from .plan import Options, Plan, make_plan
 from .release_layout import write_inner_links, write_outer_links
 
 # What a repository of outer links needs of the remote code, so that its links can be built from it alone.
-LINK_CODE = ("links_recursivemas.py", "errors_recursivemas.py")
+LINK_CODE = tuple(f"{name}_recursivemas.py" for name in ("link_building", "links", "mixtures", "errors"))
 # Of the settings of a training, those that a card shows; others name files of the machine
 SHOWN_SETTINGS = (
     *("max_steps", "learning_rate", "lr_scheduler_type", "per_device_train_batch_size", "gradient_accumulation_steps"),
