@@ -2,8 +2,9 @@
 
 import torch
 
-from .agent_recursivemas import RecursiveMASAgent, Rollout
+from .agent_recursivemas import RecursiveMASAgent
 from .links_recursivemas import AnyOuterLink, CacheLink, OuterLink
+from .thinking_recursivemas import Rollout
 
 
 def hand_over(sender: RecursiveMASAgent, link: AnyOuterLink, rollout: Rollout) -> list[torch.Tensor]:

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-from .agent_recursivemas import RecursiveMASAgent, Rollout
+from .agent_recursivemas import RecursiveMASAgent
 from .caches_recursivemas import can_crop, past_length
 from .errors_recursivemas import ConfigError
 from .links_recursivemas import CacheLink
 from .modules_recursivemas import Modules
 from .prompts_recursivemas import template_for, text_tokens
+from .thinking_recursivemas import Rollout
 from .topology_recursivemas import Topology
 
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .agent_options_recursivemas import ROLE_OPTIONS, AgentOptions, validate_place
-from .agent_recursivemas import RecursiveMASAgent, Rollout
+from .agent_recursivemas import RecursiveMASAgent
 from .bases_recursivemas import copy_tokenizer, refuse_unmerged
 from .callers_recursivemas import infer_mask, is_assisted, judge_arguments, validate_ids
 from .chats_recursivemas import CHAT_TEMPLATES, split_opening
@@ -56,6 +56,7 @@ from .settings_recursivemas import read_settings, validate_arguments
 from .sharing_recursivemas import shared_bases
 from .solutions_recursivemas import Solution
 from .sources_recursivemas import Source, split_arguments
+from .thinking_recursivemas import Rollout
 from .threads_recursivemas import one_at_a_time
 from .tools_recursivemas import ToolBox, Tools
 

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from recursivemas.agent_recursivemas import Rollout
 from recursivemas.errors_recursivemas import CheckpointError, ConfigError
 from recursivemas.handover_recursivemas import hand_over
 from recursivemas.links_recursivemas import OuterLink, ResamplingLink
 from recursivemas.mixtures_recursivemas import ExpectedEmbeddingLink
 from recursivemas.modeling_recursivemas import RecursiveMASModel
+from recursivemas.thinking_recursivemas import Rollout
 from recursivemas.training.start import fit_outer_link
 from tiny import tiny_agent, tiny_chain
 

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from recursivemas import cli
-from recursivemas.agent_recursivemas import Rollout
 from recursivemas.errors_recursivemas import InputError
 from recursivemas.handover_recursivemas import hand_over
 from recursivemas.mixtures_recursivemas import ExpectedEmbeddingLink
 from recursivemas.system_loader import ROOT, load_mas_system
+from recursivemas.thinking_recursivemas import Rollout
 from recursivemas.training import own_answers
 from recursivemas.training.arguments import KIND_DEFAULTS, LinkTrainingArguments, read_arguments
 from recursivemas.training.data import Encoder, read_rows

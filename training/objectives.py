@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from ..agent_recursivemas import RecursiveMASAgent, Rollout
+from ..agent_recursivemas import RecursiveMASAgent
 from ..batching_recursivemas import PromptBatch, PromptBuilder, embed_rows
 from ..caches_recursivemas import can_crop
 from ..handover_recursivemas import hand_over
@@ -24,6 +24,7 @@ from ..links_recursivemas import AnyOuterLink, InnerLink
 from ..mixtures_recursivemas import ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import phase_of
+from ..thinking_recursivemas import Rollout
 from .caches import differentiable_cache, forget, in_chunks
 from .data import Example, Part
 from .layers import keep_only_inputs
