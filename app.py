@@ -16,7 +16,7 @@ import importlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,14 @@ import torch
 from .configuration_recursivemas import MODES
 from .engine_recursivemas import Solution
 from .errors_recursivemas import InputError, RecursiveMASError
-from .evaluation.commands import SMALL_AGENT, TOOLS, add_system_arguments, load_from_arguments, solve_arguments
+from .evaluation.commands import (
+    SMALL_AGENT,
+    TOOLS,
+    add_system_arguments,
+    load_from_arguments,
+    solve_arguments,
+    validate_arguments,
+)
 from .evaluation.metrics import METRICS
 from .fetch import MODELS, is_here
 from .inspection.trace import as_page, trace_of
@@ -48,7 +55,7 @@ SHIPPED: dict[str, tuple[str, str, list[int], int]] = {
     "small/sequential": (
         "Arithmetic on digits, from left to right, modulo 10: `3+5*2-4` is 2. Each agent does one step of it, so a"
         " round does three.",
-        *("arithmetic", [3, 6, 9], 1),
+        *("arithmetic", [3, 6, 9], 6),
     ),
     "small/mixture": (
         "`372:2` asks what three registers 3, 7, 2 hold after two steps of a rule of which each of three agents knows"
@@ -291,7 +298,7 @@ def build_page(
     names = [name for offer in offers for name in offer.outline.input_fields if name != "question"]
     further = list(dict.fromkeys(names))  # of any system; those that the chosen one lacks are hidden
 
-    def cards_of(offer: Offer, bodies: dict[str, str] = {}) -> list[str]:
+    def cards_of(offer: Offer, bodies: Mapping[str, str] = {}) -> list[str]:
         titles = ("over latents", "over text", f"{offer.outline.topology.decoding_role} alone")
         return [
             f'<article class="card"><h3>{title}</h3>{bodies.get(mode, "")}</article>'
@@ -350,9 +357,10 @@ def build_page(
             text = html.escape(str(error)).replace("\n", "<br>")
             raise gradio.Error(text, duration=None, title="No answer", print_exception=False) from error
 
-    def put_example(number: int, name: str) -> list[Any]:
+    def put_example(number: int, name: str) -> Any:
         row = shelf.offers[name].examples[number]
-        return [row["question"], *(row.get(key, "") for key in further)]
+        texts = [row.get(key, "") for key in ("question", *further)]
+        return texts if further else texts[0]  # of one output, gradio takes a list for its value
 
     with gradio.Blocks(title="RecursiveMAS", analytics_enabled=False) as page:
         gradio.Markdown("# Agents that think together in latents")
@@ -397,6 +405,7 @@ def build_page(
 
 def offers_of(arguments: argparse.Namespace) -> list[Offer]:
     """What the page of a command line offers: what --system names, else the small systems that are here."""
+    validate_arguments(arguments)
     options = {**solve_arguments(arguments), "batch_size": 1}
     del options["latent_steps"]
     known = small_systems()
