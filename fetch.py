@@ -104,6 +104,12 @@ def fetch_model(name: str, origin: str | None = None) -> Path:
     return converted
 
 
+def is_here(name: str) -> bool:
+    """Whether a model of `MODELS` is on this machine; nothing is asked over the network."""
+    model = MODELS[name]
+    return cache_folder(model.repository).is_dir() or _complete(model, local_files_only=True) is not None
+
+
 def _complete(model: Model, local_files_only: bool = False) -> Path | None:
     """The model in the Hub cache, brought there unless it is to be local; `None` where it is not whole."""
     try:

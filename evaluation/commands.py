@@ -47,11 +47,13 @@ LIMITS = {
 SMALL_AGENT = 10_000_000  # parameters
 
 
-def add_system_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which system to load and where, and how it answers."""
-    parser.add_argument(
-        "--system", default=str(ROOT), help="folder, Hub repository, small/NAME or style (default: the shipped one)"
-    )
+def add_system_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """The arguments that say which system to load and where, and how it answers; of `several`, a list or `None`."""
+    what = "folder, Hub repository, small/NAME or style"
+    if several:
+        parser.add_argument("--system", action="append", help=f"{what}; repeatable (default: those that ship)")
+    else:
+        parser.add_argument("--system", default=str(ROOT), help=f"{what} (default: the shipped one)")
     parser.add_argument("--dataset", default="math500", help="of a released system: chooses links and settings")
     parser.add_argument("--device", help="for example cuda (default: the CPU)")
     parser.add_argument("--dtype", default="auto", help="of the agents (default: as stored, or what computes faster)")
@@ -164,11 +166,11 @@ def named_tools(names: str | None, *, allow_code: bool = False, search_index: st
     return tools
 
 
-def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
-    """The system that `add_system_arguments` describes."""
+def load_from_arguments(arguments: argparse.Namespace, system: str | None = None) -> RecursiveMASModel:
+    """The system that `add_system_arguments` describes; of several, this one."""
     validate_arguments(arguments)
     mas = load_mas_system(
-        arguments.system,
+        arguments.system if system is None else system,
         arguments.dataset,
         device=arguments.device,
         dtype=arguments.dtype,
@@ -263,7 +265,8 @@ def validate_arguments(arguments: argparse.Namespace, limits: Mapping[str, Kind]
                 validate_field(value, kind, f"--{name.replace('_', '-')}", InputError)
     for name in ("device", "dtype"):
         validate_place(getattr(arguments, name, None), name)
-    if not str(getattr(arguments, "system", "x")).strip():
+    system = getattr(arguments, "system", "x")
+    if not all(str(name).strip() for name in (system if isinstance(system, list) else [system])):
         raise InputError("There is no system without a name.", where="--system")
 
 

@@ -37,6 +37,7 @@ from ..folders_recursivemas import write_text
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question, Slot, as_inputs, as_text, template_for
 from ..runs_recursivemas import RunSettings
+from ..solutions_recursivemas import Solution
 
 WAYS = ("latent", "text", "alone")
 PAGE = jinja2.Environment(
@@ -102,19 +103,32 @@ def trace(
     Raises:
         InputError, ConfigError: an argument cannot be used; before any compute.
     """
-    found: dict[str, Any] = {}
-    solutions = {}
+    solved = {}
     for way in ways:
         started = time.perf_counter()
         (solution,) = mas.solve(question, mode=way, return_latents=way == "latent", **arguments)
-        seconds = time.perf_counter() - started
-        solutions[way] = solution
+        solved[way] = (solution, time.perf_counter() - started)
+    return trace_of(mas, question, solved, **arguments)
+
+
+def trace_of(
+    mas: RecursiveMASModel, question: Question, solved: dict[str, tuple[Solution, float]], **arguments: Any
+) -> dict[str, Any]:
+    """What `trace` returns, of a question that is answered already.
+
+    Args:
+        mas, question: what was asked what.
+        solved: way -> solution and seconds; that over latents was asked with `return_latents`.
+        arguments: of `solve`, as they were then.
+    """
+    found: dict[str, Any] = {}
+    for way, (solution, seconds) in solved.items():
         usage = {name: value for name, value in solution.usage.items() if name != "seconds"}
         found[way] = {"text": solution.text, "answer": solution.answer, "seconds": round(seconds, 4), "usage": usage}
+    latent, messages = solved["latent"][0], (solved["text"][0].messages or {} if "text" in solved else {})
     settings = mas.config.run_settings(
         num_rounds=arguments.get("num_rounds"), latent_steps=arguments.get("latent_steps"), task=arguments.get("task")
     )
-    latent, messages = solutions["latent"], (solutions["text"].messages or {} if "text" in solutions else {})
     read = read_latents(mas, latent.latents or {})
     turns = []
     for round_index, role in settings.turns(mas.topology):
