@@ -2099,6 +2099,18 @@ UPLOAD = [
         "if False:",
         "upload::test_the_check_notices_changed_weights",
     ),
+    workshop(
+        "weights-of-the-hub-copied",
+        "    places = {} if options.release_layout or options.with_weights or places is None else places\n",
+        "    places = {}\n",
+        "links_only::test_base_models_of_the_hub_are_named_at_their_commits_and_not_copied",
+    ),
+    workshop(
+        "more-than-the-named-bases-handed-in",
+        "named = plan.repositories if repository == plan.composite and not plan.self_contained else [repository]",
+        "named = plan.repositories",
+        "links_only::test_the_check_hands_in_the_named_commits_alone_and_says_so",
+    ),
 ]
 
 RELEASE = [
