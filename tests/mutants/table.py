@@ -1482,14 +1482,14 @@ DOORS = [
     ),
     remote(
         "prefill-of-all-rows-only",
-        "        if any(openings):\n",
-        "        if openings and all(openings):\n",
+        "        if not any(self.openings):\n",
+        "        if not all(self.openings):\n",
         "hub::test_a_prefilled_answer_is_continued",
     ),
     remote(
         "prefill-beyond-positions",
-        "{row: length + more for row, length in enumerate(lengths)}",
-        "{row: 0 for row in range(len(lengths))}",
+        "            read += len(renderer.message_ids(opening)) if answers else 0\n",
+        "",
         "hub::test_the_start_of_an_answer_counts_among_the_positions",
     ),
     remote(
