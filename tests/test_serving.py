@@ -42,9 +42,9 @@ class Held:
 
 
 @contextlib.contextmanager
-def served(solver):
+def served(solver, name=NAME):
     """The port of a server that runs."""
-    server = serve.server_of(solver, NAME, port=0)
+    server = serve.server_of(solver, name, port=0)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

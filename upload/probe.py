@@ -65,7 +65,9 @@ def main(kind: str, folder: str, question: str | Mapping[str, str], clones: str)
 
     links = {path.name: digest(load_file(path)) for path in Path(folder).glob("*_*.safetensors")}
     if kind == "agent":
-        quiet: dict[str, Any] = {"adapter_kwargs": {"subfolder": "__none__"}}  # the release's adapter_config.json is no PEFT adapter
+        quiet: dict[str, Any] = {
+            "adapter_kwargs": {"subfolder": "__none__"}
+        }  # the release's adapter_config.json is no PEFT adapter
         agent = AutoModel.from_pretrained(folder, trust_remote_code=True, **quiet)
         where: dict[str, Any] = {"pretrained_model_name_or_path": folder, "trust_remote_code": True}
         base = json.loads(Path(folder, "config.json").read_text(encoding="utf-8")).get("base_model")
