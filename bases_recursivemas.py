@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .errors_recursivemas import CheckpointError, InputError
+from .errors_recursivemas import CheckpointError, ConfigError, InputError
+from .fields_recursivemas import NOTHING, TEXT, validate_fields
 from .kernels_recursivemas import computes_half
 from .settings_recursivemas import read_settings
 from .sources_recursivemas import Source
@@ -39,7 +40,28 @@ MODEL_FILES = (
     *("model*.safetensors", "model.safetensors.index*.json", "pytorch_model*", "adapter_*", "generation_config.json"),
     *TOKENIZER_FILES,
 )
+BASE_FIELDS = {"source": TEXT, "revision": TEXT | NOTHING}  # of `base_model` in an agent's config.json
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
+
+
+def base_place(source: Source, entry: Any) -> Source:
+    """Where the base model of an agent's repository is: what its config.json names as `base_model`, or there itself.
+
+    Args:
+        source: the agent's repository.
+        entry: `{"source", "revision"}`, a repository on the Hub and its commit; `None` where the repository holds it.
+
+    Raises:
+        ConfigError: the entry names no repository on the Hub.
+    """
+    if entry is None:
+        return source
+    where = f"{source}, config.json, base_model"
+    validate_fields(entry, BASE_FIELDS, where, ConfigError, required=["source"])
+    if os.path.isabs(entry["source"]) or entry["source"].startswith((".", "agents/")):
+        found, expected = entry["source"][:200], "org/name on the Hub"
+        raise ConfigError("A base model is named that is not on the Hub.", where=where, found=found, expected=expected)
+    return source.other(entry["source"], entry.get("revision"))
 
 
 def load_model_config(source: Source, role: str, trust_remote_code: bool = False) -> PreTrainedConfig:
@@ -158,7 +180,7 @@ def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel
             expected="a device that holds them; other layers may be offloaded",
             hint='give them a device in `device_map`, or use offload="cpu", which moves whole agents',
         )
-    for name in ("auto_map", "inner_link"):  # of an agent's own repository; the base model knows nothing of them
+    for name in ("auto_map", "inner_link", "base_model"):  # of an agent's own repository, which is none of the model's
         vars(model.config).pop(name, None)
     return model
 

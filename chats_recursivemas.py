@@ -8,8 +8,10 @@ says decides about the rest:
 - "last": the last message of the user alone, for systems that know nothing but their own kind of question.
 
 A message of the assistant at the end is the start of the answer, and the system goes on from there. It travels behind
-a mark that no other text can hold, because ids are all that `generate` gets of a chat.
+a mark that no other text can hold, because ids are all that `generate` gets of a chat; in a question of `solve`, too.
 """
+
+from collections.abc import Mapping
 
 CONVERSATIONS = ("whole", "last")
 OPENING_MARK = "\x1e"  # the record separator of ASCII
@@ -47,3 +49,11 @@ def split_opening(text: str) -> tuple[str, str]:
     """(question, start of the answer) of a text that one of the chat templates made."""
     question, _, opening = text.partition(OPENING_MARK)
     return question, opening
+
+
+def split_question(question: str | Mapping[str, str]) -> tuple[str | Mapping[str, str], str]:
+    """The same of a question, a text or its fields: such a text may be the field `question`."""
+    if isinstance(question, str):
+        return split_opening(question)
+    text, opening = split_opening(str(question.get("question", "")))
+    return ({**question, "question": text} if opening else question), opening

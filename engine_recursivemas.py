@@ -19,6 +19,7 @@ from transformers.utils import logging
 from .agent_recursivemas import RecursiveMASAgent
 from .answers_recursivemas import extract_answer
 from .batching_recursivemas import PromptBatch, PromptBuilder
+from .chats_recursivemas import split_question
 from .controls_recursivemas import stand_in
 from .errors_recursivemas import InputError, OutOfMemoryError
 from .generation_recursivemas import (
@@ -128,20 +129,23 @@ def fit_positions(
         fields = [match["question"] or match["field"] for match in MARKER.finditer(chat) if match["role"] is None]
         template = text_tokens(renderer.cut(chat, dict.fromkeys(fields, ""))) + PIECE_TOKENS
         for index, question in enumerate(questions):
-            inputs = as_inputs(question)
+            asked, opening = split_question(question)
+            inputs = as_inputs(asked)
             read = sum(read_positions(system, settings, before, inputs) for before in earlier)
+            read += len(renderer.message_ids(opening)) if answers else 0
             most = read + template + sum(len(inputs[name].encode("utf-8", "surrogatepass")) for name in fields)
             if most + slots + more <= limit:
                 continue
             tokens = read + text_tokens(renderer.cut(chat, inputs))
             if answers and not said and tokens + slots < limit:
                 config.max_new_tokens = more = min(more, limit - tokens - slots)
+            read_as = "prompt and the start of the answer" if answers and opening else "prompt"
             validate_positions(
                 limit,
                 {index: tokens + slots + more},
                 where=f"agent {role}, round {round_index}",
                 name=lambda row: name_of(row, as_text(questions[row])),
-                what=f"prompt {tokens}, slots {slots}, {'new tokens' if answers else 'latents or message'} {more}",
+                what=f"{read_as} {tokens}, slots {slots}, {'new tokens' if answers else 'latents or message'} {more}",
             )
 
 
@@ -161,7 +165,7 @@ class Run:
 
     Args:
         system: agents, links and topology.
-        questions: the batch, texts or field -> text.
+        questions: the batch, texts or field -> text; one may hold the start of its answer (chats_recursivemas.py).
         settings: see `RunSettings`.
         generation_config: of the answer; messages in `mode="text"` sample like it.
         on_turn: called with round and role when a turn is taken, the answer's too.
@@ -184,7 +188,8 @@ class Run:
         on_step: Callable[[], object] | None = None,
     ) -> None:
         self.on_turn, self.on_step = on_turn or (lambda round_index, role: None), on_step
-        self.system, self.questions, self.settings = system, questions, settings
+        self.system, self.settings = system, settings
+        self.questions, self.openings = map(list, zip(*map(split_question, questions), strict=True))
         self.generation_config, self.topology = generation_config, system.topology
         self.agents, self.outer_links = system.agents, system.outer_links
         self.schedule = settings.turns(self.topology)
@@ -223,7 +228,7 @@ class Run:
     def narrowed(self, rows: list[int], settings: RunSettings | None = None) -> "Run":
         """The same run with some of its rows only, as far as it has come; and with other settings, where given."""
         other = copy.copy(self)
-        other.questions = [self.questions[row] for row in rows]
+        other.questions, other.openings = ([of[row] for row in rows] for of in (self.questions, self.openings))
         counts: dict[str, Any] = {name: [getattr(self.usage, name)[row] for row in rows] for name in USAGE}
         other.usage = replace(self.usage, **counts, _lock=threading.Lock())  # with the same seconds
         other.latents = {key: [sent[row] for row in rows] for key, sent in self.latents.items()}
@@ -235,7 +240,11 @@ class Run:
 
     def last_prompt(self, reuse: bool = True) -> PromptBatch:
         """The decoding agent's prompt in the last round, once all turns before it are taken; see `decoder_prompt`."""
-        return self._prompt(*self.schedule[-1], reuse)
+        if not any(self.openings):
+            return self._prompt(*self.schedule[-1], reuse)
+        role, prompt = self.topology.decoding_role, self._prompt(*self.schedule[-1], reuse=False)
+        agent, read = self.agents[role], map(self.system.renderers[role].message_ids, self.openings)
+        return prompt.continued(agent, dict(enumerate(read)))
 
     def _take_turns(self, turns: list[tuple[int, str]]) -> None:
         for round_index, role in turns:
@@ -289,7 +298,7 @@ class Run:
         if answer.return_latents:
             latents = {key: sent[row] for key, sent in self.latents.items()}
             thoughts = {key: self.agents[key[2]].read_out(sent) for key, sent in latents.items()}
-        found = extract_answer(text, self.settings.task)
+        found = extract_answer(self.openings[row] + text, self.settings.task)
         return Solution(text, found, usage, messages, latents, thoughts, "length" if cut else "stop")
 
     def lap(self, stage: str, started: float, role: str) -> None:

@@ -288,7 +288,7 @@ def write_with_tools(
                 ids.pop()
             ids = ids[:room]
             written[row] += ids
-            if call is not None and len(ids) < room and calls < tools.max_calls:
+            if call is not None and call[0] not in tools.ending and len(ids) < room and calls < tools.max_calls:
                 calling[row] = call
         rows = list(calling)
         for (row, (tag, _)), answer in zip(calling.items(), tools.answer(list(calling.values())), strict=True):

@@ -19,7 +19,7 @@ from .agent_options_recursivemas import ROLE_OPTIONS, AgentOptions, validate_pla
 from .agent_recursivemas import RecursiveMASAgent
 from .bases_recursivemas import copy_tokenizer, refuse_unmerged
 from .callers_recursivemas import infer_mask, is_assisted, judge_arguments, validate_ids
-from .chats_recursivemas import CHAT_TEMPLATES, split_opening
+from .chats_recursivemas import CHAT_TEMPLATES
 from .configuration_recursivemas import RecursiveMASConfig, validate_count
 from .depth_recursivemas import kind_of_run
 from .engine_recursivemas import Residency, fit_positions, solve_batch
@@ -34,7 +34,6 @@ from .generation_recursivemas import (
     validate_one_text,
 )
 from .handover_recursivemas import hand_over
-from .limits_recursivemas import name_of, validate_positions
 from .links_recursivemas import AnyInnerLink, AnyOuterLink, InnerLink
 from .loading_recursivemas import fill_config, load_system, read_configuration, validate_outer_link, validate_parts
 from .memory_recursivemas import free_memory
@@ -582,8 +581,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 "`generate` needs the agents in this process.", where="generate", hint="use `solve`, or no executor"
             )
         settings = self._run_settings(generation_config, **{name: kwargs.pop(name, None) for name in RUN_ARGUMENTS})
-        questions: Sequence[Question]
-        openings: Sequence[str] = ()
+        questions: Sequence[Question]  # with the starts of answers, which `Run` tells apart
         if isinstance(given, torch.Tensor):
             input_ids = given
         else:
@@ -596,8 +594,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             validate_one_text(config)
         if isinstance(given, torch.Tensor):
             mask = infer_mask(given, config, ends_of(config)) if attention_mask is None else attention_mask
-            texts = questions_of_ids(self.tokenizer, given, mask)
-            questions, openings = zip(*map(split_opening, texts), strict=True)
+            questions = questions_of_ids(self.tokenizer, given, mask)
             settings.validate_questions(questions, self.topology)
         judge_arguments(self._decoder, config, model_kwargs, len(questions))
         self._fit_positions(questions, settings, config, kwargs)
@@ -608,20 +605,10 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
                 streamer.put(input_ids.cpu().repeat_interleave(copies, dim=0))
             except ValueError as error:
                 raise InputError("The streamer refuses this batch.", where="streamer", found=error) from error
-        reuse = continues_cache(config, model_kwargs) and not any(openings) and not box
+        reuse = continues_cache(config, model_kwargs) and not box
         prompt = kind_of_run(settings)(self, questions, settings, config).decoder_prompt(reuse)
-        renderer = self.renderers[self.config.decoding_role]
-        if any(openings):
-            prompt = prompt.continued(self._decoder, dict(enumerate(map(renderer.message_ids, openings))))
-            lengths, more = prompt.attention_mask.sum(dim=1).tolist(), config.max_new_tokens or 0
-            validate_positions(
-                self._decoder.position_limit,
-                {row: length + more for row, length in enumerate(lengths)},
-                where=prompt.where,
-                name=lambda row: name_of(row, as_text(questions[row])),
-                what="prompt, the start of the answer, and new ones",
-            )
         if box:
+            renderer = self.renderers[self.config.decoding_role]
             return generate_with_tools(self._decoder, renderer, prompt, box, config, model_kwargs, input_ids)
         return generate_from(self._decoder, prompt, config, model_kwargs, input_ids)
 

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .chats_recursivemas import split_question
 from .errors_recursivemas import CheckpointError, ConfigError, InputError
 from .fields_recursivemas import did_you_mean, refuse_unknown
 from .files_recursivemas import find_surrogate, half_a_character, read_object
@@ -95,7 +96,9 @@ def validate_questions(questions: object, used: Collection[str], known: Collecti
         )
     for index, question in enumerate(questions):
         where = f"questions, number {index + 1} of {len(questions)}"
-        fields = as_inputs(question) if isinstance(question, str | Mapping) else {"question": question}
+        fields = {"question": question}
+        if isinstance(question, str | Mapping):
+            fields = as_inputs(split_question(question)[0])
         for name, text in fields.items():
             if name not in known:
                 raise InputError(

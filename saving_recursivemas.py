@@ -53,6 +53,16 @@ def pinned(config: RecursiveMASConfig, agents: Modules[Any]) -> RecursiveMASConf
     return config
 
 
+def places_on_hub(config: RecursiveMASConfig, agents: Modules[Any]) -> dict[str, dict[str, Any]]:
+    """Role -> source and revision, of the agents whose base models are the files of a commit on the Hub."""
+    entries = pinned(config, agents).agents
+    return {
+        role: {"source": entry["source"], "revision": entry["revision"]}
+        for role, entry in entries.items()
+        if not is_folder(entry["source"]) and SNAPSHOT.match(str(base_of(agents[role].model).name_or_path))
+    }
+
+
 @dataclass(frozen=True)
 class SavedLink:
     """A link as it is to be saved.

@@ -24,7 +24,7 @@ T = TypeVar("T")
 # What of an agent's folder makes its base model. Inner links lie beside it, and are the role's own.
 BASE_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 # What an agent's config.json says that is not of its base model.
-OWN_KEYS = ("auto_map", "inner_link", "_name_or_path", "name_or_path", "transformers_version")
+OWN_KEYS = ("auto_map", "inner_link", "base_model", "_name_or_path", "name_or_path", "transformers_version")
 CONTENT = 64  # hexadecimal digits of SHA-256, by which the Hub cache names large files
 
 

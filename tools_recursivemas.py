@@ -74,6 +74,7 @@ class ToolBox(Tools):
         max_calls: calls of one answer that are executed.
         max_seconds: wall time of a call, then its result says that there is none; what runs on is not waited for.
         max_result: characters of a result, the rest is cut.
+        ending: tags of calls that others make: an answer ends with one.
 
     Raises:
         InputError: `tools` is none of that.
@@ -86,6 +87,7 @@ class ToolBox(Tools):
         max_calls: int = MAX_CALLS,
         max_seconds: float = MAX_SECONDS,
         max_result: int = MAX_RESULT,
+        ending: Iterable[str] = (),
     ) -> None:
         named = tools if isinstance(tools, Mapping) else dict(map(_named, tools)) if isinstance(tools, _SHAPES) else {}
         if not isinstance(tools, _SHAPES) or not all(
@@ -93,12 +95,13 @@ class ToolBox(Tools):
             for tag, tool in named.items()
         ):
             raise _unusable(tools)
-        super().__init__(named)
+        self.ending = tuple(ending)
+        super().__init__({**named, **dict.fromkeys(self.ending, _made_elsewhere)})
         self.max_calls, self.max_seconds, self.max_result = max_calls, max_seconds, max_result
 
     def __reduce__(self) -> tuple:
-        limits = {name: getattr(self, name) for name in ("max_calls", "max_seconds", "max_result")}
-        return partial(ToolBox, **limits), (dict(self),)
+        limits = {name: getattr(self, name) for name in ("max_calls", "max_seconds", "max_result", "ending")}
+        return partial(ToolBox, **limits), ({tag: self[tag] for tag in self if tag not in self.ending},)
 
     def answer(self, calls: Sequence[tuple[str, str]]) -> list[str]:
         """The results of calls, (tag, text) each, made side by side; what fails is a result that begins `error:`."""
@@ -121,8 +124,16 @@ class ToolBox(Tools):
         end = time.monotonic() + self.max_seconds + GRACE
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
-        tags = re.compile(rf"<(?=/?(?:{'|'.join(map(re.escape, [FORGED, *self]))})>)")
-        return [tags.sub("&lt;", result[: self.max_result]) for result in list(results)]
+        return [written_result(result[: self.max_result], self) for result in list(results)]
+
+
+def written_result(result: str, tags: Iterable[str]) -> str:
+    """A result as it is written between its own tags: neither these nor the tags of calls stand in it."""
+    return re.sub(rf"<(?=/?(?:{'|'.join(map(re.escape, [FORGED, *tags]))})>)", "&lt;", result)
+
+
+def _made_elsewhere(text: str) -> str:
+    raise AssertionError("an answer ends with such a call")
 
 
 def _unusable(tools: object) -> InputError:

@@ -40,7 +40,12 @@ def free_ram() -> int | None:
 
 
 def run_limited(
-    script: str, arguments: Iterable[str], size: int, isolated: bool = False, seconds: float | None = None
+    script: str,
+    arguments: Iterable[str],
+    size: int,
+    isolated: bool = False,
+    seconds: float | None = None,
+    cache: str | None = None,
 ) -> tuple[str, str | None]:
     """Runs a script; nobody can be asked on the terminal, and the Hub is out of reach.
 
@@ -51,6 +56,7 @@ def run_limited(
             or twice this where the system does not say.
         isolated: an empty home and cache, and nothing of this process's paths and settings.
         seconds: the limit of time, in place of one by size.
+        cache: its Hub cache, in place of an empty one.
 
     Returns:
         What it printed, and what went wrong (`None` where nothing did): the end of its standard error, or the limit.
@@ -63,6 +69,7 @@ def run_limited(
         if isolated:
             environment = {k: v for k, v in environment.items() if not k.startswith(("HF_", "PYTHON"))}
             environment |= {"HOME": home, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
+            environment |= {"HF_HUB_CACHE": cache} if cache else {}
         options = ["-I"] if isolated else []
         process = subprocess.Popen(
             [sys.executable, *options, "-W", "ignore", "-c", START, str(memory), script, *arguments],

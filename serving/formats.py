@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..solutions_recursivemas import Solution
+from .functions import Call, made_call
 from .requests import Asked
 
 
@@ -65,10 +66,20 @@ class Format(ABC):
         self.asked, self.model = asked, model
         self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
         self.sent = list(asked.echo)
+        self.calls: dict[int, Call | None] = {}
+
+    def call_of(self, choice: int, solution: Solution) -> Call | None:
+        """The call of a client's function that a choice ends with, always the same one."""
+        if choice not in self.calls:
+            functions = self.asked.functions
+            self.calls[choice] = made_call(self.asked.begun + solution.text, functions) if functions else None
+        return self.calls[choice]
 
     def text_of(self, choice: int, solution: Solution) -> tuple[str, str]:
         """A choice's text and why it ends."""
-        text, stopped = until(solution.text, self.asked.stops)
+        if (call := self.call_of(choice, solution)) is not None:
+            return call.before, "tool_calls"
+        text, stopped = until(self.asked.begun + solution.text, self.asked.stops)
         return self.asked.echo[choice] + text, "stop" if stopped else str(solution.finish_reason)
 
     def more(self, choice: int, text: str, whole: bool = False) -> str:
@@ -116,7 +127,9 @@ class ChatFormat(Format):
         choices = []
         for index, solution in enumerate(solutions):
             text, reason = self.text_of(index, solution)
-            message = {"role": "assistant", "content": text, "refusal": None}
+            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+            if (call := self.call_of(index, solution)) is not None:
+                message |= {"content": text or None, "tool_calls": [call.as_json()]}
             choices.append({"index": index, "message": message, "logprobs": None, "finish_reason": reason})
         head = {"id": self.id, "object": "chat.completion", "created": self.created, "model": self.model}
         return {**head, "choices": choices, "usage": usage_of(solutions, "prompt_tokens", "completion_tokens")}
@@ -134,6 +147,8 @@ class ChatFormat(Format):
 
     def closing(self, solutions: list[Solution]) -> Iterator[str]:
         for index, solution in enumerate(solutions):
+            if (call := self.call_of(index, solution)) is not None:
+                yield self._chunk([self._choice(index, {"tool_calls": [{"index": 0, **call.as_json()}]})])
             yield self._chunk([self._choice(index, {}, self.text_of(index, solution)[1])])
         if self.asked.usage:
             yield self._chunk([], usage=usage_of(solutions, "prompt_tokens", "completion_tokens"))

@@ -13,7 +13,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from ..modeling_recursivemas import RecursiveMASModel
 from ..solutions_recursivemas import Solution
-from ..tools_recursivemas import Tools
+from ..tools_recursivemas import ToolBox, Tools
+from .functions import CALL
 from .metrics import Metrics
 from .requests import Asked
 
@@ -182,6 +183,8 @@ class Solver:
         arguments = {**self.arguments, **asked.arguments}
         names = self.tool_names if asked.tools is None else asked.tools
         tools = (self.make_tools(" ".join(names)) if names else None) or {}  # `None` would be the system's own
+        if asked.functions:
+            tools = ToolBox(tools, ending=[CALL, *asked.functions])
         streams = [job for job in jobs if job.asked.stream]
         since = time.perf_counter()
 

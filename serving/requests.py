@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..chats_recursivemas import OPENING_MARK
 from ..configuration_recursivemas import MODE, RUN_FIELDS
 from ..errors_recursivemas import InputError
 from ..fields_recursivemas import (
@@ -25,9 +26,11 @@ from ..fields_recursivemas import (
     validate_fields,
     whole,
 )
+from ..files_recursivemas import parse_json
 from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question
 from ..settings_recursivemas import KINDS
+from .functions import Functions, forced, read_functions, result_of, rewritten, told
 
 # Settings of a run that a request may choose: not `prompts`, which may name a file, and no control, of which one shows
 # a question what was thought for another.
@@ -66,7 +69,13 @@ COMPLETION = {
     "logit_bias": table_of(number(-100, 100)),
 }
 FIELDS: dict[str, dict[str, Kind]] = {
-    "chat": {**SHARED, **COMPLETION, "messages": list_of(OBJECT), "max_completion_tokens": NEW_TOKENS},
+    "chat": {
+        **SHARED,
+        **COMPLETION,
+        "messages": list_of(OBJECT),
+        "max_completion_tokens": NEW_TOKENS,
+        "tool_choice": TEXT | OBJECT,
+    },
     "completions": {**SHARED, **COMPLETION, "prompt": TEXT | list_of(TEXT), "echo": TRUTH},
     "responses": {
         **SHARED,
@@ -104,6 +113,8 @@ class Asked:
         questions: one for each choice of the answer.
         arguments: of `solve`, without tools.
         tools: names of the server's tools; `None` for all that it has.
+        functions: the client's own; an answer ends with a call of one.
+        begun: what an answer was made to begin with, where it must call.
         seed: of sampling; such a request is answered alone.
         stops: texts that end an answer, and are no part of it.
         stream: whether the answer is sent as it is written.
@@ -115,6 +126,8 @@ class Asked:
     questions: list[Question]
     arguments: dict[str, Any]
     tools: tuple[str, ...] | None = None
+    functions: Functions = field(default_factory=dict)
+    begun: str = ""
     seed: int | None = None
     stops: tuple[str, ...] = ()
     stream: bool = False
@@ -123,30 +136,61 @@ class Asked:
     key: str = ""
 
 
-def question_of(mas: RecursiveMASModel, messages: list[dict]) -> str:
+def question_of(mas: RecursiveMASModel, messages: list[dict], functions: Functions | None = None) -> str:
     """The question that a conversation asks, as the system's chat template says it.
 
+    An answer with calls of a client's functions, their results and what follows are one turn, see functions.py.
+
     Raises:
-        InputError: a message is none, or holds something else than text.
+        InputError: a message is none, or holds something else than text; or calls and results do not go together.
     """
-    turns = []
+    turns = [{"role": "system", "content": told(functions)}] if functions else []
+    calls: dict[str, str] = {}  # without a result yet, by their ids
+    answers = False  # whether the last turn is an answer that goes on behind a result
     for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        role, content = message.get("role"), message.get("content")
+        where, role = f"messages[{index}]", message.get("role")
+        if role == "tool":
+            call = calls.pop(str(message.get("tool_call_id")), None)
+            if call is None:
+                found = repr(message.get("tool_call_id"))
+                raise InputError("A result follows no call.", where=f"{where}, tool_call_id", found=found)
+            turns[-1]["content"] += call + result_of(_content(message, where), functions or ())
+            answers = True
+            continue
+        if calls:
+            raise InputError(
+                "A call has no result.", where=where, found=", ".join(calls), expected="a message of role tool"
+            )
         if role not in ("system", "developer", "user", "assistant"):
-            expected = "system, developer, user or assistant"
+            expected = "system, developer, user, assistant or tool"
             raise InputError(
                 "A message has no role that counts here.", where=where, found=repr(role), expected=expected
             )
-        parts = [content] if isinstance(content, str) else content
-        texts = list(map(_text_of, parts)) if isinstance(parts, list) else [None]
-        if None in texts:
-            found = repr(content)
-            raise InputError("A message is no text.", where=f"{where}, content", found=found, expected="text")
-        turns.append({"role": "system" if role == "developer" else role, "content": "".join(map(str, texts))})
+        made = message.get("tool_calls") or [] if role == "assistant" else []
+        if not isinstance(made, list):
+            raise InputError("Calls are a list.", where=f"{where}, tool_calls", found=repr(made))
+        calls = dict(rewritten(call, f"{where}, tool_calls[{number}]") for number, call in enumerate(made))
+        text = "" if made and message.get("content") is None else _content(message, where)
+        if role == "assistant" and answers:
+            turns[-1]["content"] += text
+        else:
+            turns.append({"role": "system" if role == "developer" else role, "content": text})
+        answers = False
+    if calls:
+        raise InputError("A call has no result.", where="messages", found=", ".join(calls), expected="role tool")
     if not any(turn["role"] == "user" for turn in turns):
         raise InputError("Nobody asks anything.", where="messages", found=f"{len(turns)} without role user")
     return str(mas.tokenizer.apply_chat_template(turns, tokenize=False))
+
+
+def _content(message: dict, where: str) -> str:
+    """The text of a message."""
+    content = message.get("content")
+    parts = [content] if isinstance(content, str) else content
+    texts = list(map(_text_of, parts)) if isinstance(parts, list) else [None]
+    if None in texts:
+        raise InputError("A message is no text.", where=f"{where}, content", found=repr(content), expected="text")
+    return "".join(map(str, texts))
 
 
 def _text_of(part: object) -> str | None:
@@ -173,7 +217,7 @@ def read_request(kind: str, body: object, mas: RecursiveMASModel, tools: Iterabl
         raise InputError("A request is a JSON object.", where="body", found=repr(body))
     given = {name: value for name, value in body.items() if value is not None}
     for name, values in EMPTY.items():
-        if name in given and given.pop(name) not in values:
+        if name in given and name not in fields and given.pop(name) not in values:
             raise InputError("This server does not do that.", where=name, found=repr(body[name]), hint="leave it out")
     validate_fields(given, fields, "request", InputError, also=IDLE)
     arguments = {name: given[name] for name in (*RUN, *PLAIN, "complete_answer") if name in given}
@@ -196,20 +240,29 @@ def read_request(kind: str, body: object, mas: RecursiveMASModel, tools: Iterabl
     stops += tuple(_as_list(arguments.pop("stop_strings", [])))
     if stops:
         arguments["stop_strings"] = list(stops)
-    chosen = _tools(given.get("tools"), tools)
+    chosen, functions = _tools(given.get("tools"), tools, kind)
+    begun = forced(given.get("tool_choice"), functions)
+    if given.get("tool_choice") == "none":
+        functions = {}
     seed = given.get("seed") if arguments.get("do_sample", mas.generation_config.do_sample) else None
-    texts = _texts(kind, given, mas)
+    texts = _texts(kind, given, mas, functions)
+    if begun:
+        texts = [text + ("" if OPENING_MARK in text else OPENING_MARK) + begun for text in texts]
     echo = [text if given.get("echo") else "" for text in texts]
     inputs = given.get("inputs", {})
     if "question" in inputs:
         raise InputError("The question was given twice.", where="inputs", found="question")
     questions: list[Question] = [{"question": text, **inputs} if inputs else text for text in texts]
     copies = given.get("n", 1)
-    key = json.dumps([arguments, chosen, seed], sort_keys=True) + (f" {next(_numbers)}" if seed is not None else "")
+    key = json.dumps([arguments, chosen, functions, seed], sort_keys=True) + (
+        f" {next(_numbers)}" if seed is not None else ""
+    )
     return Asked(
         questions=[question for question in questions for _ in range(copies)],
         arguments=arguments,
         tools=chosen,
+        functions=functions,
+        begun=begun,
         seed=seed,
         stops=stops,
         stream=given.get("stream", False),
@@ -223,7 +276,7 @@ def _as_list(texts: str | list[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
-def _texts(kind: str, given: dict[str, Any], mas: RecursiveMASModel) -> list[str]:
+def _texts(kind: str, given: dict[str, Any], mas: RecursiveMASModel, functions: Functions) -> list[str]:
     """The texts that a request asks about."""
     if kind == "completions":
         prompts = _as_list(given.get("prompt", []))
@@ -239,7 +292,7 @@ def _texts(kind: str, given: dict[str, Any], mas: RecursiveMASModel) -> list[str
             messages = [{"role": "system", "content": given["instructions"]}, *messages]
     if not messages:
         raise InputError("Nobody asks anything.", where="messages" if kind == "chat" else "input", expected="messages")
-    return [question_of(mas, messages)]
+    return [question_of(mas, messages, functions)]
 
 
 def _items(items: list[dict]) -> list[dict]:
@@ -251,10 +304,7 @@ def _generation_config(given: str | dict | None) -> dict[str, Any]:
     """The settings of a request's `generation_config`, a JSON object or the text of one."""
     where = "generation_config"
     if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError as error:
-            raise InputError("This is no JSON.", where=where, found=error) from error
+        given = parse_json(given, InputError, where)
         validate_field(given, OBJECT, where, InputError)
     settings = {name: value for name, value in (given or {}).items() if value is not None}  # type: ignore[union-attr]
     known = {*RUN, *KINDS} - CLOSED
@@ -271,16 +321,20 @@ def _token(mas: RecursiveMASModel, name: str) -> int:
     return int(name)
 
 
-def _tools(chosen: list | None, there: Iterable[str]) -> tuple[str, ...] | None:
-    """The names of tools that a request chooses among the server's; `None` where it says nothing."""
+def _tools(chosen: list | None, there: Iterable[str], kind: str) -> tuple[tuple[str, ...] | None, Functions]:
+    """Names of the tools of the server that a request chooses, `None` where it says nothing; its own functions."""
     if chosen is None:
-        return None
+        return None, {}
     there = list(there)
-    for name in chosen:
-        if not isinstance(name, str):
-            hint = 'the name of a tool that runs on the server, for example "tools": ["calculator"]'
-            raise InputError("A request's own functions are not called here.", where="tools", found=name, hint=hint)
+    names = [name for name in chosen if isinstance(name, str)]
+    for name in names:
         if name not in there:
             expected = ", ".join(there) or "none: the server was started without --tools"
             raise InputError("The server has no such tool.", where="tools", found=name, expected=expected)
-    return tuple(sorted(set(chosen)))
+    functions = read_functions(entry for entry in chosen if not isinstance(entry, str))
+    if functions and kind != "chat":
+        hint = "ask /v1/chat/completions"
+        raise InputError("A client's own functions are for chats.", where="tools", found=[*functions], hint=hint)
+    if both := sorted({*names} & {*functions}):
+        raise InputError("A function has the name of a tool of the server.", where="tools", found=both)
+    return tuple(sorted(set(names))), functions

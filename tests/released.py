@@ -155,11 +155,11 @@ def build_clones(root: Path, styles: tuple[str, ...] = tuple(STYLES)) -> Path:
     return root
 
 
-def place_in_cache(clones: Path, cache: Path) -> Path:
+def place_in_cache(clones: Path, cache: Path, organization: str = ORGANIZATION) -> Path:
     """Lays the repositories out as the Hub client does: blobs, refs, and snapshots of links to the blobs."""
     for repository in sorted(path for path in clones.iterdir() if path.is_dir()):
         commit = hashlib.sha1(repository.name.encode()).hexdigest()
-        place = cache / f"models--{ORGANIZATION}--{repository.name}"
+        place = cache / f"models--{organization}--{repository.name}"
         snapshot = place / "snapshots" / commit
         for folder in (place / "blobs", place / "refs", snapshot):
             folder.mkdir(parents=True)

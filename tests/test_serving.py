@@ -42,9 +42,9 @@ class Held:
 
 
 @contextlib.contextmanager
-def served(solver):
+def served(solver, name=NAME):
     """The port of a server that runs."""
-    server = serve.server_of(solver, NAME, port=0)
+    server = serve.server_of(solver, name, port=0)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -194,7 +194,7 @@ WRONG = {
     "prompts": ({"generation_config": {"prompts": {}}}, "cannot choose"),
     "a file": ({"prompts": "/etc/passwd"}, "unknown key"),
     "other questions": ({"generation_config": {"control": "other_question"}}, "cannot choose"),
-    "broken settings": ({"generation_config": "{"}, "no JSON"),
+    "broken settings": ({"generation_config": "{"}, "not valid JSON"),
     "a list of settings": ({"generation_config": "[]"}, "generation_config"),
     "max_tokens 0": ({"max_tokens": 0}, "max_tokens"),
     "max_tokens x": ({"max_tokens": "x"}, "max_tokens"),
@@ -203,7 +203,7 @@ WRONG = {
     "an empty stop": ({"stop": ""}, "stop"),
     "logprobs": ({"logprobs": True}, "logprobs"),
     "a token": ({"logit_bias": {"x": 1}}, "logit_bias"),
-    "functions": ({"tools": [{"type": "function"}]}, "own functions"),
+    "functions": ({"tools": [{"type": "function"}]}, "tools[0]"),
     "a tool": ({"tools": ["python"]}, "no such tool"),
     "json": ({"response_format": {"type": "json_object"}}, "response_format"),
     "no messages": ({"messages": []}, "messages"),

@@ -1,15 +1,19 @@
 """Checking: each staged repository by itself, in a clean process with an empty cache, no network, and limits."""
 
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers.utils import logging
 
 from ..adapters_recursivemas import WEIGHTS, adapter_tensors
+from ..bases_recursivemas import SMALL_FILES, WEIGHT_FILES
+from ..errors_recursivemas import CheckpointError
 from ..link_files_recursivemas import link_filename
 from ..modeling_recursivemas import RecursiveMASModel
 from ..release.limits import run_limited
+from ..sources_recursivemas import SNAPSHOT, Source
 from ..system_loader import load_mas_system
 from . import probe
 from .code import foreign_code
@@ -27,13 +31,16 @@ class Finding:
 
     repository: Repository
     problems: list[str]
+    base_models: list[str]  # that it names and does not hold: source@revision
 
 
 def check(folder: Path) -> list[Finding]:
     """Scans every staged repository, loads it like a stranger, and compares it with the system that it came from.
 
     What holds something that must not go out, or any code but this clone's, is not loaded at all.
-    A pass of all of them is recorded in the staged folder; `push` asks for that record.
+    A pass of all of them is recorded in the staged folder; `push` asks for that record. Base models that repositories
+    name are the files of the named commits in this machine's Hub cache, fetched before if need be: these alone lie in
+    the stranger's cache.
 
     Raises:
         InputError: the folder was not staged.
@@ -54,21 +61,40 @@ def check(folder: Path) -> list[Finding]:
             problems.append("README.md: missing")
         if fingerprint(place) != prints[repository.name]:
             problems.append("changed while it was checked")
-        findings.append(Finding(repository, problems))
+        bases = [f"{base.repository}@{base.revision}" for base in base_models(plan, repository)]
+        findings.append(Finding(repository, problems, bases))
     if not any(finding.problems for finding in findings):
         write_json(folder / CHECKED, prints)
     return findings
 
 
+def base_models(plan: Plan, repository: Repository) -> list[Source]:
+    """The places on the Hub of the base models that a staged repository names, each once."""
+    named = plan.repositories if repository == plan.composite and not plan.self_contained else [repository]
+    bases = {json.dumps(each.base): each.base for each in named if each.base is not None}
+    return [Source(base["source"], revision=base["revision"]) for base in bases.values()]
+
+
 def load_alone(plan: Plan, repository: Repository, folder: Path) -> tuple[dict, str | None]:
     """Runs the probe on a staged repository; returns what it gave, and what went wrong."""
+    try:
+        bases = [base.fetch((*SMALL_FILES, *WEIGHT_FILES)) for base in base_models(plan, repository)]
+    except CheckpointError as error:
+        return {}, f"its base model cannot be had: {error}"
+    cached = [SNAPSHOT.match(base.path) for base in bases]
+    if None in cached:
+        return {}, f"a folder stands in the place of its base model: {bases[cached.index(None)].path}"
     # A composite finds the repositories that it references beside it, as they are staged.
     clones = "" if plan.self_contained else str(folder.resolve())
     place = (folder / repository.name).resolve()
     needed = [folder / each.name for each in plan.repositories] if repository == plan.composite else [place]
+    needed += [Path(base.path) for base in bases]
     size = sum((each / path).stat().st_size for each in needed for path in files_of(each))
     arguments = (repository.kind, str(place), json.dumps(plan.question), clones)
-    output, problem = run_limited(probe.__file__, arguments, size, isolated=True)
+    with tempfile.TemporaryDirectory() as cache:
+        for match in filter(None, cached):
+            Path(cache, Path(match["repository"]).name).symlink_to(match["repository"])
+        output, problem = run_limited(probe.__file__, arguments, size, isolated=True, cache=cache)
     if problem is not None:
         return {}, f"does not load by itself: {problem}"
     return json.loads(output.splitlines()[-1]), None

@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from ..bases_recursivemas import BASE_FIELDS
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import InputError
 from ..fields_recursivemas import NOTHING, OBJECT, TEXT, TRUTH, list_of, one_of, table_of, validate_fields, whole
@@ -25,7 +26,9 @@ REPOSITORY_FIELDS = {
     "role": TEXT,
     "base_model": TEXT | NOTHING,
     "shared_by": list_of(TEXT),
+    "base": OBJECT | NOTHING,
 }
+OPTIONAL_FIELDS = ("shared_by", "base")
 PLAN_FIELDS = {
     **dict.fromkeys(("system", "namespace", "style", "collection"), TEXT),
     "licence": TEXT | NOTHING,
@@ -47,6 +50,7 @@ class Repository:
     role: str = ""  # of an agent or adapter
     base_model: str | None = None  # Hub name of the model that it was made of, if it has one
     shared_by: tuple[str, ...] = ()  # of an agent: further roles of the same base
+    base: dict[str, str] | None = None  # of an agent without weights: source and revision of its base model on the Hub
 
     @property
     def name(self) -> str:
@@ -106,6 +110,7 @@ class Options:
     licence: str | None = None
     release_layout: bool = False
     self_contained: bool = False
+    with_weights: bool = False
     base_models: dict[str, str] = field(default_factory=dict)
     datasets: list[str] = field(default_factory=list)
     authors: list[str] = field(default_factory=list)
@@ -119,6 +124,7 @@ def make_plan(
     options: Options,
     shared: Mapping[str, str] | None = None,
     adapted: Mapping[str, str | None] | None = None,
+    places: Mapping[str, dict[str, str]] | None = None,
 ) -> Plan:
     """Names the repositories of a publication.
 
@@ -129,6 +135,7 @@ def make_plan(
         shared: role -> the role whose base it shares: such a role has no repository of its own, but for the release's
             layout, which knows none that do.
         adapted: role with an adapter -> the role that runs its base as it is; without one, that stays where it is.
+        places: role -> source and revision of a base model that stays where it is on the Hub.
 
     Raises:
         InputError: a name that the Hub does not take, one name for two repositories, a base model for an unknown role,
@@ -143,6 +150,7 @@ def make_plan(
         )
     style = config.style or options.name
     shared, adapted = {} if options.release_layout or shared is None else shared, adapted or {}
+    places = {} if options.release_layout or options.with_weights or places is None else places
     repositories = []
     for role in topology.roles:
         if role in shared:
@@ -156,10 +164,12 @@ def make_plan(
             repositories.append(Repository(name, "adapter", note, role, base))
             continue
         name = f"{options.name}-{release_title(role)}" + (f"-{base.rpartition('/')[2]}" if base else "")
-        note = f"{release_title(role)}: agent with inner link" + (f", {base}" if base else "")
+        there = places.get(role)
+        what = "agent with inner link" if there is None else "inner link of an agent"
+        note = f"{release_title(role)}: {what}" + (f", {base}" if base else "")
         sharing = tuple(other for other in topology.roles if role in (shared.get(other), adapted.get(other)))
-        repositories.append(Repository(f"{options.namespace}/{name}", "agent", note, role, base, sharing))
-    homes = {each.role: each.id for each in repositories if each.kind == "agent"}
+        repositories.append(Repository(f"{options.namespace}/{name}", "agent", note, role, base, sharing, there))
+    homes = {each.role: each.base["source"] if each.base else each.id for each in repositories if each.kind == "agent"}
     owners = [adapted.get(each.role) for each in repositories]
     repositories = [
         each if owner is None else dataclasses.replace(each, base_model=homes[owner])
@@ -241,8 +251,10 @@ def load_plan(folder: Path) -> Plan:
     validate_fields(content, PLAN_FIELDS, where, InputError, required=PLAN_FIELDS)
     for index, entry in enumerate(content["repositories"], start=1):
         place = f"{where}, repositories, number {index}"
-        required = [name for name in REPOSITORY_FIELDS if name != "shared_by"]
+        required = [name for name in REPOSITORY_FIELDS if name not in OPTIONAL_FIELDS]
         validate_fields(entry, REPOSITORY_FIELDS, place, InputError, required=required)
+        if (base := entry.get("base")) is not None:
+            validate_fields(base, BASE_FIELDS, f"{place}, base", InputError, required=BASE_FIELDS)
     kinds = [entry["kind"] for entry in content["repositories"]]
     if kinds[-2:] != ["outer_links", "composite"] or not {"agent", "adapter"}.issuperset(kinds[:-2]):
         expected = "the agents and adapters, the outer links, the composite"

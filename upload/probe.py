@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,10 +65,16 @@ def main(kind: str, folder: str, question: str | Mapping[str, str], clones: str)
 
     links = {path.name: digest(load_file(path)) for path in Path(folder).glob("*_*.safetensors")}
     if kind == "agent":
-        quiet = {"adapter_kwargs": {"subfolder": "__none__"}}  # the release's adapter_config.json is no PEFT adapter
+        quiet: dict[str, Any] = {
+            "adapter_kwargs": {"subfolder": "__none__"}
+        }  # the release's adapter_config.json is no PEFT adapter
         agent = AutoModel.from_pretrained(folder, trust_remote_code=True, **quiet)
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **quiet)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        where: dict[str, Any] = {"pretrained_model_name_or_path": folder, "trust_remote_code": True}
+        base = json.loads(Path(folder, "config.json").read_text(encoding="utf-8")).get("base_model")
+        if base is not None:  # as the card says
+            where = {"pretrained_model_name_or_path": base["source"], "revision": base["revision"]}
+        model = AutoModelForCausalLM.from_pretrained(**where, **quiet)
+        tokenizer = AutoTokenizer.from_pretrained(**where)
         return {**probe_agent(agent, model, tokenizer, question), "links": links}
     if kind == "adapter":
         return {"links": links}

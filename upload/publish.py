@@ -63,6 +63,11 @@ def _add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--release-layout", "--legacy", action="store_true", help="add the public release's .pt files and manifests"
     )
+    parser.add_argument(
+        "--with-weights",
+        action="store_true",
+        help="copy the weights of agents from the Hub (default: these are named where they are, at their commits)",
+    )
     parser.add_argument("--self-contained", action="store_true", help="the composite holds its agents and links")
     parser.add_argument(
         "--base-model", action="append", default=[], metavar="ROLE=ORG/NAME", help="what an agent was made of"
@@ -98,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     failed = False
 
     def tell(*lines: str) -> None:
-        if not arguments.json:
+        if not arguments.json and lines:
             print(*lines, sep="\n")
 
     if arguments.step in ("stage", "all"):
@@ -106,10 +111,14 @@ def run(arguments: argparse.Namespace) -> int:
         report["staged"] = [repository.id for repository in plan.repositories]
         tell(f"staged in {staged}:", *(f"  {repository.id}: {repository.note}" for repository in plan.repositories))
     if arguments.step in ("check", "all"):
-        report["problems"] = {finding.repository.id: finding.problems for finding in check(staged)}
+        findings = check(staged)
+        report["problems"] = {finding.repository.id: finding.problems for finding in findings}
+        report["base_models"] = {finding.repository.id: finding.base_models for finding in findings}
         tell("checked:")
-        for name, problems in report["problems"].items():
-            tell(f"  {name}: {'problems' if problems else 'right'}", *(f"    {problem}" for problem in problems))
+        for finding in findings:
+            tell(f"  {finding.repository.id}: {'problems' if finding.problems else 'right'}")
+            tell(*(f"    {problem}" for problem in finding.problems))
+            tell(*(f"    with {base} out of this machine's Hub cache" for base in finding.base_models))
         failed = any(report["problems"].values())
     if arguments.step in ("push", "all") and not failed:
         steps = push(staged, arguments.yes, arguments.public, arguments.overwrite)

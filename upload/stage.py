@@ -1,6 +1,5 @@
 """Staging: every repository of a system, written to one local folder."""
 
-import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..link_files_recursivemas import link_filename
 from ..links_recursivemas import AnyInnerLink, AnyOuterLink, CacheLink
 from ..loading_recursivemas import quiet_progress
 from ..modeling_recursivemas import RecursiveMASModel
-from ..saving_recursivemas import SavedLink, adapter_writers, agent_writers, save_system
+from ..saving_recursivemas import SavedLink, adapter_writers, agent_writers, pinned, places_on_hub, save_system
 from ..sources_recursivemas import write_tensors
 from ..system_loader import ROOT, load_mas_system
 from ..training.checkpoints import SETTINGS_FILE
@@ -23,7 +22,7 @@ from .cards import Cards
 from .files import CHECKED, PLAN, read_json, write_json
 from .licences import agents_licences
 from .links import inner_links_of, outer_links_of
-from .plan import Options, Plan, make_plan
+from .plan import Options, Plan, Repository, make_plan
 from .release_layout import write_inner_links, write_outer_links
 
 # What a repository of outer links needs of the remote code, so that its links can be built from it alone.
@@ -59,14 +58,14 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
     if Path(system).exists():
         system = str(Path(system).resolve())
     shared, adapted = owners_of(mas)
-    plan = make_plan(mas.config, system, options, shared, adapted)
+    plan = make_plan(mas.config, system, options, shared, adapted, places_on_hub(mas.config, mas.agents))
     cards = Cards(plan, mas, results, options, agents_licences(mas, plan, options), training_of(system))
     with replacing(output, {"": (CHECKED, "*/**/*")}) as new:
         for repository in quiet_progress(plan.repositories, "Staging", "repository"):
             folder = new / repository.name
             folder.mkdir()
             if repository.kind == "agent":
-                _stage_agent(mas, plan, repository.role, folder)
+                _stage_agent(mas, plan, repository, folder)
             elif repository.kind == "adapter":
                 save_adapter(mas.agents[repository.role].model, folder, repository.base_model)
             elif repository.kind == "outer_links":
@@ -101,11 +100,12 @@ def training_of(system: str) -> dict[str, Any]:
     return {name: content[name] for name in SHOWN_SETTINGS if content.get(name) is not None}
 
 
-def _stage_agent(mas: RecursiveMASModel, plan: Plan, role: str, folder: Path) -> None:
+def _stage_agent(mas: RecursiveMASModel, plan: Plan, repository: Repository, folder: Path) -> None:
+    role = repository.role
     links = inner_links_of(mas, role)
     by_task = {task: link for task, link in links.items() if task is not None}
     task = mas.config.link_task if by_task else None
-    mas.agents[role].save_pretrained(folder, inner_links=by_task or None, task=task)
+    mas.agents[role].save_pretrained(folder, inner_links=by_task or None, task=task, base_model=repository.base)
     if plan.release_layout:
         write_inner_links(links, role, folder)
 
@@ -132,11 +132,11 @@ def _stage_outer_links(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None
 
 def _stage_composite(mas: RecursiveMASModel, plan: Plan, folder: Path) -> None:
     """The composite, with its parts inside or named by repository."""
-    config, links = copy.deepcopy(mas.config), {}
+    config, links = pinned(mas.config, mas.agents), {}
     for role, agent in mas.agents.items():
         home = plan.agents.get(role)
         place = None if home is None else home.id  # `push` pins its commit
-        if home is not None:
+        if home is not None and home.base is None:
             config.agents[role].pop("gguf_file", None)  # an ordinary folder there
             config.agents[role] |= {"source": place, "revision": None, "model_type": agent.model.config.model_type}
         if role in plan.adapters:

@@ -1139,8 +1139,8 @@ TOOLS = [
     ),
     remote(
         "call-at-the-limit-answered",
-        "if call is not None and len(ids) < room and calls < tools.max_calls:",
-        "if call is not None and calls < tools.max_calls:",
+        "call[0] not in tools.ending and len(ids) < room and calls < tools.max_calls:",
+        "call[0] not in tools.ending and calls < tools.max_calls:",
         "tools::test_a_call_at_the_limit_is_not_answered",
     ),
     remote(
@@ -1151,13 +1151,13 @@ TOOLS = [
     ),
     remote(
         "endless-result",
-        'tags.sub("&lt;", result[: self.max_result])',
-        'tags.sub("&lt;", result)',
+        "written_result(result[: self.max_result], self)",
+        "written_result(result, self)",
         "tools::test_a_result_is_cut_and_read_as_plain_text",
     ),
     remote(
         "tags-in-a-result",
-        'tags.sub("&lt;", result[: self.max_result])',
+        "written_result(result[: self.max_result], self)",
         "result[: self.max_result]",
         "tools::test_tags_inside_a_result_end_nothing_and_call_nothing",
     ),
@@ -1482,14 +1482,14 @@ DOORS = [
     ),
     remote(
         "prefill-of-all-rows-only",
-        "        if any(openings):\n",
-        "        if openings and all(openings):\n",
+        "        if not any(self.openings):\n",
+        "        if not all(self.openings):\n",
         "hub::test_a_prefilled_answer_is_continued",
     ),
     remote(
         "prefill-beyond-positions",
-        "{row: length + more for row, length in enumerate(lengths)}",
-        "{row: 0 for row in range(len(lengths))}",
+        "            read += len(renderer.message_ids(opening)) if answers else 0\n",
+        "",
         "hub::test_the_start_of_an_answer_counts_among_the_positions",
     ),
     remote(
@@ -1530,7 +1530,7 @@ DOORS = [
     ),
     remote(
         "answer-of-no-task",
-        "extract_answer(text, self.settings.task)",
+        "extract_answer(self.openings[row] + text, self.settings.task)",
         'extract_answer(text, "default")',
         "generation::test_the_task_says_what_an_answer_is",
     ),
@@ -1553,6 +1553,24 @@ DOORS = [
 """,
         "",
         "serving::test_a_step_may_end_a_run_and_is_told_of_every_latent_and_token",
+    ),
+    remote(
+        "calls-of-the-client-answered-here",
+        "if call is not None and call[0] not in tools.ending and len(ids)",
+        "if call is not None and len(ids)",
+        "functions::test_calls_of_the_server_are_answered_before_a_call_of_the_client_ends_the_answer",
+    ),
+    workshop(
+        "a-new-id-each-time",
+        "        if choice not in self.calls:\n",
+        "        if True:\n",
+        "functions::test_a_call_has_one_id_however_often_it_is_written",
+    ),
+    workshop(
+        "tags-in-a-clients-result",
+        "written_result(text, [CALL, *functions])",
+        "text",
+        "functions::test_a_call_of_the_clients_function_ends_the_answer_and_its_result_continues_it",
     ),
     remote(
         "answers-in-the-order-of-lengths",
@@ -2098,6 +2116,18 @@ UPLOAD = [
         'if found.get("links") != expected.get("links"):',
         "if False:",
         "upload::test_the_check_notices_changed_weights",
+    ),
+    workshop(
+        "weights-of-the-hub-copied",
+        "    places = {} if options.release_layout or options.with_weights or places is None else places\n",
+        "    places = {}\n",
+        "links_only::test_base_models_of_the_hub_are_named_at_their_commits_and_not_copied",
+    ),
+    workshop(
+        "more-than-the-named-bases-handed-in",
+        "named = plan.repositories if repository == plan.composite and not plan.self_contained else [repository]",
+        "named = plan.repositories",
+        "links_only::test_the_check_hands_in_the_named_commits_alone_and_says_so",
     ),
 ]
 
