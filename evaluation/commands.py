@@ -23,7 +23,7 @@ from ..tasks import TASKS
 from ..toolbox.python import python_tool
 from ..toolbox.search import provider_here, search_tool
 from ..tools_recursivemas import Tools, calculator
-from .metrics import METRICS
+from .metrics import JUDGES
 
 # Tools that need nothing: name -> tags and their functions, see `RecursiveMASModel.solve`.
 TOOLS: dict[str, Tools] = {"calculator": {"python": calculator}}
@@ -69,7 +69,7 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TOOL",
         help=f"answer the calls in what the system writes: {', '.join(TOOL_NAMES)} (default: calls stay text)",
     )
-    parser.add_argument("--allow-code", action="store_true", help="let the tool python run what the system writes")
+    parser.add_argument("--allow-code", action="store_true", help="let programs that the system writes run")
     parser.add_argument("--search-index", help="what the tool search looks into, see recursivemas index")
     parser.add_argument("--task", help="default, math, choice, code or reasoning (default: the system's)")
     parser.add_argument(
@@ -103,9 +103,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_questions: int, seed
     )
     parser.add_argument("--seed", type=int, default=seed, help=f"of the generated questions (default: {seed})")
     parser.add_argument("--levels", type=int, nargs="+", help="of the generated questions (default: all of the task)")
-    parser.add_argument(
-        "--metric", choices=METRICS, help="when an answer is right (default: the task's own, or exact)"
-    )
+    parser.add_argument("--metric", choices=JUDGES, help="when an answer is right (default: the task's own, or exact)")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:

@@ -1251,9 +1251,21 @@ SANDBOX = [
     ),
     workshop(
         "benchmark-code-without-permission",
-        "    elif not allow_code:",
-        "    elif False:",
+        "    if metric == CODE and not allow_code:",
+        "    if False:",
         "exams::test_what_cannot_be_done_is_said_before_anything_is_read",
+    ),
+    workshop(
+        "a-script-of-ones-own-passes-unread",
+        "        return CodeTest(script=text_of(test))",
+        "        return CodeTest(script='pass')",
+        "programs::test_programs_are_judged_by_the_tests_of_their_rows",
+    ),
+    workshop(
+        "verdicts-of-a-neighbour",
+        "pairs = [(code, tests[index]) for index, code in programs]",
+        "pairs = [(code, tests[0]) for index, code in programs]",
+        "programs::test_programs_are_judged_by_the_tests_of_their_rows",
     ),
     workshop(
         "pass-at-k-biased",
