@@ -27,7 +27,7 @@ from .metrics import JUDGES
 
 # Tools that need nothing: name -> tags and their functions, see `RecursiveMASModel.solve`.
 TOOLS: dict[str, Tools] = {"calculator": {"python": calculator}}
-TOOL_NAMES = (*TOOLS, "python", "search")
+TOOL_NAMES = (*TOOLS, "python", "search", "none")
 
 # What the options of commands may be.
 LIMITS = {
@@ -67,7 +67,7 @@ def add_system_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         action=ToolNames,
         metavar="TOOL",
-        help=f"answer the calls in what the system writes: {', '.join(TOOL_NAMES)} (default: calls stay text)",
+        help=f"answer the calls in what the system writes: {', '.join(TOOL_NAMES)} (default: those declared by roles)",
     )
     parser.add_argument("--allow-code", action="store_true", help="let programs that the system writes run")
     parser.add_argument("--search-index", help="what the tool search looks into, see recursivemas index")
@@ -133,7 +133,7 @@ def named_tools(names: str | None, *, allow_code: bool = False, search_index: st
     """The tools of some names of `TOOL_NAMES`, a space between two.
 
     Args:
-        names: `None` for no tools.
+        names: `None` for those that roles declare, "none" for none.
         allow_code: whether the user lets model-written code run, which `python` needs.
         search_index: what `search` looks into; else it asks Tavily where its key is set.
 
@@ -144,6 +144,8 @@ def named_tools(names: str | None, *, allow_code: bool = False, search_index: st
         return None
     tools: Tools = {}
     for name in dict.fromkeys(names.split()):
+        if name == "none":
+            continue
         if name == "python":
             if not allow_code:
                 raise InputError(
@@ -161,8 +163,34 @@ def named_tools(names: str | None, *, allow_code: bool = False, search_index: st
     return tools
 
 
+def declared_tools(
+    declared: Mapping[str, Iterable[str]], *, allow_code: bool = False, search_index: str | None = None
+) -> Tools:
+    """The tools that roles declare (`tools` of a configuration), by their tags.
+
+    Raises:
+        InputError: one cannot run: code that nobody allowed, nothing to search, or a tag that commands do not know.
+    """
+    tools: Tools = {}
+    for role, tag in ((role, tag) for role, tags in declared.items() for tag in tags):
+        where, hint = f"tools of {role}", "--tools none runs the system without; docs/tools.md"
+        if tag not in (*TOOLS, "python", "search"):
+            raise InputError("Commands do not know a tool that a role declares.", where=where, found=tag, hint=hint)
+        if tag == "python" and not allow_code:
+            problem = "A role's tool runs code that a model writes, which nobody allowed."
+            raise InputError(problem, where=where, found=tag, hint=f"add --allow-code; {hint}")
+        if tag == "search" and provider_here(search_index) is None:
+            problem = "A role's tool has nothing to search."
+            raise InputError(
+                problem, where=where, found=tag, hint=f"add --search-index, or set TAVILY_API_KEY; {hint}"
+            )
+        chosen = {"allow_code": allow_code, "search_index": search_index}
+        tools |= {"calculator": calculator} if tag in TOOLS else named_tools(tag, **chosen) or {}
+    return tools
+
+
 def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
-    """The system that `add_system_arguments` describes."""
+    """The system that `add_system_arguments` describes; its `tools` are those that its roles declare, if any."""
     validate_arguments(arguments)
     mas = load_mas_system(
         arguments.system,
@@ -173,6 +201,9 @@ def load_from_arguments(arguments: argparse.Namespace) -> RecursiveMASModel:
         override=named_texts(arguments.override, "--override", "ROLE=FOLDER"),
         **loading_options(arguments.loading),
     )
+    if mas.config.tools and arguments.tools is None:
+        chosen = {"allow_code": arguments.allow_code, "search_index": arguments.search_index}
+        mas.tools = declared_tools(mas.config.tools, **chosen)
     limit_threads(mas)
     return mas
 

@@ -100,7 +100,7 @@ def described(
         **solve_arguments(arguments),
         "latent_steps": mas.config.latent_steps if arguments.latent_steps is None else arguments.latent_steps,
         "latent_halting": mas.config.latent_halting,
-        "tools": arguments.tools,
+        "tools": arguments.tools or mas.config.tools,
         "metric": metric,
     }
 
@@ -131,6 +131,7 @@ def without(mas: RecursiveMASModel, roles: list[str]) -> RecursiveMASModel:
     for role in roles:
         prompts = prompts.replace(slot_marker(role), "")
     config.prompts = json.loads(prompts)
+    config.tools = {role: tags for role, tags in (config.tools or {}).items() if role not in roles} or None
     links = {link.name: mas.outer_links[link.name] for link in config.topology.links}
     remaining = RecursiveMASModel(config, {role: mas.agents[role] for role in config.topology.roles}, links)
     remaining.generation_config = copy.deepcopy(mas.generation_config)

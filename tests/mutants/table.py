@@ -1180,6 +1180,25 @@ TOOLS = [
         "tools::test_the_length_limit_counts_what_the_agent_writes_in_all",
     ),
     remote(
+        "declared-tools-in-answers-only",
+        "return boxes if self.config.tools else {}",
+        "return {}",
+        "tools_of_roles::test_a_role_that_declares_a_tool_uses_it_in_its_messages",
+    ),
+    remote(
+        "every-role-has-every-tool",
+        "{role: box.only(tags) for role, tags in declared.items()}",
+        "{role: box for role, tags in declared.items()}",
+        "tools_of_roles::test_which_role_has_which_tools",
+    ),
+    workshop(
+        "declared-code-runs-unasked",
+        'if tag == "python" and not allow_code:',
+        "if False:",
+        "tools_of_roles::test_commands_bring_what_roles_declare_or_say_why_not",
+        "tools_of_roles::test_a_command_answers_the_calls_of_roles_that_declare_tools",
+    ),
+    remote(
         "calculator-takes-true",
         "type(node.value) is int",
         "isinstance(node.value, int)",
