@@ -33,6 +33,7 @@ from .prompts_recursivemas import (
     validate_task,
 )
 from .runs_recursivemas import AUTO, CONTROLS, MODES, SIGNALS, RunSettings
+from .tools_recursivemas import is_tag
 from .topology_recursivemas import Link, Topology
 
 AUTO_MAP = {
@@ -74,6 +75,7 @@ FIELDS: dict[str, Kind] = {
     "links": list_of(OBJECT),
     "decoding_role": TEXT,
     "prompts": OBJECT,
+    "tools": table_of(list_of(TEXT)) | NOTHING,
     "link_task": TEXT | NOTHING,
     "conversation": one_of(CONVERSATIONS),
     "chat_template_kwargs": OBJECT | NOTHING,
@@ -142,6 +144,7 @@ class RecursiveMASConfig(PreTrainedConfig):
             is the link's name in the public release (`outer_12`); `snap` (default false) see `hand_over`.
         decoding_role: the role that writes the text in the last round.
         prompts: prompt set, see prompts_recursivemas.py.
+        tools: role -> tags of the tools that its prompts tell it to use, in its messages too, see `tools_of_roles`.
         num_rounds: default number of recursion rounds (>= 1), or "auto".
         settling: what "auto" means: `{"signal", "threshold", "max_rounds", "calibrated"}`, which
             `recursivemas calibrate` writes, with what it was calibrated on; see `RunSettings`.
@@ -180,6 +183,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         links: list[dict] | None = None,
         decoding_role: str | None = None,
         prompts: dict | None = None,
+        tools: dict[str, list[str]] | None = None,
         num_rounds: int | str = 3,
         latent_steps: int = 32,
         latent_halting: bool = False,
@@ -210,6 +214,7 @@ class RecursiveMASConfig(PreTrainedConfig):
         self.links = [] if links is None else links
         self.decoding_role: str = decoding_role  # type: ignore[assignment]  # `validate_system` wants one
         self.prompts = {} if prompts is None else prompts
+        self.tools = tools
         self.num_rounds = num_rounds
         self.settling = settling
         self.latent_steps = latent_steps
@@ -424,6 +429,10 @@ class RecursiveMASConfig(PreTrainedConfig):
                 )
             validate_mixture(mixture, where)
         validate_prompts(self.prompts, topology)
+        for role, tags in (self.tools or {}).items():
+            if role not in topology.roles or not all(map(is_tag, tags)):
+                found, expected = f"{role}: {tags}", f"{', '.join(topology.roles)}, each with names of tools"
+                raise ConfigError("A tool is declared that cannot be.", where="tools", found=found, expected=expected)
         return topology
 
 

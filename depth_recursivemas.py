@@ -15,6 +15,7 @@ from .memories_recursivemas import cache_links
 from .prompts_recursivemas import Question
 from .runs_recursivemas import RunSettings
 from .solutions_recursivemas import Solution
+from .tools_recursivemas import ToolBox
 from .topology_recursivemas import Topology
 
 Key = tuple[int, str, str]  # round, source, target
@@ -96,6 +97,7 @@ class AdaptiveRun:
         generation_config: GenerationConfig,
         on_turn: Callable[[int, str], None] | None = None,
         on_step: Callable[[], object] | None = None,
+        tools: Mapping[str, ToolBox] = {},
     ) -> None:
         if handing := cache_links(system.outer_links):
             raise ArgumentError(
@@ -104,7 +106,7 @@ class AdaptiveRun:
                 found=f"links of kind cache: {', '.join(handing)}",
                 hint="say a number of rounds",
             )
-        self.run = Run(system, questions, settings, generation_config, on_turn, on_step)
+        self.run = Run(system, questions, settings, generation_config, on_turn, on_step, tools)
         self.said: list[dict[Key, object]] = [{} for _ in questions]
         # Row -> the run that it left with, and its place there; a run of its own for each departure.
         self.left: dict[int, tuple[Run, int]] = {}

@@ -7,7 +7,7 @@ prompt, think (latent rollout, inner link), send through the outer links. In the
 import copy
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from .generation_recursivemas import (
     trim,
     watched,
     write_answers,
+    write_with_tools,
 )
 from .handover_recursivemas import hand_over
 from .limits_recursivemas import name_of, validate_finite, validate_positions
@@ -49,6 +50,7 @@ from .modules_recursivemas import Modules
 from .prompts_recursivemas import MARKER, PromptRenderer, Question, as_inputs, as_text, template_for, text_tokens
 from .runs_recursivemas import RunSettings
 from .solutions_recursivemas import USAGE, Solution, Usage
+from .tools_recursivemas import ToolBox
 from .topology_recursivemas import Topology
 
 logger = logging.get_logger(__name__)
@@ -170,6 +172,7 @@ class Run:
         generation_config: of the answer; messages in `mode="text"` sample like it.
         on_turn: called with round and role when a turn is taken, the answer's too.
         on_step: called at each latent step and each token; what it raises ends the run.
+        tools: role -> its tools, of roles that use some in their messages.
 
     Attributes:
         schedule: (round, role) pairs in running order; the last one answers.
@@ -186,8 +189,9 @@ class Run:
         generation_config: GenerationConfig,
         on_turn: Callable[[int, str], None] | None = None,
         on_step: Callable[[], object] | None = None,
+        tools: Mapping[str, ToolBox] = {},
     ) -> None:
-        self.on_turn, self.on_step = on_turn or (lambda round_index, role: None), on_step
+        self.on_turn, self.on_step, self.tools = on_turn or (lambda round_index, role: None), on_step, tools
         self.system, self.settings = system, settings
         self.questions, self.openings = map(list, zip(*map(split_question, questions), strict=True))
         self.generation_config, self.topology = generation_config, system.topology
@@ -257,8 +261,9 @@ class Run:
         config = None
         if settings.writes:
             config = message_config(self.generation_config, self.agents[role], settings.message_tokens)
-        # Who thinks and writes reads the prompt twice, and its cache goes on only once.
-        reuse = config is None or (not settings.thinks and continues_cache(config, {}))
+        # Who thinks and writes reads the prompt twice, and its cache goes on only once; so do results of tools.
+        once = not settings.thinks and role not in self.tools
+        reuse = config is None or (once and continues_cache(config, {}))
         prompt = self._prompt(round_index, role, reuse)
         if settings.thinks:
             self._think(round_index, role, prompt)
@@ -394,9 +399,16 @@ class Run:
             validate_finite({"latents of the link": torch.cat(sent).to(dtype)}, dtype, where)
 
     def _write(self, round_index: int, role: str, prompt: PromptBatch, config: GenerationConfig) -> None:
-        agent = self.agents[role]
-        rows = trim(generate_from(agent, prompt, config, watched({}, self.on_step)), ends_of(config))
-        self.usage.count("new_tokens", list(map(len, rows)))
+        agent, arguments = self.agents[role], watched({}, self.on_step)
+        if role in self.tools:
+            rows, read = write_with_tools(
+                agent, self.system.renderers[role], prompt, self.tools[role], config, arguments
+            )
+            self.usage.count("prompt_tokens", read)
+            self.usage.count("new_tokens", [len(ids) - count for ids, count in zip(rows, read, strict=True)])
+        else:
+            rows = trim(generate_from(agent, prompt, config, arguments), ends_of(config))
+            self.usage.count("new_tokens", list(map(len, rows)))
         self.texts[round_index, role] = list(map(agent.decode, rows))
 
 
@@ -417,7 +429,7 @@ def solve_batch(
         OutOfMemoryError: see `validate_halving`.
     """
     try:
-        run = kind(system, questions, settings, answer.generation_config, on_turn, on_step)
+        run = kind(system, questions, settings, answer.generation_config, on_turn, on_step, answer.message_tools)
         return run.answer(run.decoder_prompt(answer.reuse), answer)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -34,6 +34,7 @@ class AnswerSettings:
         generation_config: transformers' settings, see `answer_config`.
         model_kwargs: arguments of transformers' `generate` that are no settings (stopping criteria, tokenizer, …).
         tools: tag -> function, with limits.
+        message_tools: role -> likewise, of roles that use some in their messages.
         complete_answer: continue an answer that lacks what its task asks for, see `complete_answers`.
         return_latents: keep what travelled.
     """
@@ -41,6 +42,7 @@ class AnswerSettings:
     generation_config: GenerationConfig
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     tools: ToolBox | None = None
+    message_tools: dict[str, ToolBox] = field(default_factory=dict)
     complete_answer: bool = False
     return_latents: bool = False
 

@@ -57,7 +57,7 @@ from .solutions_recursivemas import Solution
 from .sources_recursivemas import Source, split_arguments
 from .thinking_recursivemas import Rollout
 from .threads_recursivemas import one_at_a_time
-from .tools_recursivemas import ToolBox, Tools
+from .tools_recursivemas import ToolBox, Tools, tools_of_roles
 
 RUN_ARGUMENTS = tuple(RunSettings.__dataclass_fields__)  # of `solve`, and of `generate` beside transformers' own
 
@@ -428,8 +428,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             tools: tag -> function from text to text, or a list of functions or schemas, or a `ToolBox` with limits of
                 its own; what the decoding agent writes between `<TAG>` and `</TAG>` in its answer is handed to it,
                 and decoding goes on after `<result>…</result>`, which becomes part of the text (see
-                tools_recursivemas.py). Messages and latents use no tools. Default: the attribute `tools`; `{}` for
-                none.
+                tools_recursivemas.py). Roles that the configuration declares tools for have these, in messages too;
+                latents use none. Default: the attribute `tools`; `{}` for none.
             on_progress: called with the number of questions finished since the last call.
             on_turn: called with round and role after each turn of each batch, the answer's too; what it raises ends
                 the call.
@@ -468,7 +468,7 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             )
         swaps = settings.control == "other_question"
         validate_count("batch_size", batch_size, 2 if swaps else 1)
-        box = self._tool_box(tools)
+        boxes = self._tools_of_roles(tools)
         sequences = generation_kwargs.get("num_return_sequences")
         for saved in (given, self.generation_config):
             sequences = getattr(saved, "num_return_sequences", None) if sequences is None else sequences
@@ -484,7 +484,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             batch_size = 1  # candidates are drafted for one row at a time
         judge_arguments(self._decoder, config, model_kwargs, min(batch_size, len(questions)))
         self._fit_positions(questions, settings, config, generation_kwargs)
-        answer = AnswerSettings(config, model_kwargs, box, complete_answer, return_latents)
+        box = boxes.get(self.config.decoding_role)
+        answer = AnswerSettings(config, model_kwargs, box, self._message_tools(boxes), complete_answer, return_latents)
         # Questions of like length share a batch, so that little of it is padding; who gets what was sent for the next
         # question chooses the order.
         texts = list(map(as_text, questions))
@@ -575,7 +576,8 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             validate_ids(given, attention_mask, self._decoder.get_input_embeddings().num_embeddings)
         elif attention_mask is not None:
             raise InputError("Texts have no mask.", where="generate, attention_mask", expected="only beside ids")
-        box = self._tool_box(tools)
+        boxes = self._tools_of_roles(tools)
+        box = boxes.get(self.config.decoding_role)
         if self.executor is not None:
             raise InputError(
                 "`generate` needs the agents in this process.", where="generate", hint="use `solve`, or no executor"
@@ -606,16 +608,21 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
             except ValueError as error:
                 raise InputError("The streamer refuses this batch.", where="streamer", found=error) from error
         reuse = continues_cache(config, model_kwargs) and not box
-        prompt = kind_of_run(settings)(self, questions, settings, config).decoder_prompt(reuse)
+        run = kind_of_run(settings)(self, questions, settings, config, tools=self._message_tools(boxes))
+        prompt = run.decoder_prompt(reuse)
         if box:
             renderer = self.renderers[self.config.decoding_role]
             return generate_with_tools(self._decoder, renderer, prompt, box, config, model_kwargs, input_ids)
         return generate_from(self._decoder, prompt, config, model_kwargs, input_ids)
 
-    def _tool_box(self, tools: Tools | Sequence[Any] | None) -> ToolBox | None:
-        """The tools of a call: its own, else the attribute's."""
+    def _tools_of_roles(self, tools: Tools | Sequence[Any] | None) -> dict[str, ToolBox]:
+        """Role -> its tools in a call: of the call's own, else the attribute's."""
         tools = self.tools if tools is None else tools
-        return tools if tools is None or isinstance(tools, ToolBox) else ToolBox(tools)
+        return tools_of_roles(tools, self.config.tools, self.config.decoding_role)
+
+    def _message_tools(self, boxes: dict[str, ToolBox]) -> dict[str, ToolBox]:
+        """Those of roles that use theirs in messages: that declare them. None of these ends a message."""
+        return {role: box.only(box) for role, box in boxes.items()} if self.config.tools else {}
 
     @property
     def _decoder(self) -> RecursiveMASAgent:

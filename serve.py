@@ -13,15 +13,23 @@ Examples:
 
 import argparse
 import socket
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .errors_recursivemas import InputError
-from .evaluation.commands import add_system_arguments, load_from_arguments, named_tools, validate_arguments
+from .evaluation.commands import (
+    add_system_arguments,
+    declared_tools,
+    load_from_arguments,
+    named_tools,
+    validate_arguments,
+)
 from .fields_recursivemas import validate_field, whole
 from .runs_recursivemas import MODES
 from .serving.queue import Solver
+from .tools_recursivemas import Tools
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -60,11 +68,15 @@ def run(arguments: argparse.Namespace) -> int:
     chosen |= {name: getattr(arguments, name) for name in ("latent_steps", "task", "max_new_tokens")}
     mas = load_from_arguments(arguments)
     mas.config.run_settings(**{name: value for name, value in chosen.items() if name != "max_new_tokens"})
+    names = [name for name in dict.fromkeys((arguments.tools or "").split()) if name != "none"]
+    make: Callable[[str], Tools | None] = partial(named_tools, **tools)
+    if mas.tools is not None:  # those that roles declare, where none are named
+        names, make = [*mas.tools], lambda chosen: declared_tools({"": chosen.split()}, **tools)
     solver = Solver(
         mas,
         {name: value for name, value in chosen.items() if value is not None},
-        tool_names=[*dict.fromkeys((arguments.tools or "").split())],
-        make_tools=partial(named_tools, **tools),
+        tool_names=names,
+        make_tools=make,
         batch_size=arguments.batch_size,
         limit=arguments.queue,
     )

@@ -108,12 +108,12 @@ def find_system(name: str | os.PathLike) -> str:
 
 
 def read_style(style: str | os.PathLike) -> dict:
-    """The table of a collaboration style: `stages`, `links`, `decoding_role` and `prompts`.
+    """The table of a collaboration style: `stages`, `links`, `decoding_role` `prompts`, and `tools` if it has any.
 
     Together with `agents` it makes a configuration: `RecursiveMASConfig(agents=..., **read_style("mixture"))`.
 
     Args:
-        style: sequential, mixture, distillation or deliberation; or a JSON file of your own with these four keys.
+        style: sequential, mixture, distillation or deliberation; or a JSON file of your own with these keys.
 
     Raises:
         InputError: there is no such style.
@@ -126,7 +126,7 @@ def read_style(style: str | os.PathLike) -> dict:
         raise InputError("Unknown collaboration style.", where="style", found=style, expected=expected, hint=hint)
     table = read_object(path, ConfigError)
     fields = {name: FIELDS[name] for name in ("stages", "links", "decoding_role", "prompts")}
-    validate_fields(table, fields, str(path), ConfigError, required=fields)
+    validate_fields(table, {**fields, "tools": FIELDS["tools"]}, str(path), ConfigError, required=fields)
     return table
 
 

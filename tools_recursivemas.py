@@ -1,4 +1,4 @@
-"""Tools of the decoding agent: what it writes between `<TAG>` and `</TAG>` is handed to the tool of that tag.
+"""Tools of agents: what one writes between `<TAG>` and `</TAG>` is handed to the tool of that tag.
 
 As in the public release, decoding stops at a closing tag, `<result>…</result>` is appended, and decoding goes on (see
 `write_with_tools`); `ToolBox` holds the limits. Results are written by this module only: tags inside a result are
@@ -23,6 +23,7 @@ from .errors_recursivemas import InputError
 MAX_CALLS = 5
 MAX_SECONDS = 10.0  # of a call
 MAX_RESULT = 6000  # characters
+LIMITS = ("max_calls", "max_seconds", "max_result")  # of a `ToolBox`
 GRACE = 2.0  # seconds in which a tool that keeps the limit by itself can say so
 FORGED = "result"  # the tag of results, which no agent writes
 NO_CALL = "none: results follow calls only"
@@ -90,18 +91,23 @@ class ToolBox(Tools):
         ending: Iterable[str] = (),
     ) -> None:
         named = tools if isinstance(tools, Mapping) else dict(map(_named, tools)) if isinstance(tools, _SHAPES) else {}
-        if not isinstance(tools, _SHAPES) or not all(
-            isinstance(tag, str) and re.fullmatch(r"\w+", tag) and tag != FORGED and callable(tool)
-            for tag, tool in named.items()
-        ):
+        if not isinstance(tools, _SHAPES) or not all(is_tag(tag) and callable(tool) for tag, tool in named.items()):
             raise _unusable(tools)
         self.ending = tuple(ending)
         super().__init__({**named, **dict.fromkeys(self.ending, _made_elsewhere)})
         self.max_calls, self.max_seconds, self.max_result = max_calls, max_seconds, max_result
 
     def __reduce__(self) -> tuple:
-        limits = {name: getattr(self, name) for name in ("max_calls", "max_seconds", "max_result", "ending")}
-        return partial(ToolBox, **limits), ({tag: self[tag] for tag in self if tag not in self.ending},)
+        limits = {name: getattr(self, name) for name in LIMITS}
+        return partial(ToolBox, **limits, ending=self.ending), (
+            {tag: self[tag] for tag in self if tag not in self.ending},
+        )
+
+    def only(self, tags: Iterable[str], ending: Iterable[str] = ()) -> "ToolBox":
+        """Those of some tags that are here and that answer, with the same limits; and tags that end an answer."""
+        limits = {name: getattr(self, name) for name in LIMITS}
+        chosen = {tag: self[tag] for tag in tags if tag in self and tag not in self.ending}
+        return ToolBox(chosen, **limits, ending=ending)
 
     def answer(self, calls: Sequence[tuple[str, str]]) -> list[str]:
         """The results of calls, (tag, text) each, made side by side; what fails is a result that begins `error:`."""
@@ -134,6 +140,48 @@ def written_result(result: str, tags: Iterable[str]) -> str:
 
 def _made_elsewhere(text: str) -> str:
     raise AssertionError("an answer ends with such a call")
+
+
+def is_tag(tag: object) -> bool:
+    """Whether a tool can have this name."""
+    return isinstance(tag, str) and bool(re.fullmatch(r"\w+", tag)) and tag != FORGED
+
+
+def tools_of_roles(given: Any, declared: Mapping[str, Sequence[str]] | None, decoding_role: str) -> dict[str, ToolBox]:
+    """Which role has which tools in a call.
+
+    A role that declares tools has those of them that are given, in its messages too. Where no role declares any, the
+    decoding role has all that are given, in its answer (not in messages of earlier rounds).
+
+    Args:
+        given: what `ToolBox` takes; `None` where nobody gave any: then roles have what they declare, which is an error
+            but for the calculator.
+        declared: role -> tags, of the configuration.
+        decoding_role: who answers.
+
+    Returns:
+        Role -> its tools, of roles that have some.
+
+    Raises:
+        InputError: `given` cannot be used, or a declared tool was not given.
+    """
+    if given is None and declared:
+        given = {"calculator": calculator}
+        if missing := sorted({tag for tags in declared.values() for tag in tags} - set(given)):
+            raise InputError(
+                "Roles declare tools that nobody gave.",
+                where="tools",
+                found="; ".join(f"{role}: {', '.join(tags)}" for role, tags in declared.items()),
+                expected=f"functions for {', '.join(missing)}",
+                hint="tools={…} gives them, and {} none (on the command line: --tools; docs/tools.md)",
+            )
+    if given is None:
+        return {}
+    box = given if isinstance(given, ToolBox) else ToolBox(given)
+    boxes = {role: box.only(tags) for role, tags in declared.items()} if declared else {decoding_role: box}
+    if declared and box.ending:
+        boxes[decoding_role] = box.only(declared.get(decoding_role, ()), box.ending)
+    return {role: tools for role, tools in boxes.items() if tools}
 
 
 def _unusable(tools: object) -> InputError:

@@ -88,7 +88,9 @@ class AgentWorker:
         run_settings, answer = RunSettings(**settings[0]), AnswerSettings(**settings[1])
         run = self.runs.get(batch)
         if run is None:
-            run = self.runs[batch] = Run(self.mas, questions, run_settings, answer.generation_config)
+            run = self.runs[batch] = Run(
+                self.mas, questions, run_settings, answer.generation_config, tools=answer.message_tools
+            )
         for key, sent in zip(keys, received, strict=True):
             if len(key) == 2:
                 run.texts[key] = sent

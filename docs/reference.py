@@ -97,10 +97,10 @@ def _methods(node: ast.AST) -> Iterator[str]:
 
 def _styles() -> Iterator[str]:
     yield (
-        "## Styles\n\nA style is a JSON file with the four keys of the first table (`styles/*.json`, "
+        "## Styles\n\nA style is a JSON file with the keys of the first table, but for `tools` (`styles/*.json`, "
         "`init-links --style FILE`, `read_style`); a system's config.json holds them too."
     )
-    style = ("stages", "links", "decoding_role", "prompts")
+    style = ("stages", "links", "decoding_role", "prompts", "tools")
     yield _fields({name: configuration.FIELDS[name] for name in style}, _meanings(_config()))
     yield _doc("topology_recursivemas", "Topology") + "\n\n" + _doc("topology_recursivemas", "Link")
     yield "A link of `links`; `source` and `target` are all that a style needs:"

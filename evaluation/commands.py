@@ -24,11 +24,11 @@ from ..tasks import TASKS
 from ..toolbox.python import python_tool
 from ..toolbox.search import provider_here, search_tool
 from ..tools_recursivemas import Tools, calculator
-from .metrics import METRICS
+from .metrics import JUDGES
 
 # Tools that need nothing: name -> tags and their functions, see `RecursiveMASModel.solve`.
 TOOLS: dict[str, Tools] = {"calculator": {"python": calculator}}
-TOOL_NAMES = (*TOOLS, "python", "search")
+TOOL_NAMES = (*TOOLS, "python", "search", "none")
 
 # What the options of commands may be.
 LIMITS = {
@@ -70,9 +70,9 @@ def add_system_arguments(parser: argparse.ArgumentParser, several: bool = False)
         nargs="+",
         action=ToolNames,
         metavar="TOOL",
-        help=f"answer the calls in what the system writes: {', '.join(TOOL_NAMES)} (default: calls stay text)",
+        help=f"answer the calls in what the system writes: {', '.join(TOOL_NAMES)} (default: those declared by roles)",
     )
-    parser.add_argument("--allow-code", action="store_true", help="let the tool python run what the system writes")
+    parser.add_argument("--allow-code", action="store_true", help="let programs that the system writes run")
     parser.add_argument("--search-index", help="what the tool search looks into, see recursivemas index")
     parser.add_argument("--task", help="default, math, choice, code or reasoning (default: the system's)")
     parser.add_argument(
@@ -106,9 +106,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, num_questions: int, seed
     )
     parser.add_argument("--seed", type=int, default=seed, help=f"of the generated questions (default: {seed})")
     parser.add_argument("--levels", type=int, nargs="+", help="of the generated questions (default: all of the task)")
-    parser.add_argument(
-        "--metric", choices=METRICS, help="when an answer is right (default: the task's own, or exact)"
-    )
+    parser.add_argument("--metric", choices=JUDGES, help="when an answer is right (default: the task's own, or exact)")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser, what: str) -> None:
@@ -138,7 +136,7 @@ def named_tools(names: str | None, *, allow_code: bool = False, search_index: st
     """The tools of some names of `TOOL_NAMES`, a space between two.
 
     Args:
-        names: `None` for no tools.
+        names: `None` for those that roles declare, "none" for none.
         allow_code: whether the user lets model-written code run, which `python` needs.
         search_index: what `search` looks into; else it asks Tavily where its key is set.
 
@@ -149,6 +147,8 @@ def named_tools(names: str | None, *, allow_code: bool = False, search_index: st
         return None
     tools: Tools = {}
     for name in dict.fromkeys(names.split()):
+        if name == "none":
+            continue
         if name == "python":
             if not allow_code:
                 raise InputError(
@@ -166,8 +166,37 @@ def named_tools(names: str | None, *, allow_code: bool = False, search_index: st
     return tools
 
 
+def declared_tools(
+    declared: Mapping[str, Iterable[str]], *, allow_code: bool = False, search_index: str | None = None
+) -> Tools:
+    """The tools that roles declare (`tools` of a configuration), by their tags.
+
+    Raises:
+        InputError: one cannot run: code that nobody allowed, nothing to search, or a tag that commands do not know.
+    """
+    tools: Tools = {}
+    for role, tag in ((role, tag) for role, tags in declared.items() for tag in tags):
+        where, hint = f"tools of {role}", "--tools none runs the system without; docs/tools.md"
+        if tag not in (*TOOLS, "python", "search"):
+            raise InputError("Commands do not know a tool that a role declares.", where=where, found=tag, hint=hint)
+        if tag == "python" and not allow_code:
+            problem = "A role's tool runs code that a model writes, which nobody allowed."
+            raise InputError(problem, where=where, found=tag, hint=f"add --allow-code; {hint}")
+        if tag == "search" and provider_here(search_index) is None:
+            problem = "A role's tool has nothing to search."
+            raise InputError(
+                problem, where=where, found=tag, hint=f"add --search-index, or set TAVILY_API_KEY; {hint}"
+            )
+        named = named_tools(tag, allow_code=allow_code, search_index=search_index) if tag not in TOOLS else None
+        tools |= named or {"calculator": calculator}
+    return tools
+
+
 def load_from_arguments(arguments: argparse.Namespace, system: str | None = None) -> RecursiveMASModel:
-    """The system that `add_system_arguments` describes; of several, this one."""
+    """The system that `add_system_arguments` describes; of several, this one.
+
+    Its `tools` are those that its roles declare, if any.
+    """
     validate_arguments(arguments)
     mas = load_mas_system(
         arguments.system if system is None else system,
@@ -178,6 +207,9 @@ def load_from_arguments(arguments: argparse.Namespace, system: str | None = None
         override=named_texts(arguments.override, "--override", "ROLE=FOLDER"),
         **loading_options(arguments.loading),
     )
+    if mas.config.tools and arguments.tools is None:
+        chosen = {"allow_code": arguments.allow_code, "search_index": arguments.search_index}
+        mas.tools = declared_tools(mas.config.tools, **chosen)
     limit_threads(mas)
     return mas
 

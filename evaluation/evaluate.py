@@ -2,13 +2,14 @@
 
 The data are fresh questions of a task that this repository generates (by name), or a JSON-lines file with "question",
 "answer" and what further fields the system's prompts name. An answer counts when it equals the right one, or by
---metric, for example when it is equal in value (math) or the right word stands in it (contains); a missing answer is
-wrong. Metrics of benchmarks judge by the public release's rules too (docs/benchmarks.md). The report is printed, and
-with --output stored as JSON (commit, versions, machine, settings, figures with 95 % Wilson intervals, every answer)
-with a plot beside (where more than one setting was measured). Of several numbers of rounds, the bound is printed too:
-the accuracy and rounds of whoever knew for each question the fewest rounds at which it is right; `--rounds auto` comes
-near it, see `recursivemas calibrate`. Until then every answer is kept as it comes, in
-<output>.rows.jsonl: after Ctrl-C, SIGTERM or a kill the same command with --resume goes on.
+--metric, for example when it is equal in value (math), the right word stands in it (contains), or the tests of the row
+pass (code, which runs programs in the sandbox and needs --allow-code); a missing answer is wrong. Metrics of
+benchmarks judge by the public release's rules too (docs/benchmarks.md). The report is printed, with --output stored as
+JSON (commit, versions, machine, settings, figures with 95 % Wilson intervals, every answer) with a plot beside (where
+more than one setting was measured). Of several numbers of rounds, the bound is printed too: the accuracy and rounds of
+whoever knew for each question the fewest rounds at which it is right; `--rounds auto` comes near it, see `recursivemas
+calibrate`. Until then every answer is kept as it comes, in <output>.rows.jsonl: after Ctrl-C, SIGTERM or a kill the
+same command with --resume goes on.
 
 Examples:
   recursivemas evaluate --data arithmetic --levels 1 2 3 4 5 6 7 8 9 --num-questions 900 --seed 20000

@@ -18,7 +18,8 @@ from ..runs_recursivemas import AUTO
 from ..solutions_recursivemas import USAGE, Solution
 from ..tasks import TASKS
 from .commands import inputs_of, progress, solve_arguments, validate_arguments
-from .metrics import METRICS
+from .metrics import JUDGES
+from .programs import CODE, program_row, require_allowed
 from .rows import RowFile
 
 DEPTH = {"rounds_used": "rounds", "turns": "turns"}  # figure -> what of a row's usage it is the mean of
@@ -33,20 +34,24 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half) if right else 0.0, min(1.0, centre + half) if right < total else 1.0
 
 
-def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None = None) -> list[dict]:
+def load_rows(
+    data: str, num_questions: int, seed: int, levels: list[int] | None = None, metric: str = "exact"
+) -> list[dict]:
     """Rows with "question" and "answer": of a task by name, or of a JSON-lines file (its first `num_questions`).
 
     A row may hold more: what the system's prompts name is taken from it. `levels` says how hard a task's questions
-    are, in turn (default: all that the task knows).
+    are, in turn (default: all that the task knows). Rows for the metric `code` have tests in place of an answer
+    (programs.py).
 
     Raises:
-        InputError: no such task or file, or a line without question and answer.
+        InputError: no such task or file, or a line without question and answer, or tests.
     """
     if data in TASKS:
         known = list(TASKS[data].LEVELS)
         if unknown := sorted(set(levels or ()) - set(known)):
             raise InputError("The task has no such level.", where="--levels", found=unknown, expected=known)
-        return TASKS[data].generate(num_questions, levels or known, seed=seed)
+        rows = TASKS[data].generate(num_questions, levels or known, seed=seed)
+        return [program_row(row, f"--data {data}") for row in rows] if metric == CODE else rows
     path = Path(data)
     if not path.is_file():
         raise InputError("No such data.", where="--data", found=data, expected=f"a file, or one of {', '.join(TASKS)}")
@@ -56,6 +61,9 @@ def load_rows(data: str, num_questions: int, seed: int, levels: list[int] | None
             continue
         where = f"{path}, line {number}"
         row = parse_json(line, InputError, where)
+        if metric == CODE:
+            rows.append(program_row(row, where))
+            continue
         question, answer = (row.get("question"), row.get("answer")) if isinstance(row, dict) else (None, None)
         if not isinstance(question, str) or not (isinstance(answer, str) or is_number(answer)):
             raise InputError(
@@ -74,8 +82,9 @@ def load_data(arguments: argparse.Namespace) -> tuple[list[dict], str]:
     """The rows that `add_data_arguments` describes, and the name of the metric that judges their answers."""
     validate_arguments(arguments)
     metric = arguments.metric or getattr(TASKS.get(arguments.data), "METRIC", "exact")
-    METRICS[metric].require()
-    return load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels), metric
+    require_allowed(metric, arguments.allow_code, f"--metric {metric}")
+    JUDGES[metric].require()
+    return load_rows(arguments.data, arguments.num_questions, arguments.seed, arguments.levels, metric), metric
 
 
 def described(
@@ -91,7 +100,7 @@ def described(
         **solve_arguments(arguments),
         "latent_steps": mas.config.latent_steps if arguments.latent_steps is None else arguments.latent_steps,
         "latent_halting": mas.config.latent_halting,
-        "tools": arguments.tools,
+        "tools": arguments.tools or mas.config.tools,
         "metric": metric,
     }
 
@@ -122,6 +131,7 @@ def without(mas: RecursiveMASModel, roles: list[str]) -> RecursiveMASModel:
     for role in roles:
         prompts = prompts.replace(slot_marker(role), "")
     config.prompts = json.loads(prompts)
+    config.tools = {role: tags for role, tags in (config.tools or {}).items() if role not in roles} or None
     links = {link.name: mas.outer_links[link.name] for link in config.topology.links}
     remaining = RecursiveMASModel(config, {role: mas.agents[role] for role in config.topology.roles}, links)
     remaining.generation_config = copy.deepcopy(mas.generation_config)
@@ -155,23 +165,27 @@ def measure(
     if arguments.get("control") == "other_question" and len(answered) < len(rows):
         answered = {}  # which questions are neighbours matters
     remaining = [index for index in range(len(rows)) if index not in answered]
+    judge = JUDGES[metric]
     lap = time.perf_counter()
 
     def keep(indices: list[int], solutions: list[Solution]) -> None:
         nonlocal lap
-        now, before = time.perf_counter(), lap
-        lap, kept = now, []
-        for index, solution in sorted(zip(indices, solutions, strict=True), key=lambda each: each[0]):
+        seconds = (time.perf_counter() - lap) / len(indices)
+        kept: list[dict[str, Any]] = []
+        verdicts = judge.judge_solutions(solutions, [rows[remaining[index]] for index in indices])
+        for index, solution, verdict in sorted(
+            zip(indices, solutions, verdicts, strict=True), key=lambda each: each[0]
+        ):
             index = remaining[index]
             row, usage = rows[index], solution.usage or {}
-            verdict = METRICS[metric].both(solution, row["answer"])
-            found = {"answer": solution.answer, "right": verdict["strict"], "seconds": (now - before) / len(indices)}
-            found |= {"release": verdict["release"]} if METRICS[metric].has_release else {}
+            found = {"answer": solution.answer, "right": verdict["strict"], "seconds": seconds}
+            found |= {"release": verdict["release"]} if judge.has_release else {}
             answered[index] = found | {name: usage[name] for name in USAGE}
             answered[index] |= {name: usage.get(name) for name in ("rounds", "turns")}
             kept.append({**setting, "row": index, "question": row["question"], **answered[index]})
         if row_file:
             row_file.write(kept)
+        lap = time.perf_counter()  # judging is no time of the system's
 
     if answered and on_progress:
         on_progress(len(answered))
@@ -181,7 +195,6 @@ def measure(
         mas.solve(questions, on_solutions=keep, **settings)
     found = [answered[index] for index in range(len(rows))]
     groups: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    judge = METRICS[metric]
     for row, each in zip(rows, found, strict=True):
         if group_by in row:
             groups[str(row[group_by])][0] += each["right"]

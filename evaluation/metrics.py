@@ -6,19 +6,18 @@ rules (release_rules.py), so that its tables compare.
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..answers_recursivemas import extract_answer, last_boxed
-from ..sandbox.judging import code_of
 from ..solutions_recursivemas import Solution
 from . import mathematics, release_rules
+from .programs import CODE, CodeMetric
 from .prover import require_math_verify
 from .stated import stated_gold, tagged
 
 Judge = Callable[[str, str], bool]
-# A program and the tests of a row -> whether all of them passed; who runs code decides how (see `code_metric`).
-RunTests = Callable[[str, str], bool]
 
 
 def gold_of(answer: str) -> str:
@@ -123,23 +122,21 @@ class Metric:
         release = self.release(text or "", answer) if self.has_release or text is not None else False
         return {"strict": text is not None and self.strict(text, answer), "release": release}
 
+    def judge_rows(
+        self, predictions: Sequence[str | None], rows: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, bool]]:
+        """`judge` of what was written for each row, by its "answer"."""
+        return [self.judge(text, row["answer"]) for text, row in zip(predictions, rows, strict=True)]
+
+    def judge_solutions(
+        self, solutions: Sequence[Solution], rows: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, bool]]:
+        """`both` of a system's solution of each row."""
+        return [self.both(solution, row["answer"]) for solution, row in zip(solutions, rows, strict=True)]
+
     def __call__(self, solution: Solution, answer: str) -> bool:
         """The strict verdict on a system's solution."""
         return self.both(solution, answer)["strict"]
-
-
-def code_metric(run_tests: RunTests) -> Metric:
-    """Programs are right when all tests pass. `run_tests(program, answer)` runs them where that is safe."""
-
-    def strict(text: str, answer: str) -> bool:
-        program = extract_answer(text, "code")
-        return program is not None and run_tests(program, answer)
-
-    def release(text: str, answer: str) -> bool:
-        program = code_of(text)
-        return program is not None and run_tests(program, answer)
-
-    return Metric(strict, release)
 
 
 METRICS: dict[str, Metric] = {
@@ -150,3 +147,5 @@ METRICS: dict[str, Metric] = {
     "f1": Metric(same_phrase, released(release_rules.same_phrase)),
     "numeric": Metric(numeric, released(release_rules.same_mathematics)),
 }
+# Of commands that judge rows: those that compare with an answer, and programs, which tests judge.
+JUDGES: dict[str, Metric | CodeMetric] = {**METRICS, CODE: CodeMetric()}

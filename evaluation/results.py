@@ -96,6 +96,20 @@ def provenance() -> dict[str, Any]:
     }
 
 
+# What controls put in the slots, in words.
+IN_SLOTS = {
+    "latents": "latents",
+    "none": "nothing",
+    "other_question": "another question's latents",
+    "noise": "noise of equal norm",
+    "read_out": "their nearest tokens, as text",
+    "text_first": "text cut to as many tokens, its start",
+    "text_last": "text cut to as many tokens, its end",
+    "alone": "the last agent alone",
+    "alone_voted": "the last agent alone, as much compute, a vote",
+}
+
+
 def text_of(results: dict[str, Any]) -> str:
     """Results as they are stored."""
     return json.dumps(results, ensure_ascii=False, separators=(",", ":")) + "\n"
@@ -126,13 +140,18 @@ def write_results(results: dict[str, Any], path: Path) -> None:
         raise InputError("Results cannot be written.", where=path, found=error, hint=hint) from error
 
 
-def read_results(path: str | Path, figures: str = "figures") -> dict[str, Any]:
-    """Results that `recursivemas evaluate --output` stored; other commands' have another name for their `figures`.
+def read_results(path: str | Path, figures: str | None = "figures") -> dict[str, Any]:
+    """Results that a command with `--output` stored.
+
+    Args:
+        path: the file.
+        figures: what it calls them: "figures" (of `evaluate` and `benchmark`), "controls", `None` for either.
 
     Raises:
         InputError: there is no such file, or it holds something else.
     """
     results = read_object(path, InputError)
+    figures = figures or ("controls" if "figures" not in results and "controls" in results else "figures")
     hint = "give a file that `recursivemas evaluate --output` or `recursivemas controls --output` wrote"
     if not {"date", "settings", figures} <= results.keys():
         raise InputError("A file holds no results.", where=path, found=", ".join(results), hint=hint)
@@ -145,12 +164,15 @@ def read_results(path: str | Path, figures: str = "figures") -> dict[str, Any]:
     if "benchmark" in settings:
         where = f"{path}, settings"
         validate_fields(settings, BENCHMARK, where, InputError, required=BENCHMARK, also=settings)
-        validate_field(results.get("verdicts", []), list_of(TEXT), f"{path}, verdicts", InputError)
         optional.discard("release_accuracy")
     if not any(isinstance(row, dict) and "control" in row for row in measured):
         optional.add("slot_positions")  # once, nobody counted them
-    for index, row in enumerate(measured, start=1):
-        where = f"{path}, {figures}, number {index}"
+    validate_field(results.get("verdicts", []), list_of(TEXT), f"{path}, verdicts", InputError)
+    more = results.get("controls", []) if figures == "figures" else []
+    if not isinstance(more, list):
+        raise InputError("A file of results holds no figures.", where=path, found=repr(more)[:200], hint=hint)
+    for index, row in enumerate([*measured, *more], start=1):
+        where = f"{path}, figure {index}"
         validate_fields(row, FIGURES, where, InputError, required=FIGURES.keys() - optional, also=row)
         if "better" in row:
             validate_fields(row["better"], BETTER, f"{where}, better", InputError, required=BETTER, also=row["better"])
@@ -183,7 +205,14 @@ def table(figures: list[dict[str, Any]]) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Stored results as the table of a model card: accuracy by mode and rounds, and what a question costs."""
+    """Stored results as the tables of a model card: accuracy by mode and rounds, cost; controls; what these say."""
+    parts = ["\n".join(_modes(results))] if "figures" in results else []
+    if results.get("controls"):
+        parts.append("\n".join(_controls(results["controls"])))
+    return "\n\n".join([*parts, *(f"Channel, {said}." for said in results.get("verdicts", []))])
+
+
+def _modes(results: dict[str, Any]) -> list[str]:
     lines = ["| hand-over | rounds | accuracy (95 % interval) | latent positions | tokens written |", "|---" * 5 + "|"]
     for row in results["figures"]:
         low, high = row["interval"]
@@ -194,4 +223,20 @@ def markdown(results: dict[str, Any]) -> str:
         )
         if "benchmark" in results["settings"]:
             lines += ["", f"By the public release's rules {row['release_accuracy']:.3f}."]
-    return "\n".join([*lines, *(f"\nChannel, {said}." for said in results.get("verdicts", []))])
+    return lines
+
+
+def _controls(figures: list[dict[str, Any]]) -> list[str]:
+    head = ("in the slots", "rounds", "accuracy (95 % interval)", "latents better by", "positions in slots")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in figures:
+        (low, high), name = row["interval"], row.get("control", row["mode"])
+        cells = [IN_SLOTS.get(name, name), "–" if row["mode"] == "alone" else row["num_rounds"]]
+        cells.append(f"{row['accuracy']:.3f} ({low:.3f}–{high:.3f})")
+        if better := row.get("better"):
+            low, high = better["interval"]
+            cells.append(f"{better['difference']:+.3f} ({low:+.3f} to {high:+.3f})")
+        else:
+            cells.append("")
+        lines.append(f"| {' | '.join(map(str, cells))} | {row.get('slot_positions', 0):.1f} |")
+    return lines

@@ -276,7 +276,7 @@ def _described(
         **settings,
         "latent_steps": mas.config.latent_steps if settings["latent_steps"] is None else settings["latent_steps"],
         "latent_halting": mas.config.latent_halting,
-        "tools": arguments.tools,
+        "tools": arguments.tools or mas.config.tools,
         "override": {part.partition("=")[0]: Path(part.partition("=")[2]).name for part in arguments.override},
     }
 

@@ -7,13 +7,12 @@ from typing import Any
 import numpy
 
 from ..answers_recursivemas import extract_answer
-from ..errors_recursivemas import InputError
 from ..evaluation import mathematics
 from ..evaluation.measure import wilson_interval
-from ..evaluation.metrics import METRICS, phrase_of
+from ..evaluation.metrics import JUDGES, phrase_of
+from ..evaluation.programs import judge_programs, require_allowed
 from ..evaluation.release_rules import normalized
 from ..evaluation.stated import stated_answer
-from ..sandbox.judging import code_of, judge
 from .table import Benchmark, Row
 
 RESAMPLES = 2_000
@@ -21,35 +20,17 @@ RESAMPLES = 2_000
 
 def require(benchmark: Benchmark, allow_code: bool) -> None:
     """Raises InputError where answers could not be judged: a package is missing, or code may not be run."""
-    if benchmark.tests is None:
-        METRICS[benchmark.metric].require()
-    elif not allow_code:
-        raise InputError(
-            "This benchmark runs code that a model writes, which nobody allowed.",
-            where=benchmark.name,
-            hint="add --allow-code (docs/tools.md says what holds it)",
-        )
+    require_allowed(benchmark.metric, allow_code, benchmark.name)
+    JUDGES[benchmark.metric].require()
 
 
 def verdicts(
     benchmark: Benchmark, rows: Sequence[Row], texts: Sequence[str], require_walls: Iterable[str] = ()
 ) -> list[dict[str, bool]]:
-    """Both verdicts, "strict" and "release", on a text for each row; the tests of all programs share all cores.
-
-    Of a program and an example, the strict scorer tests the program, the release the first block.
-    """
+    """Both verdicts, "strict" and "release", on a text for each row; the tests of all programs share all cores."""
     if benchmark.tests is None:
-        metric = METRICS[benchmark.metric]
-        return [metric.judge(text, row["answer"]) for row, text in zip(rows, texts, strict=True)]
-    chosen = [{"strict": extract_answer(text, "code"), "release": code_of(text)} for text in texts]
-    programs = {(index, code): None for index, each in enumerate(chosen) for code in each.values() if code is not None}
-    tests = {index: benchmark.tests(rows[index]["source"]) for index, _ in programs}
-    found = judge([(code, tests[index]) for index, code in programs], every_test=False, require=require_walls)
-    passed = {key: all(verdict.passed for verdict in each) for key, each in zip(programs, found, strict=True)}
-    return [
-        {scorer: passed.get((index, code), False) for scorer, code in each.items()}  # type: ignore[arg-type]
-        for index, each in enumerate(chosen)
-    ]
+        return JUDGES[benchmark.metric].judge_rows(texts, rows)
+    return judge_programs(texts, [benchmark.tests(row["source"]) for row in rows], require_walls)
 
 
 def pass_at_k(right: int, total: int, k: int) -> float:

@@ -4,7 +4,6 @@ A reader takes a row in the benchmark's own schema and gives "question", "answer
 ids, groups, and for code the fields that hold the tests.
 """
 
-import datetime
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,11 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors_recursivemas import InputError
+from ..evaluation.programs import Row, livecodebench_row, mbppplus_row, text_of
 from ..sandbox.judging import CodeTest, livecodebench_tests, mbppplus_tests
 
-Row = dict[str, Any]
 LETTERS = "ABCDEFGHIJ"
-ALL_TESTS = "all tests pass"  # the right answer of a row that is judged by tests
 
 
 @dataclass(frozen=True)
@@ -49,17 +47,6 @@ class Benchmark:
     group_by: str | None = None
     files: tuple[str, ...] = ()
     tests: Callable[[Mapping[str, Any]], list[CodeTest]] | None = None
-
-
-def text_of(value: Any) -> str:
-    """A value as text: whole numbers without a point, days without a time (readers of JSON make dates of texts)."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
-        value = value.date()
-    if value is None or isinstance(value, bool | list | dict) or not str(value).strip():
-        raise ValueError(f"{value!r} is no text")
-    return str(value)
 
 
 def _plain(question: str = "question", answer: str = "answer", **more: str) -> Callable[[Mapping[str, Any]], Row]:
@@ -122,25 +109,6 @@ def _bamboogle(row: Mapping[str, Any]) -> Row:
     return _plain()({name.lower(): value for name, value in row.items()})
 
 
-def _mbppplus(row: Mapping[str, Any]) -> Row:
-    """The question carries the first three assertions, as in the release."""
-    assertions = "\n".join(map(text_of, row["test_list"][:3]))
-    question = f"{text_of(row['prompt']).strip()}\n\nYour code should pass these tests:\n\n{assertions}"
-    source = {"test": text_of(row["test"])}
-    return {"question": question, "answer": ALL_TESTS, "task_id": text_of(row["task_id"]), "source": source}
-
-
-def _livecodebench(row: Mapping[str, Any]) -> Row:
-    question, starter = text_of(row["question_content"]).strip(), row["starter_code"] or ""
-    if starter.strip():
-        question += f"\n\nComplete this code:\n\n```python\n{starter.rstrip()}\n```"
-    else:
-        question += "\n\nRead the input from standard input and print the answer to standard output."
-    fields = ("question_id", "public_test_cases", "private_test_cases", "metadata")
-    more = {name: row[name] for name in ("question_id", "difficulty", "platform") if row.get(name) is not None}
-    return {"question": question, "answer": ALL_TESTS, **more, "source": {name: row[name] for name in fields}}
-
-
 _AIME = _plain("problem", "answer", id="id")
 BENCHMARKS = {
     benchmark.name: benchmark
@@ -166,11 +134,11 @@ BENCHMARKS = {
         ),
         Benchmark(
             name="mbppplus", title="MBPP+", dataset="evalplus/mbppplus", size=378, metric="code", task="code",
-            read=_mbppplus, tests=mbppplus_tests,
+            read=mbppplus_row, tests=mbppplus_tests,
         ),
         Benchmark(
             name="livecodebench", title="LiveCodeBench v6", dataset="livecodebench/code_generation_lite", size=1055,
-            metric="code", task="code", read=_livecodebench, tests=livecodebench_tests, group_by="difficulty",
+            metric="code", task="code", read=livecodebench_row, tests=livecodebench_tests, group_by="difficulty",
             files=("test.jsonl", *(f"test{number}.jsonl" for number in range(2, 7))),
         ),
         Benchmark(

@@ -155,7 +155,7 @@ def fidelity(mas: RecursiveMASModel, examples: list[Example], num_rounds: int) -
 
 def thoughts(mas: RecursiveMASModel, questions: list[Question], **solve_arguments: Any) -> list[dict[str, Any]]:
     """What travelled while questions were answered: for each "question" (as one text), "answer" and "latents"."""
-    solutions = mas.solve(questions, return_latents=True, **solve_arguments)
+    solutions = mas.solve(questions, return_latents=True, tools={}, **solve_arguments)
     return [
         {"question": as_text(question), "answer": each.answer, "latents": read_latents(mas, each.latents or {})}
         for question, each in zip(questions, solutions, strict=True)

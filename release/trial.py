@@ -21,7 +21,7 @@ def main(arguments: dict) -> None:
         question = dict.fromkeys(mas.input_fields, QUESTION)
         # Every prompt of the default task is rendered and read, every agent thinks, every link is used.
         rounds, steps = min(2, mas.config.most_rounds), min(2, mas.config.latent_steps)
-        mas.solve([question], num_rounds=rounds, latent_steps=steps, max_new_tokens=1)
+        mas.solve([question], num_rounds=rounds, latent_steps=steps, max_new_tokens=1, tools={})
     except loader.RecursiveMASError as error:
         sys.exit(str(error))
     except Exception as error:

@@ -393,6 +393,20 @@ def test_results_in_a_card_are_those_of_the_file(workplace, tmp_path):
     assert "| latent | 2 | 0.714 (0.359–0.918) | 20.0 | 3.0 |" in card and "(results.png)" in card
     assert (workplace / "staged" / "Tiny" / "results.png").is_file()
     assert "Results" not in (workplace / "staged" / "Tiny-Learner" / "README.md").read_text()
+    better = {"difference": 0.5, "interval": [0.1, 0.9], "p": 0.03}
+    cost = {"slot_positions": 20.0, "by_group": {}}
+    controls = [RESULTS["figures"][0] | cost | {"control": "latents"},
+                RESULTS["figures"][0] | cost | {"control": "noise", "accuracy": 0.2, "better": better}]  # fmt: skip
+    stored = {**RESULTS, "controls": controls, "verdicts": ["r = 2: the channel carries the answer"]}
+    del stored["figures"]
+    (tmp_path / "controls.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="holds no results"):
+        read_results(tmp_path / "controls.json")
+    arguments = {"namespace": "my-org", "name": "Tiny", "results": [str(tmp_path / "controls.json")]}
+    stage.stage(str(workplace / "system"), tmp_path / "staged", plan.Options(**arguments))
+    card = (tmp_path / "staged" / "Tiny" / "README.md").read_text()
+    assert "| noise of equal norm | 2 | 0.200 (0.359–0.918) | +0.500 (+0.100 to +0.900) | 20.0 |" in card
+    assert "Channel, r = 2: the channel carries the answer." in card
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(InputError, match="holds no results"):
         read_results(tmp_path / "other.json")

@@ -34,7 +34,12 @@ def own_answers(mas: RecursiveMASModel, rows: list[Row], num_rounds: int, batch_
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         solutions = mas.solve(
-            [row.inputs for row in batch], mode="text", num_rounds=num_rounds, batch_size=batch_size, do_sample=False
+            [row.inputs for row in batch],
+            mode="text",
+            num_rounds=num_rounds,
+            batch_size=batch_size,
+            do_sample=False,
+            tools={},
         )
         for row, solution in zip(batch, solutions, strict=True):
             said = {**(solution.messages or {}), (num_rounds, mas.topology.decoding_role): solution.text}

@@ -238,6 +238,7 @@ class Subject:
             on_progress=on_progress,
             do_sample=False,
             max_new_tokens=self.answer_tokens,
+            tools={},
         )
         for question, solution in zip(questions, solutions, strict=True):
             for (_, role), text in (solution.messages or {}).items():

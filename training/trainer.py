@@ -204,7 +204,7 @@ class LinkTrainer(Trainer):
                     latent_steps=args.latent_steps,
                     task=args.task,
                     batch_size=step,
-                    tools=TOOLS[args.tools] if args.tools else None,
+                    tools=TOOLS[args.tools] if args.tools else {},
                 )
                 is_right = METRICS[args.metric]
                 right += sum(is_right(s, answer) for s, (_, answer) in zip(solutions, batch, strict=True))

@@ -109,7 +109,7 @@ class Cards:
                 metric_value=round(row[key], 4),
             )
             for _, content in self.results
-            for row in content["figures"]
+            for row in content.get("figures", [])  # controls are none
             for scorer, key in scorers_of(content)
             if row["mode"] == "latent"
         ] or None
@@ -124,8 +124,11 @@ def scorers_of(content: dict[str, Any]) -> list[tuple[str, str]]:
 
 def benchmark_results(content: dict[str, Any]) -> list[EvalResultEntry]:
     """The entry of a whole benchmark's results for the Hub's leaderboards, in percent; part of one gives none."""
-    settings, row = content["settings"], content["figures"][0]
-    if "benchmark" not in settings or settings["num_questions"] != settings["of"] or row["mode"] != "latent":
+    settings = content["settings"]
+    if "benchmark" not in settings or settings["num_questions"] != settings["of"]:
+        return []
+    row = content["figures"][0]
+    if row["mode"] != "latent":
         return []
     answers = f"{settings['samples']} answers a question, seeds {', '.join(map(str, settings['seeds']))}"
     notes = (

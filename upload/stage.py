@@ -53,7 +53,7 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
         hint = "choose another" + (", or --replace" if staged_before else "")
         raise InputError("The folder exists.", where="--output", found=output, hint=hint)
     validate_output(output, replace=True)
-    results = [(Path(path), read_results(path)) for path in options.results]
+    results = [(Path(path), read_results(path, None)) for path in options.results]
     mas = load_mas_system(system)
     if Path(system).exists():
         system = str(Path(system).resolve())

@@ -1180,6 +1180,25 @@ TOOLS = [
         "tools::test_the_length_limit_counts_what_the_agent_writes_in_all",
     ),
     remote(
+        "declared-tools-in-answers-only",
+        "for role, box in boxes.items()} if self.config.tools else {}",
+        "for role, box in boxes.items() if False}",
+        "tools_of_roles::test_a_role_that_declares_a_tool_uses_it_in_its_messages",
+    ),
+    remote(
+        "every-role-has-every-tool",
+        "{role: box.only(tags) for role, tags in declared.items()}",
+        "{role: box for role, tags in declared.items()}",
+        "tools_of_roles::test_which_role_has_which_tools",
+    ),
+    workshop(
+        "declared-code-runs-unasked",
+        'if tag == "python" and not allow_code:',
+        "if False:",
+        "tools_of_roles::test_commands_bring_what_roles_declare_or_say_why_not",
+        "tools_of_roles::test_a_command_answers_the_calls_of_roles_that_declare_tools",
+    ),
+    remote(
         "calculator-takes-true",
         "type(node.value) is int",
         "isinstance(node.value, int)",
@@ -1251,9 +1270,21 @@ SANDBOX = [
     ),
     workshop(
         "benchmark-code-without-permission",
-        "    elif not allow_code:",
-        "    elif False:",
+        "    if metric == CODE and not allow_code:",
+        "    if False:",
         "exams::test_what_cannot_be_done_is_said_before_anything_is_read",
+    ),
+    workshop(
+        "a-script-of-ones-own-passes-unread",
+        "        return CodeTest(script=text_of(test))",
+        "        return CodeTest(script='pass')",
+        "programs::test_programs_are_judged_by_the_tests_of_their_rows",
+    ),
+    workshop(
+        "verdicts-of-a-neighbour",
+        "pairs = [(code, tests[index]) for index, code in programs]",
+        "pairs = [(code, tests[0]) for index, code in programs]",
+        "programs::test_programs_are_judged_by_the_tests_of_their_rows",
     ),
     workshop(
         "pass-at-k-biased",
