@@ -37,6 +37,7 @@ BENCHMARKS = {
     "pipeline": "agents as Ray actors against one process; what travels against key/value caches",
     "serve": "the server: clients side by side against one by one, its own work, clients that leave, mixed requests",
     "sandbox": "a test of model-written code against a bare Python, and tests side by side",
+    "quantized": "agents with weights in int8 against float32: memory, accuracy, time",
     "training": "the outer loop: batches, memory, resumption, two processes",
 }
 
