@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..evaluation.measure import load_rows, measure as ask
+from ..evaluation.measure import load_rows
+from ..evaluation.measure import measure as ask
 from ..system_loader import find_system, load_mas_system
 from ..tasks import TASKS
 from .harness import Option, chosen, row
