@@ -53,6 +53,7 @@ EXTRAS = {
     "plots": {"matplotlib"},
     "gguf": {"gguf"},
     "ray": {"ray"},
+    "torchao": {"torchao"},
     "serve": {"fastapi", "uvicorn", "starlette", "openai"},
     "app": {"gradio"},
 }

@@ -62,3 +62,7 @@ class NonFiniteError(RecursiveMASError, ArithmeticError):
 
 class OutOfMemoryError(RecursiveMASError, MemoryError):
     """A question that does not fit into memory alone."""
+
+
+class AgentLostError(RecursiveMASError, RuntimeError):
+    """An agent in another process, which died whenever it was asked."""

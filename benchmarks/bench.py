@@ -28,6 +28,7 @@ BENCHMARKS = {
     "profile": "where the time of a prompt and of latent steps goes",
     "half": "bfloat16 against float32, prompts and steps",
     "step": "a latent step against a step of greedy decoding",
+    "floor": "a latent step against reading the bytes that it must read",
     "recursion": "a whole run against text hand-over, and against reloading and recomputing",
     "reuse": "what a later round reads against the first",
     "batch": "batches against one question at a time",
@@ -37,6 +38,8 @@ BENCHMARKS = {
     "pipeline": "agents as Ray actors against one process; what travels against key/value caches",
     "serve": "the server: clients side by side against one by one, its own work, clients that leave, mixed requests",
     "sandbox": "a test of model-written code against a bare Python, and tests side by side",
+    "quantized": "agents with weights in int8 against float32: memory, accuracy, time",
+    "scale": "on paper: what a rate of questions needs of GPUs, for each released system",
     "training": "the outer loop: batches, memory, resumption, two processes",
 }
 

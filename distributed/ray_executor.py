@@ -3,15 +3,17 @@
 The process that calls `solve` holds no weights. It hands every turn (one role in one round for one batch) to that
 role's actor as soon as what the role receives is there. Latents go from actor to actor through Ray's object store;
 besides them only texts, token ids and settings travel. A turn depends on nothing but what travels (what an actor
-keeps between the rounds of a batch is a cache), so that a batch whose actor dies is simply done again.
+keeps between the rounds of a batch is a cache), so that batches whose actor dies are simply done again on a new one.
 
     mas = load_mas_system("deliberation", executor="ray", executor_options={
         "reflector": {"num_gpus": 1, "device": "cuda"},
-        "toolcaller": {"num_gpus": 1, "device": "cuda", "replicas": 2},
+        "toolcaller": {"num_gpus": 0.5, "device": "cuda", "replicas": 2},
     })
     mas.solve(questions, batch_size=8)
 """
 
+import math
+import threading
 import time
 import uuid
 from collections import Counter, defaultdict, deque
@@ -23,22 +25,25 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import OutOfMemoryError as MachineOutOfMemoryError
 from transformers.utils import logging
 
 from ..engine_recursivemas import Run, validate_halving
-from ..errors_recursivemas import ConfigError, InputError
+from ..errors_recursivemas import AgentLostError, ConfigError, InputError
 from ..generation_recursivemas import AnswerSettings
 from ..links_recursivemas import CacheLink
 from ..memory_recursivemas import free_memory, is_out_of_memory
 from ..modeling_recursivemas import RecursiveMASModel
-from ..prompts_recursivemas import Question
+from ..prompts_recursivemas import Question, as_text
 from ..runs_recursivemas import RunSettings
 from ..solutions_recursivemas import USAGE, Solution
 
 OPTIONS = ("num_cpus", "num_gpus", "resources", "device", "replicas")
 TURNS_AHEAD = 2  # that an actor has at most: one runs, the next is there, so that it never waits for this process
-MAX_RESTARTS = 3  # of an actor
+MAX_ATTEMPTS = 3  # at a batch whose actors die
+DEATHS = (RayActorError, MachineOutOfMemoryError)  # the second: Ray ended it, because the machine had no memory left
 GRACE = 10  # seconds for actors that were ended to give back what they held
+NOTICE = 60  # and for one that died in the midst of work, until a busy machine has noticed
 CURE = (
     'give agents less (`executor_options={"ROLE": {"num_cpus": 0.5}}`), start Ray with what they need'
     " (`ray.init(num_cpus=…, num_gpus=…)` before, on a larger machine or cluster), or take no executor"
@@ -58,9 +63,8 @@ class AgentWorker:
         self.runs: dict[str, Run] = {}
         self.mas = load(only=roles)
 
-    @ray.method(max_task_retries=-1)
     def ready(self) -> bool:
-        """Answers when the agent is loaded, also after a restart."""
+        """Answers when the agents are loaded."""
         return True
 
     def turn(
@@ -152,6 +156,10 @@ class Job:
         starts = range(0, len(self.questions), most)
         return [Job(self.index, self.questions[s : s + most], self.schedule, self.start + s) for s in starts]
 
+    def again(self, attempt: int) -> "Job":
+        """The same from its first turn on."""
+        return Job(self.index, self.questions, self.schedule, self.start, attempt)
+
 
 def needs_of(place: dict[str, Any]) -> dict[str, float]:
     """What an actor with these options takes, by Ray's names of resources."""
@@ -159,11 +167,12 @@ def needs_of(place: dict[str, Any]) -> dict[str, float]:
     return {name: amount for name, amount in plain.items() if amount}
 
 
-def validate_resources(needs: dict[str, tuple[int, dict[str, float]]]) -> None:
+def validate_resources(needs: dict[str, tuple[int, dict[str, float]]], grace: float | None = None) -> None:
     """Checks that all actors find a place; Ray would wait for ever.
 
     Args:
         needs: role -> number of its actors, and what each takes.
+        grace: seconds that others have to give back what they hold; default `GRACE`.
 
     Raises:
         InputError: the cluster has too little, or none of its machines enough for an actor, or others hold it.
@@ -191,7 +200,15 @@ def validate_resources(needs: dict[str, tuple[int, dict[str, float]]]) -> None:
             expected=f"{_amounts(short)} for {roles}",
             hint=CURE,
         )
-    deadline = time.monotonic() + GRACE
+    if not fit_side_by_side(machines, [each for count, each in needs.values() for _ in range(count)]):
+        raise InputError(
+            "The machines of the Ray cluster have no places for all agents side by side.",
+            where="executor_options",
+            found=" | ".join(_amounts({name: machine.get(name, 0) for name in total}) for machine in machines),
+            expected=", ".join(f"{count} × ({_amounts(each)}) for {role}" for role, (count, each) in needs.items()),
+            hint=f"an agent lives on one machine, a fraction of a GPU on one GPU; {CURE}",
+        )
+    deadline = time.monotonic() + (GRACE if grace is None else grace)
     while short := _missing(total, free := ray.available_resources()):
         if time.monotonic() > deadline:
             raise InputError(
@@ -202,6 +219,32 @@ def validate_resources(needs: dict[str, tuple[int, dict[str, float]]]) -> None:
                 hint=f"end what holds it (`mas.executor.shutdown()`), or {CURE}",
             )
         time.sleep(0.2)
+
+
+def fit_side_by_side(machines: list[dict[str, float]], needs: list[dict[str, float]]) -> bool:
+    """Whether actors find places, the largest first, each on the first machine that has what it takes.
+
+    Parts of a GPU are parts of one.
+    """
+    free = [dict(machine) for machine in machines]
+    units = [[1.0] * int(machine.get("GPU", 0)) for machine in machines]
+    for each in sorted(needs, key=_size, reverse=True):
+        for machine, gpus in zip(free, units, strict=True):
+            wanted = each.get("GPU", 0)
+            rooms = [index for index, room in enumerate(gpus) if room >= min(1, wanted) - 1e-6]
+            if len(rooms) >= wanted and not _missing(each, machine):
+                break
+        else:
+            return False
+        for index in rooms[: math.ceil(wanted)]:
+            gpus[index] -= min(1, wanted)
+        for name, amount in each.items():
+            machine[name] -= amount
+    return True
+
+
+def _size(each: Mapping[str, float]) -> tuple[float, float]:
+    return each.get("GPU", 0), each.get("CPU", 0)
 
 
 def _missing(needed: Mapping[str, float], there: Mapping[str, float]) -> dict[str, float]:
@@ -219,9 +262,11 @@ class RayExecutor:
     Args:
         mas: the system, whose agents need no weights.
         load: `load_mas_system` with its arguments; each actor loads its agent by it, given `only` (and `device`).
-        options: role -> `num_cpus`, `num_gpus`, `resources` (of Ray), `device` (of the agent) and `replicas` (how many
-            actors share the role's batches; more where an agent is the bottleneck). Roles of one base live in one
-            actor, which holds it once, unless their options differ.
+        options: role -> `num_cpus`, `num_gpus`, `resources` (of Ray; fractions let actors share a GPU), `device` (of
+            the agent) and `replicas` (how many actors share the role's batches; more where an agent is the
+            bottleneck). Roles of one base live in one actor, which holds it once, unless their options differ.
+
+    An actor that dies is replaced by a new one, and the batches that it had are done again from their first round.
 
     Raises:
         ConfigError: an unknown role or option.
@@ -239,6 +284,13 @@ class RayExecutor:
                     where=f"executor_options, {role}",
                     found=", ".join(own),
                     expected=f"role -> {', '.join(OPTIONS)}; roles {', '.join(mas.topology.roles)}",
+                )
+            if (gpus := own.get("num_gpus", 0)) > 1 and gpus != int(gpus):
+                raise ConfigError(
+                    "An actor takes a part of one GPU, or whole ones.",
+                    where=f"executor_options, {role}, num_gpus",
+                    found=gpus,
+                    expected="at most 1, or a whole number",
                 )
         if not ray.is_initialized():
             ray.init(include_dashboard=False)  # what actors and Ray warn of comes to this process's standard error
@@ -259,22 +311,31 @@ class RayExecutor:
                     found=f"other `executor_options` for {link.source} than for {link.target}",
                     expected="the same for both, so that one actor has both",
                 )
-        self.replicas: dict[str, list] = {}
-        # Ray sends a class that it decorates by value, with whatever its methods name; this one the actors import.
-        actor_class: Any = ray.remote(max_restarts=MAX_RESTARTS)(AgentWorker)
         places = {}
         for role in dict.fromkeys(self.hosts.values()):
             own = dict(options.get(role, {}))
             count, device = own.pop("replicas", 1), own.pop("device", None)
             places[role] = (count, device, {"num_cpus": 1, **own})
-        validate_resources({role: (count, needs_of(place)) for role, (count, _, place) in places.items()})
-        for role, (count, device, place) in places.items():
+        self._needs = {role: (count, needs_of(place)) for role, (count, _, place) in places.items()}
+        validate_resources(self._needs)
+        # Ray sends a class that it decorates by value, with whatever its methods name; this one the actors import.
+        # Ray's own restarts would give back an empty actor under the same name, in the midst of its batches.
+        actor_class: Any = ray.remote(max_restarts=0)(AgentWorker)
+        self._starts: dict[str, Callable[[], Any]] = {}
+        for role, (_, device, place) in places.items():
             loading = load if device is None else partial(load, device=device)
             threads = int(place["num_cpus"]) or None
             hosted = [other for other, host in self.hosts.items() if host == role]
-            self.replicas[role] = [actor_class.options(**place).remote(hosted, threads, loading) for _ in range(count)]
-        self._actors = [actor for actors in self.replicas.values() for actor in actors]
+            self._starts[role] = partial(actor_class.options(**place).remote, hosted, threads, loading)
+        self._lock = threading.Lock()
+        self.replicas: dict[str, list] = {}
+        for role in sorted(places, key=lambda role: _size(self._needs[role][1]), reverse=True):
+            self.replicas[role] = [self._starts[role]() for _ in range(places[role][0])]
         ray.get([actor.ready.remote() for actor in self._actors])
+
+    @property
+    def _actors(self) -> list[Any]:
+        return [actor for actors in self.replicas.values() for actor in actors]
 
     def __call__(
         self,
@@ -286,7 +347,7 @@ class RayExecutor:
         """Yields each batch's index and solutions, as they are finished.
 
         Raises:
-            RayActorError: an actor died during the second attempt at a batch.
+            AgentLostError: actors died in all attempts at a batch.
         """
         # Of this run only the schedule and the settings are used.
         run = Run(self.mas, batches[0], settings, answer.generation_config)
@@ -318,12 +379,13 @@ class RayExecutor:
                     continue  # an earlier attempt
                 try:
                     value = ray.get(ref)
-                except (RayActorError, ObjectLostError) as error:
-                    if job.attempt > 1:
-                        raise
-                    logger.warning(f"An actor of {turn[1]} died, its batch is done again: {str(error)[:200]}")
-                    ray.get(job.actors[self.hosts[turn[1]]].ready.remote())
-                    again = [Job(job.index, job.questions, job.schedule, job.start, job.attempt + 1)]
+                    if turn == run.schedule[-1]:
+                        value = self._finish(job, value, run, answer.return_latents)
+                except (*DEATHS, ObjectLostError) as error:
+                    for lost, place in self._lost(job, turn[1], error, active):
+                        self._forget(active[place])
+                        active[place] = lost
+                    continue
                 except RayTaskError as error:
                     if not is_out_of_memory(error.cause):
                         raise
@@ -341,7 +403,7 @@ class RayExecutor:
                         if len(value["seconds"]) > len(known["seconds"]):  # of a later turn; they may come mixed
                             job.usage[self.hosts[turn[1]]] = value
                         continue
-                    solved[job.index][job.start] = self._finish(job, value, run, answer.return_latents)
+                    solved[job.index][job.start] = value
                 self._forget(job)
                 active[active.index(job) : active.index(job) + 1] = again
                 if not again and sum(map(len, solved[job.index].values())) == len(batches[job.index]):
@@ -350,6 +412,44 @@ class RayExecutor:
         finally:  # an actor goes on to hold a run until it is told
             for job in active:
                 self._forget(job)
+
+    def _lost(self, job: Job, role: str, error: Exception, active: list[Job]) -> list[tuple[Job, int]]:
+        """What is done in place of the batches under way that an actor's death, or what was lost with it, has hit.
+
+        The actor is replaced. What it kept of a batch (its part of the usage, working memory) is gone with it, so that
+        every batch that goes on there is done again.
+
+        Raises:
+            AgentLostError: it was the last attempt at the batch.
+        """
+        host = self.hosts[role]
+        actor = job.actors[host]
+        if not isinstance(error, ObjectLostError):  # which another actor's machine has lost
+            self._replace(host, actor)
+        if job.attempt >= MAX_ATTEMPTS:
+            raise AgentLostError(
+                "An agent's actor died in every attempt at a batch.",
+                where=f"agent {role}, {MAX_ATTEMPTS} attempts, first question {as_text(job.questions[0])[:100]!r}",
+                found=" ".join(str(error).split()),
+                hint="a smaller batch_size, fewer agents on its machine, or more memory; the actor's own output and"
+                " `ray logs` say more",
+            ) from error
+        logger.warning(f"An actor of {role} died, its batches are done again on another: {str(error)[:200]}")
+        hit = []
+        for place, other in enumerate(active):
+            goes_on = any(self.hosts[role] == host for turn, role in other.schedule if (turn, role) not in other.done)
+            if other is job or (other.actors.get(host) is actor and goes_on):
+                hit.append((other.again(other.attempt + (other is job)), place))
+        return hit
+
+    def _replace(self, host: str, actor: Any) -> None:
+        """Puts a new actor in the place of one that died, unless another thread has."""
+        with self._lock:
+            if actor not in self.replicas[host]:
+                return
+            ray.kill(actor)  # it may be out of reach only
+            validate_resources({host: (1, self._needs[host][1])}, NOTICE)
+            self.replicas[host][self.replicas[host].index(actor)] = self._starts[host]()
 
     def _senders(self, turn: tuple[int, str], run: Run) -> list[tuple[int, str]]:
         """The turns that a turn hears from."""

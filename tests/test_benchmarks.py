@@ -19,8 +19,9 @@ SLOW = (
     "recursion",
     "batch",
     "half",
+    "quantized",
 )  # they start processes, or take seconds
-NEEDS = {"handover": "avp", "pipeline": "ray", "serve": "uvicorn"}
+NEEDS = {"handover": "avp", "pipeline": "ray", "serve": "uvicorn", "quantized": "torchao"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in BENCHMARKS])

@@ -7,7 +7,9 @@ from functools import partial
 import pytest
 import torch
 from recursivemas import caches_recursivemas as caches
+from recursivemas.batching_recursivemas import PromptBuilder, embed_rows
 from recursivemas.kernels_recursivemas import use_fast_linear
+from recursivemas.prompts_recursivemas import Slot
 from tiny import ARCHITECTURES, chain_prompts, tiny_agent, tiny_chain
 from transformers.cache_utils import DynamicLayer
 
@@ -219,3 +221,23 @@ def test_steps_that_cannot_be_compiled_run_without_and_say_so_once(monkeypatch, 
     for _ in range(2):
         assert torch.equal(agent.rollout(embeds, mask, 4).latents, expected.latents)
     assert caplog.text.count("no compiler here") == 1
+
+
+@pytest.mark.parametrize("when", ["before the heads are read", "behind"])
+@torch.no_grad()
+def test_rows_that_are_left_of_a_batch_go_on_behind_their_own_heads(when):
+    """In another order, of different lengths, and as if nothing had been read before."""
+    agent, generator = tiny_agent("llama", "solo"), torch.Generator().manual_seed(0)
+    ids = [torch.randint(3, 20, (length,), generator=generator).tolist() for length in (40, 33, 25)]
+    pieces = [[head, Slot("other"), [5, 6, 7]] for head in ids]
+    sent = [torch.randn(2, agent.hidden_size, generator=generator) for _ in pieces]
+    builder = PromptBuilder(agent, {"first": pieces}, uses=3)
+    if when == "behind":
+        builder.build("first", {"other": sent})
+    left = [2, 0]
+    prompt, _ = builder.narrowed(left).build("first", {"other": [sent[row] for row in left]})
+    assert prompt.past > 0
+    found = agent.encode(prompt.inputs_embeds[:, prompt.past :], prompt.attention_mask, prompt.past_key_values)
+    for row, place in enumerate(left):
+        embeds, mask = embed_rows(agent, [[ids[place], sent[place], [5, 6, 7]]])
+        torch.testing.assert_close(found[row, -1], agent.encode(embeds, mask)[0, -1], atol=1e-5, rtol=1e-5)

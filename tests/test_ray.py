@@ -1,10 +1,12 @@
 """The same system in one process and as actors of a local Ray cluster."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
-from recursivemas.errors_recursivemas import ConfigError, InputError
+from recursivemas.errors_recursivemas import AgentLostError, ConfigError, InputError
 from recursivemas.system_loader import load_mas_system
 from tiny import tiny_system
 
@@ -16,7 +18,7 @@ SETTINGS = {"num_rounds": 3, "latent_steps": 5, "max_new_tokens": 8, "message_to
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=4, log_to_driver=False, include_dashboard=False)
+    ray.init(num_cpus=4, num_gpus=2, log_to_driver=False, include_dashboard=False)
     yield
     ray.shutdown()
 
@@ -74,17 +76,121 @@ def test_the_calling_process_holds_no_weights(remote):
         remote.generate(torch.tensor([[1]]))
 
 
-def test_a_killed_actor_is_restarted_and_its_batches_are_done_again(local, remote):
-    expected = [solution.text for solution in local.solve(QUESTIONS, batch_size=2, **SETTINGS)]
-    killed = []
+def process_of(actor) -> int:
+    return ray.get(actor.__ray_call__.remote(lambda worker: os.getpid()))
 
-    def kill_once(_):
-        if not killed:
-            killed.append(remote.executor.replicas["judge"][0])
-            ray.kill(killed[0], no_restart=False)
 
-    got = remote.solve(QUESTIONS, batch_size=2, on_progress=kill_once, **SETTINGS)
-    assert killed and [solution.text for solution in got] == expected
+def kill_process(actor) -> None:
+    """Ends an actor as a crash does, and waits until Ray knows."""
+    os.kill(process_of(actor), signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(actor.ready.remote())
+
+
+def killing(monkeypatch, executor, host, turn, times):
+    """Kills an actor's process when a batch is about to ask it for a turn; the list of the killed."""
+    killed, submit = [], executor._submit
+
+    def submit_to_the_dead(job, actor, asked, run, settings):
+        if asked == turn and len(killed) < times:
+            killed.append(process_of(actor))
+            kill_process(actor)
+        return submit(job, actor, asked, run, settings)
+
+    monkeypatch.setattr(executor, "_submit", submit_to_the_dead)
+    return killed
+
+
+@pytest.mark.parametrize("turn", [(1, "judge"), (2, "right"), (3, "judge")], ids=str)
+def test_batches_of_a_killed_process_are_done_again_on_a_new_one(local, remote, monkeypatch, turn):
+    settings = {"batch_size": 2, "return_latents": True, **SETTINGS}
+    expected = local.solve(QUESTIONS, **settings)
+    killed = killing(monkeypatch, remote.executor, turn[1], turn, times=1)
+    got = remote.solve(QUESTIONS, **settings)
+    assert len(killed) == 1 and killed[0] not in map(process_of, remote.executor.replicas[turn[1]])
+    for one, other in zip(expected, got, strict=True):
+        assert one.text == other.text and set(one.latents) == set(other.latents)
+        for name in ("prompt_tokens", "latent_positions", "slot_positions", "new_tokens"):
+            assert one.usage[name] == other.usage[name]  # of all rounds, also those that the dead had counted
+        assert set(one.usage["seconds"]) == set(other.usage["seconds"])
+
+
+def test_an_actor_that_died_between_two_calls_is_replaced(local, remote):
+    kill_process(remote.executor.replicas["judge"][0])
+    got = remote.solve(QUESTIONS[:4], batch_size=2, **SETTINGS)
+    assert [s.text for s in got] == [s.text for s in local.solve(QUESTIONS[:4], batch_size=2, **SETTINGS)]
+
+
+def test_a_batch_that_ends_every_actor_is_an_error_that_names_it_and_the_next_call_works(local, remote, monkeypatch):
+    from recursivemas.distributed.ray_executor import MAX_ATTEMPTS
+
+    with monkeypatch.context() as patch:
+        killed = killing(patch, remote.executor, "judge", (2, "judge"), times=99)
+        with pytest.raises(AgentLostError, match=r"(?s)agent judge, 3 attempts, first question 'How many"):
+            remote.solve(QUESTIONS[:1], **SETTINGS)
+        assert len(set(killed)) == MAX_ATTEMPTS
+    assert remote.solve(QUESTIONS[:1], **SETTINGS)[0].text == local.solve(QUESTIONS[:1], **SETTINGS)[0].text
+
+
+def test_no_more_batches_are_under_way_than_keep_all_actors_busy(local, remote, monkeypatch):
+    from recursivemas.distributed.ray_executor import TURNS_AHEAD
+
+    executor, open_jobs, most = remote.executor, set(), []
+    submit, forget = executor._submit, executor._forget
+
+    def opened(job, *rest):
+        open_jobs.add(job.name)
+        most.append(len(open_jobs))
+        return submit(job, *rest)
+
+    monkeypatch.setattr(executor, "_submit", opened)
+    monkeypatch.setattr(executor, "_forget", lambda job: open_jobs.discard(job.name) or forget(job))
+    questions = QUESTIONS * 2
+    got = remote.solve(questions, batch_size=1, **SETTINGS)
+    assert [s.text for s in got] == [s.text for s in local.solve(questions, batch_size=1, **SETTINGS)]
+    assert 4 < max(most) <= TURNS_AHEAD * len(executor._actors) < len(questions)
+
+
+def test_actors_share_a_gpu_by_fractions(folder, cluster, local):
+    half = {"num_cpus": 0, "num_gpus": 0.5, "device": "cpu"}
+    options = {"left": half, "right": half, "judge": {**half, "num_gpus": 1}}
+    mas = load_mas_system(folder, executor="ray", executor_options=options)
+    held = {
+        role: ray.get(mas.executor.replicas[role][0].__ray_call__.remote(lambda worker: ray.get_gpu_ids()))
+        for role in options
+    }
+    texts = [solution.text for solution in mas.solve(QUESTIONS[:3], **SETTINGS)]
+    mas.executor.shutdown()
+    assert held["left"] == held["right"] != held["judge"]
+    assert texts == [solution.text for solution in local.solve(QUESTIONS[:3], **SETTINGS)]
+
+
+def test_fractions_that_no_gpus_hold_side_by_side_are_an_error_before_any_actor(folder, cluster):
+    part = {"num_cpus": 0, "num_gpus": 0.6}
+    with pytest.raises(InputError, match=r"(?s)no places.*2 GPU.*0\.6 GPU.*one GPU"):
+        load_mas_system(folder, executor="ray", executor_options=dict.fromkeys(("left", "right", "judge"), part))
+    with pytest.raises(ConfigError, match=r"(?s)whole ones.*1\.5"):
+        load_mas_system(folder, executor="ray", executor_options={"left": {"num_gpus": 1.5}})
+
+
+@pytest.mark.parametrize(
+    ("machines", "needs", "fits"),
+    [
+        ([{"CPU": 4}] * 2, [{"CPU": 2.5}] * 2, True),
+        ([{"CPU": 4}] * 2, [{"CPU": 2.5}] * 3, False),  # 7.5 of 8, yet a third has no machine
+        ([{"CPU": 4}] * 2, [{"CPU": 1}, {"CPU": 3}, {"CPU": 4}], True),  # the largest first
+        ([{"GPU": 2}], [{"GPU": 0.6}] * 3, False),
+        ([{"GPU": 2}], [{"GPU": 0.5}] * 4, True),
+        ([{"GPU": 2}], [{"GPU": 0.25}, {"GPU": 0.25}, {"GPU": 1}], True),
+        ([{"GPU": 2}], [{"GPU": 0.25}, {"GPU": 2}], False),
+        ([{"GPU": 1}, {"GPU": 1}], [{"GPU": 2}], False),
+        ([{"CPU": 1, "tpu": 1}], [{"tpu": 1}, {"CPU": 1}], True),
+    ],
+)
+def test_actors_fit_side_by_side_as_ray_places_them(machines, needs, fits):
+    from recursivemas.distributed.ray_executor import fit_side_by_side
+
+    assert fit_side_by_side(machines, needs) is fits
 
 
 @pytest.mark.parametrize("fails", ["answering", "hearing"])
@@ -160,7 +266,7 @@ def test_a_batch_without_memory_is_halved_by_actors_too(local, remote, monkeypat
     [
         ({"left": {"num_cpus": 8}}, "left.*found: 4 CPU.*expected: 8 CPU"),
         ({"left": {"replicas": 9}}, "found: 4 CPU.*expected: 11 CPU"),
-        ({"judge": {"num_gpus": 1}}, "judge.*found: 4 CPU, 0 GPU.*expected: 1 CPU, 1 GPU"),
+        ({"judge": {"num_gpus": 3}}, "judge.*found: 4 CPU, 2 GPU.*expected: 1 CPU, 3 GPU"),
         ({"judge": {"resources": {"tpu": 1}}}, "0 tpu"),
     ],
 )

@@ -374,6 +374,18 @@ TOPOLOGY = [
         "depth::test_rows_leave_by_themselves_and_answer_as_alone_and_as_with_so_many_rounds[latents]",
     ),
     remote(
+        "rows-that-leave-take-anothers-head-along",
+        "other._heads = [self._heads[row] for row in rows] if self._heads and whole else []",
+        "other._heads = self._heads[: len(rows)] if self._heads and whole else []",
+        "caches::test_rows_that_are_left_of_a_batch_go_on_behind_their_own_heads[before the heads are read]",
+    ),
+    remote(
+        "rows-that-leave-take-anothers-keys-along",
+        "own.keys, own.values, own._rooms = keys[rows], values[rows], {}",
+        "own.keys, own.values, own._rooms = keys[: len(rows)], values[: len(rows)], {}",
+        "caches::test_rows_that_are_left_of_a_batch_go_on_behind_their_own_heads[behind]",
+    ),
+    remote(
         "rows-leave-before-their-answer-can-be-written",
         "yield turns, last if taken.issuperset(before) else last - 1, len(taken)",
         "yield turns, last, len(taken)",
