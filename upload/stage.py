@@ -25,6 +25,7 @@ from .licences import agents_licences
 from .links import inner_links_of, outer_links_of
 from .plan import Options, Plan, make_plan
 from .release_layout import write_inner_links, write_outer_links
+from .space import write_space
 
 # What a repository of outer links needs of the remote code, so that its links can be built from it alone.
 LINK_CODE = ("links_recursivemas.py", "errors_recursivemas.py")
@@ -74,6 +75,8 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
             else:
                 _stage_composite(mas, plan, folder)
             cards.save(repository, folder)
+        if options.space:
+            write_space(plan, new)
         plan.save(new)
     return plan
 
