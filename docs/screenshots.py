@@ -8,6 +8,7 @@ import contextlib
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,18 +84,27 @@ def wait_for_answers(page: "Page", number: int) -> list[str]:
     return shown.all_inner_texts()
 
 
-def take_pictures(folder: Path, offers: Sequence[Offer]) -> list[Path]:
-    """Asks the first system the example in the middle, and takes a picture on a desk, and one on a telephone."""
-    taken = []
+def take_pictures(folder: Path, offers: Sequence[Offer]) -> dict[Path, float]:
+    """Asks the first system the example in the middle, and takes a picture on a desk, and one on a telephone.
+
+    Returns:
+        Picture -> seconds from the click until the first answer was to be seen: of a server's first question, and of
+        its second.
+    """
+    taken = {}
     with served(offers) as address, browser() as chromium:
         for name, size, dark in (("page", WIDE, False), ("page-narrow", NARROW, True)):
             page = opened(chromium, address, size, dark)
+            started = time.perf_counter()
             page.locator(".examples button").nth(1).click()
+            page.locator(".answer").first.wait_for()
+            taken[folder / f"{name}.png"] = time.perf_counter() - started
             wait_for_answers(page, 3)
             page.wait_for_timeout(1000)  # for what moves
-            taken.append(folder / f"{name}.png")
             height = min(page.evaluate("document.documentElement.scrollHeight"), 1600)
-            page.screenshot(path=taken[-1], full_page=True, clip={"x": 0, "y": 0, "width": size[0], "height": height})
+            page.screenshot(
+                path=folder / f"{name}.png", full_page=True, clip={"x": 0, "y": 0, "width": size[0], "height": height}
+            )
             page.context.close()
     return taken
 
@@ -106,8 +116,8 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     configure(parser)
-    for path in take_pictures(IMAGES, offers_of(parser.parse_args([]))):
-        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    for path, seconds in take_pictures(IMAGES, offers_of(parser.parse_args([]))).items():
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB, first answer after {seconds:.2f} s")
 
 
 if __name__ == "__main__":

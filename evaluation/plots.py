@@ -165,9 +165,14 @@ def plot_latents(results: Sequence[dict[str, Any]], path: Path) -> None:
         for column, (token, cosine) in enumerate(zip(said["tokens"], said["cosines"], strict=True)):
             shades[row, column] = cosine
             axes.text(column, row, token.replace("$", r"\$"), ha="center", va="center", fontsize=8)
-    names = [f"{question[:24]}  round {s['round']}: {s['source']} → {s['target']}" for question, s in lines]
-    axes.set_yticks(range(len(lines)), [name.replace("$", r"\$") for name in names], fontsize=7)
+    names = [f"round {said['round']}: {said['source']} → {said['target']}" for _, said in lines]
+    if len(results) == 1:  # said once
+        title = f"{results[0]['question'][:80]}  →  {results[0]['answer']}"
+        axes.set_title(title.replace("$", r"\$"), fontsize=10)
+    else:
+        names = [f"{question[:24]}  {name}" for (question, _), name in zip(lines, names, strict=True)]
+    axes.set_yticks(range(len(lines)), [name.replace("$", r"\$") for name in names], fontsize=8)
     axes.set(xlabel="latent step")
-    image = axes.imshow(shades, vmin=0, vmax=1, cmap="viridis", alpha=0.6, aspect="auto")
-    figure.colorbar(image, label="cosine")
+    image = axes.imshow(shades, vmin=0, vmax=1, cmap="Blues", alpha=0.4, aspect="auto")
+    figure.colorbar(image, label="cosine to the nearest token")
     _save(figure, path, 150)

@@ -137,7 +137,8 @@ class Exchange:
 
     def __init__(self, hub: LoopbackHub, handler: BaseHTTPRequestHandler) -> None:
         self.hub, self.handler, self.method = hub, handler, handler.command
-        self.path = unquote(urlsplit(handler.path).path)
+        path = unquote(urlsplit(handler.path).path)
+        self.path = re.sub(r"^/spaces/", "/", re.sub(r"^/api/spaces/", "/api/models/", path))  # all of one kind here
 
     def answer(self) -> None:
         self.hub.requests.append((self.method, self.path))
@@ -197,6 +198,8 @@ class Exchange:
     def create(self, body: bytes) -> None:
         request = json.loads(body)
         name = f"{request.get('organization') or 'tester'}/{request['name']}"
+        if request.get("type") == "space" and request.get("sdk") != "gradio":
+            return self.json({"error": "a Space needs its SDK"}, 400)
         if name in self.hub.repos:
             return self.json({"error": "exists", "url": f"{self.hub.url}/{name}"}, 409)
         private = request.get("visibility") == "private" or bool(request.get("private"))

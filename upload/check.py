@@ -21,6 +21,7 @@ from .files import CHECKED, PLAN, files_of, fingerprint, write_json
 from .links import inner_links_of, outer_links_of
 from .plan import Plan, Repository, load_plan
 from .scan import scan
+from .space import space_problems, spaces_in
 
 TOLERANCE = 1e-4  # of hidden states, relative to their size
 
@@ -49,11 +50,15 @@ def check(folder: Path) -> list[Finding]:
     plan = load_plan(folder)
     (folder / CHECKED).unlink(missing_ok=True)
     mas = load_mas_system(plan.system)
+    repositories = [*plan.repositories, *spaces_in(folder, plan)]
     findings, prints = [], {PLAN: fingerprint(folder / PLAN)}
-    for repository in logging.tqdm(plan.repositories, desc="Checking", unit="repository", leave=False):
+    for repository in logging.tqdm(repositories, desc="Checking", unit="repository", leave=False):
         place = folder / repository.name
         prints[repository.name] = fingerprint(place)
-        problems = scan(place) or foreign_code(place, repository.kind)
+        if repository.kind == "space":
+            problems = space_problems(plan, place)
+        else:
+            problems = scan(place) or foreign_code(place, repository.kind)
         if not problems:
             found, error = load_alone(plan, repository, folder)
             problems += [error] if error else differences(expected_of(mas, plan, repository), found)
@@ -85,7 +90,7 @@ def load_alone(plan: Plan, repository: Repository, folder: Path) -> tuple[dict, 
     if None in cached:
         return {}, f"a folder stands in the place of its base model: {bases[cached.index(None)].path}"
     # A composite finds the repositories that it references beside it, as they are staged.
-    clones = "" if plan.self_contained else str(folder.resolve())
+    clones = "" if plan.self_contained and repository.kind != "space" else str(folder.resolve())
     place = (folder / repository.name).resolve()
     needed = [folder / each.name for each in plan.repositories] if repository == plan.composite else [place]
     needed += [Path(base.path) for base in bases]

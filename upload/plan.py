@@ -45,7 +45,7 @@ class Repository:
     """One repository of a publication."""
 
     id: str  # `namespace/name`; its files are in the staged folder's `name/`
-    kind: str  # "agent", "adapter" (of an agent), "outer_links" or "composite"
+    kind: str  # "agent", "adapter" (of an agent), "outer_links" or "composite"; "space" beside the plan, see space.py
     note: str  # what stands beside it in the collection
     role: str = ""  # of an agent or adapter
     base_model: str | None = None  # Hub name of the model that it was made of, if it has one
@@ -116,6 +116,7 @@ class Options:
     authors: list[str] = field(default_factory=list)
     code: str | None = None
     results: list[str] = field(default_factory=list)
+    space: bool = False
 
 
 def make_plan(

@@ -1,11 +1,14 @@
 """What one staged repository gives when it is loaded by itself. Runs as a script in a clean process, and imports
-nothing but what a stranger has: torch, transformers, huggingface_hub and safetensors.
+nothing but what a stranger has: torch, transformers, huggingface_hub and safetensors; for a Space gradio, and the code
+that lies in it.
 
 python -I probe.py KIND FOLDER QUESTION CLONES -> one line of JSON (the question is JSON too: a text, or its fields)
 """
 
 import hashlib
+import importlib
 import json
+import runpy
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,6 +91,14 @@ def main(kind: str, folder: str, question: str | Mapping[str, str], clones: str)
                 assert torch.isfinite(link(torch.ones(1, 1, entry["in_features"]))).all(), name
         return {"links": links}
     arguments = {"clones": clones} if clones else {}
+    if kind == "space":
+        sys.dont_write_bytecode = True
+        sys.path.insert(0, folder)
+        loader = importlib.import_module("recursivemas.system_loader")
+        load = loader.load_mas_system
+        loader.load_mas_system = lambda name, **kwargs: load(Path(clones, Path(name).name), **kwargs, **arguments)
+        space = runpy.run_path(str(Path(folder, "app.py")), run_name="space")
+        return probe_system(space["mas"], space["mas"].tokenizer, question)
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     mas = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, **arguments)
     return probe_system(mas, tokenizer, question)

@@ -78,6 +78,7 @@ def _add_stage_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--results", nargs="+", default=[], metavar="FILE", help="from `recursivemas evaluate --output`"
     )
+    parser.add_argument("--space", action="store_true", help="add a Space: the page of `recursivemas app`")
 
 
 def _options(arguments: argparse.Namespace) -> Options:

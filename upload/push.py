@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers.utils import logging
 
@@ -13,6 +13,7 @@ from ..pushing_recursivemas import speaking_to_the_hub
 from ..stamps_recursivemas import file_digest
 from .files import CHECKED, PLAN, PUSHED, files_of, fingerprint, read_json, write_json
 from .plan import Plan, Repository, load_plan
+from .space import spaces_in
 
 GIT_ATTRIBUTES, CARD = ".gitattributes", "README.md"  # the first is the Hub's own
 NOTE_LIMIT, DESCRIPTION_LIMIT = 500, 150
@@ -48,22 +49,24 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
     api = HfApi()
     record = read_json(folder / PUSHED) or {}
     heads = {}
-    for repository in plan.repositories:
+    repositories = [*plan.repositories, *spaces_in(folder, plan)]
+    for repository in repositories:
         with speaking_to_the_hub(repository.id):
             heads[repository.id] = _head(api, repository, record, overwrite)
     if not yes:
         return _intentions(plan, folder, heads, public)
-    for repository in plan.repositories:
+    for repository in repositories:
         with speaking_to_the_hub(f"{repository.id}, README.md"):
-            ModelCard.load(folder / repository.name / "README.md").validate()
+            RepoCard.load(folder / repository.name / "README.md").validate(_repo_type(repository))
     steps: list[Step] = []
     commits: dict[str, str] = {}
-    for repository in logging.tqdm(plan.repositories, desc="Pushing", unit="repository", leave=False):
+    for repository in logging.tqdm(repositories, desc="Pushing", unit="repository", leave=False):
         with speaking_to_the_hub(repository.id):
             _require_check(plan, folder)  # the push may take long
             action = "update" if heads[repository.id] else "create"
             if action == "create":
-                api.create_repo(repository.id, private=not public)
+                sdk = {"space_sdk": "gradio"} if repository.kind == "space" else {}
+                api.create_repo(repository.id, repo_type=_repo_type(repository), private=not public, **sdk)
                 record[repository.id] = {"created": True}
                 write_json(folder / PUSHED, record)
             known = {} if overwrite else record.get(repository.id, {})
@@ -82,7 +85,7 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
 
 def _require_check(plan: Plan, folder: Path) -> None:
     checked = read_json(folder / CHECKED) or {}
-    for name in (PLAN, *(repository.name for repository in plan.repositories)):
+    for name in (PLAN, *(repository.name for repository in [*plan.repositories, *spaces_in(folder, plan)])):
         if checked.get(name) != fingerprint(folder / name):
             raise InputError(
                 "This has not passed the check.",
@@ -99,7 +102,7 @@ def _head(api: HfApi, repository: Repository, record: dict, overwrite: bool) -> 
         InputError: it exists, holds something, and was not created from this folder.
     """
     try:
-        info = api.model_info(repository.id)
+        info = api.repo_info(repository.id, repo_type=_repo_type(repository))
     except RepositoryNotFoundError:
         return None
     files = {file.rfilename for file in info.siblings or []} - {GIT_ATTRIBUTES}
@@ -117,7 +120,7 @@ def _head(api: HfApi, repository: Repository, record: dict, overwrite: bool) -> 
 
 def _intentions(plan: Plan, folder: Path, heads: dict[str, str | None], public: bool) -> list[Step]:
     steps = []
-    for repository in plan.repositories:
+    for repository in [*plan.repositories, *spaces_in(folder, plan)]:
         files = files_of(folder / repository.name)
         size = sum((folder / repository.name / file).stat().st_size for file in files)
         action, sight = ("update", "") if heads[repository.id] else ("create", ", public" if public else ", private")
@@ -130,10 +133,11 @@ def _edited(api: HfApi, repository: Repository, known: dict) -> bool:
     """Whether the card of a repository is another than the one that was pushed there last."""
     if known.get("card") is None:
         return False
-    info = api.model_info(repository.id)
+    kind = {"repo_type": _repo_type(repository)}
+    info = api.repo_info(repository.id, **kind)
     if CARD not in {file.rfilename for file in info.siblings or []}:
         return False
-    return file_digest(Path(api.hf_hub_download(repository.id, CARD, revision=info.sha))) != known["card"]
+    return file_digest(Path(api.hf_hub_download(repository.id, CARD, revision=info.sha, **kind))) != known["card"]
 
 
 def _upload(
@@ -160,14 +164,19 @@ def _upload(
             content = pinned((local / path).read_text(encoding="utf-8"), commits)
         operations.append(CommitOperationAdd(path.as_posix(), content))
     names = {path.as_posix() for path in files_of(local)} | {GIT_ATTRIBUTES}
-    info = api.model_info(repository.id)
+    kind = {"repo_type": _repo_type(repository)}
+    info = api.repo_info(repository.id, **kind)
     stale = {file.rfilename for file in info.siblings or []} - names
     if "files" in known:
         stale &= set(known["files"])
     operations += [CommitOperationDelete(name) for name in sorted(stale)]
     # The parent makes the Hub refuse the commit if somebody else wrote in between.
     message = f"{plan.style} system: {repository.note}"
-    return api.create_commit(repository.id, operations, commit_message=message, parent_commit=info.sha).oid
+    return api.create_commit(repository.id, operations, commit_message=message, parent_commit=info.sha, **kind).oid
+
+
+def _repo_type(repository: Repository) -> str:
+    return "space" if repository.kind == "space" else "model"
 
 
 def pinned(config: str, commits: dict[str, str]) -> bytes:

@@ -24,6 +24,7 @@ from .licences import agents_licences
 from .links import inner_links_of, outer_links_of
 from .plan import Options, Plan, Repository, make_plan
 from .release_layout import write_inner_links, write_outer_links
+from .space import write_space
 
 # What a repository of outer links needs of the remote code, so that its links can be built from it alone.
 LINK_CODE = tuple(f"{name}_recursivemas.py" for name in ("link_building", "links", "mixtures", "errors"))
@@ -73,6 +74,8 @@ def stage(system: str, output: str | Path, options: Options, replace: bool = Fal
             else:
                 _stage_composite(mas, plan, folder)
             cards.save(repository, folder)
+        if options.space:
+            write_space(plan, new)
         plan.save(new)
     return plan
 
