@@ -240,6 +240,15 @@ class RecursiveMASAgent(ThinkingAgent):
         write_tensors(weights, folder / link_filename("inner_link", task))
         return link_filename("inner_link", task)
 
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        """There is none: an agent thinks, and its base model writes.
+
+        Raises:
+            InputError: always; it names what to use.
+        """
+        hint = "use `agent.think` for latent steps, and `agent.model` for logits and `generate`"
+        raise InputError("An agent has no forward pass.", where="RecursiveMASAgent.forward", hint=hint)
+
     def train(self, mode: bool = True) -> "RecursiveMASAgent":
         """As of every module, but a frozen base model stays as it answers: without dropout, with its cache."""
         super().train(mode)

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -145,6 +145,7 @@ def load_base_model(source: Source, role: str, **kwargs: Any) -> PreTrainedModel
             found=f"{type(error).__name__}: {error}"[:1000],
             expected="a complete causal language model (config.json and safetensors)",
             hint=_untrusted(source.find_json("config.json"), role, kwargs["trust_remote_code"])
+            or _unusable(error, kwargs)
             or "fetch the repository again, or check that this version of transformers knows the architecture",
         ) from error
     model, info = loaded
@@ -215,6 +216,14 @@ def _untrusted(settings: dict | None, role: str, trust_remote_code: bool) -> str
         "the agent brings code of its own; if you have read it and trust it, load with "
         f"agent_kwargs={{{role!r}: {{'trust_remote_code': True}}}} (--trust-remote-code {role})"
     )
+
+
+def _unusable(error: Exception, kwargs: Mapping[str, Any]) -> str | None:
+    """What to do where it may be an option that cannot be used, and not the files; `None` where none was said."""
+    said = [name for name in kwargs if name not in ("trust_remote_code", "dtype", "config")]
+    if isinstance(error, ImportError):
+        return "install what it names" + f", or leave out {', '.join(said)}" * bool(said)
+    return f"look at {', '.join(said)}, which was asked for; else fetch the repository again" if said else None
 
 
 def widen_where_slow(model: PreTrainedModel) -> PreTrainedModel:

@@ -236,6 +236,10 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         if not is_main_process:
             return None
         refuse_unmerged(self)
+        read_settings(
+            self.generation_config.to_diff_dict(), "generation_config", self._known_names()
+        )  # as a load will
+        self._judge_settings()
         state = self.state_dict() if state_dict is None else state_dict
         links: dict[str, AnyInnerLink | AnyOuterLink] = {
             **{role: agent.inner_link for role, agent in self.agents.items()}, **dict(self.outer_links.items())
@@ -664,15 +668,18 @@ class RecursiveMASModel(PreTrainedModel, GenerationMixin):
         self.generation_config = read_settings(content, where, self._known_names())
         if isinstance(content.get("prompts", {}), dict):
             try:
-                self._run_settings(None)
-                config, arguments = self._answer_config({}, prompt_length=0)
-                judge_arguments(self._decoder, config, arguments, 1)
-                return
+                return self._judge_settings()
             except (InputError, ConfigError) as error:
                 raise CheckpointError("Settings of a file cannot be used.", where=where, found=error) from error
         raise CheckpointError(
             "A prompt set is an object.", where=f"{where}, prompts", found=repr(content["prompts"])[:200]
         )
+
+    def _judge_settings(self) -> None:
+        """Raises InputError or ConfigError where the system's own generation settings cannot be used."""
+        self._run_settings(None)
+        config, arguments = self._answer_config({}, prompt_length=0)
+        judge_arguments(self._decoder, config, arguments, 1)
 
     def _answer_config(self, kwargs: dict[str, Any], prompt_length: int) -> tuple[GenerationConfig, dict[str, Any]]:
         """Settings of the answer and the rest of a door's generation arguments, see `answer_config`."""

@@ -57,6 +57,9 @@ def text_tokens(pieces: list[list[int] | Slot]) -> int:
 
 def read_prompts(path: str | os.PathLike) -> dict:
     """A prompt set from a JSON file."""
+    if not isinstance(path, str | os.PathLike):  # a number would be a file that this process has open
+        expected = "a prompt set, or the path of a JSON file with one"
+        raise InputError("`prompts` cannot be used.", where="prompts", found=repr(path)[:80], expected=expected)
     return read_object(path, InputError, f"prompts, {path}")
 
 

@@ -9,12 +9,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, ModelCardData
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    split_torch_state_dict_into_shards,
+)
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .errors_recursivemas import ArgumentError, CheckpointError, InputError
-from .fields_recursivemas import did_you_mean
+from .fields_recursivemas import did_you_mean, is_whole
 
 # Of the base models' own `save_pretrained`
 WEIGHT_OPTIONS = ("max_shard_size", "variant", "save_original_format", "save_peft_format")
@@ -68,6 +76,8 @@ def save_arguments(
         raise ArgumentError(
             "A variant is a name.", where=where, found=options["variant"], expected="fp16, for example"
         )
+    if "max_shard_size" in options:
+        _validate_size(options["max_shard_size"])
     names = [field.name for field in fields(Push)]
     pushing = {name: given.pop(name) for name in names if name in given}
     if given:
@@ -88,6 +98,17 @@ def save_arguments(
             "The Hub does not take this name.", where="repo_id", found=error, expected="name, or namespace/name"
         ) from error
     return options, push
+
+
+def _validate_size(size: Any) -> None:
+    """Raises ArgumentError unless this is a size of a file of weights, as the Hub's library reads it."""
+    try:
+        if not isinstance(size, str) and not (is_whole(size) and size > 0):
+            raise ValueError(size)
+        split_torch_state_dict_into_shards({}, max_shard_size=size)
+    except ValueError as error:
+        expected = "a text as 5GB or 500MB, or a number of bytes"
+        raise ArgumentError("This is no size.", where="max_shard_size", found=repr(size), expected=expected) from error
 
 
 @contextmanager

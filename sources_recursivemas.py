@@ -41,6 +41,7 @@ IGNORED_KEYS = (
     "weights_only",
     "code_revision",
     "tqdm_class",
+    "low_cpu_mem_usage",  # which transformers ignores, too
 )
 
 

@@ -1399,8 +1399,8 @@ ENGINE = [
     ),
     remote(
         "unmerged-adapters-saved",
-        "        refuse_unmerged(self)\n        state =",
-        "        state =",
+        "        refuse_unmerged(self)\n        read_settings",
+        "        read_settings",
         "adapters::test_an_unmerged_adapter_is_refused_before_anything_is_written",
     ),
     remote(
@@ -1596,6 +1596,13 @@ DOORS = [
 """,
         "",
         "serving::test_a_step_may_end_a_run_and_is_told_of_every_latent_and_token",
+    ),
+    remote(
+        "settings-saved-that-no-load-takes",
+        """        self._judge_settings()
+        state""",
+        "        state",
+        "doors::test_settings_that_no_load_would_take_are_not_saved",
     ),
     remote(
         "calls-of-the-client-answered-here",
