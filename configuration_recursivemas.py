@@ -436,11 +436,6 @@ class RecursiveMASConfig(PreTrainedConfig):
         return topology
 
 
-def validate_count(name: str, value: object, least: int, most: int = 1_000_000) -> None:
-    """Raises InputError unless a value is a whole number from `least` to `most` (`True` is none)."""
-    validate_field(value, whole(least, most), name, InputError)
-
-
 def _validate_weights(weights: object, where: str) -> None:
     if weights is None or isinstance(weights, str):
         return

@@ -40,14 +40,11 @@ from .memories_recursivemas import (
     WorkingMemory,
     cache_links,
     continued_turn,
-    read_positions,
     remember,
-    slot_positions,
-    turns_before,
 )
 from .memory_recursivemas import is_out_of_memory
 from .modules_recursivemas import Modules
-from .prompts_recursivemas import MARKER, PromptRenderer, Question, as_inputs, as_text, template_for, text_tokens
+from .prompts_recursivemas import PromptRenderer, Question, as_inputs, as_text, template_for, text_tokens
 from .runs_recursivemas import RunSettings
 from .solutions_recursivemas import USAGE, Solution, Usage
 from .tools_recursivemas import ToolBox
@@ -93,71 +90,6 @@ class System(Protocol):
     topology: Topology
     renderers: dict[str, PromptRenderer]
     residency: Residency | None
-
-
-def fit_positions(
-    system: System, questions: Sequence[Question], settings: RunSettings, config: GenerationConfig, said: bool
-) -> None:
-    """Holds every prompt of a run, with latents and new tokens, against its agent's positions; computes nothing.
-
-    Messages of `mode="text"` are counted when they are there (see `Run`). A text has at most as many tokens as bytes;
-    only what may be too long by that is tokenized here.
-
-    Args:
-        system: agents, links and topology.
-        questions: all that are asked.
-        settings: of the run.
-        config: of the answer; where nobody said how long that is, it becomes as short as the positions want it.
-        said: whether somebody said.
-
-    Raises:
-        InputError: a prompt has no room.
-    """
-    schedule, seen = settings.turns(system.topology), set()
-    for round_index, role in schedule:
-        answers, slots = settings.may_answer(system.topology, (round_index, role)), 0
-        earlier = turns_before(system, settings, (round_index, role))
-        turn = (role, settings.phase(round_index), answers, len(earlier))  # the same in every later round
-        if turn in seen:
-            continue
-        seen.add(turn)
-        agent, renderer = system.agents[role], system.renderers[role]
-        if (limit := agent.position_limit) is None:
-            continue
-        more = config.max_new_tokens if answers else _positions_behind(settings)
-        if settings.thinks and not settings.silent:
-            slots = slot_positions(system, settings, (round_index, role))
-        chat = renderer.render(*template_for(settings.prompts, role, settings.task, settings.phase(round_index)))
-        fields = [match["question"] or match["field"] for match in MARKER.finditer(chat) if match["role"] is None]
-        template = text_tokens(renderer.cut(chat, dict.fromkeys(fields, ""))) + PIECE_TOKENS
-        for index, question in enumerate(questions):
-            asked, opening = split_question(question)
-            inputs = as_inputs(asked)
-            read = sum(read_positions(system, settings, before, inputs) for before in earlier)
-            read += len(renderer.message_ids(opening)) if answers else 0
-            most = read + template + sum(len(inputs[name].encode("utf-8", "surrogatepass")) for name in fields)
-            if most + slots + more <= limit:
-                continue
-            tokens = read + text_tokens(renderer.cut(chat, inputs))
-            if answers and not said and tokens + slots < limit:
-                config.max_new_tokens = more = min(more, limit - tokens - slots)
-            read_as = "prompt and the start of the answer" if answers and opening else "prompt"
-            validate_positions(
-                limit,
-                {index: tokens + slots + more},
-                where=f"agent {role}, round {round_index}",
-                name=lambda row: name_of(row, as_text(questions[row])),
-                what=f"{read_as} {tokens}, slots {slots}, {'new tokens' if answers else 'latents or message'} {more}",
-            )
-
-
-PIECE_TOKENS = 16  # by which a text may change how its template is tokenized
-
-
-def _positions_behind(settings: RunSettings) -> int:
-    """Positions that an agent reads behind its prompt before the answer; the last latent goes to others only."""
-    latents = max(0, settings.latent_steps - 1) if settings.thinks else 0
-    return max(latents, settings.message_tokens if settings.writes else 0)
 
 
 class Run:
@@ -328,7 +260,7 @@ class Run:
         self.usage.count("slot_positions", slots)
         builder, phase = self._builders[role], self.settings.phase(round_index)
         answers = (round_index, role) == self.schedule[-1]
-        more = self.generation_config.max_new_tokens or 0 if answers else _positions_behind(self.settings)
+        more = self.generation_config.max_new_tokens or 0 if answers else self.settings.positions_behind
         before = continued_turn(self.topology, self.outer_links, (round_index, role))
         memory = None if before is None else self._memories.pop((*before, role), None)  # in texts, or alone, none is
         read = [0] * len(slots) if memory is None else memory.lengths

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from .errors_recursivemas import InputError
+from .fields_recursivemas import validate_field, whole
 from .prompts_recursivemas import (
     input_fields,
     phase_of,
@@ -68,6 +69,12 @@ class RunSettings:
         """Whether agents write texts before the answer; beside their latents where a control asks for both."""
         return self.mode == "text" or self.control in TEXT_CONTROLS
 
+    @property
+    def positions_behind(self) -> int:
+        """Positions that an agent reads behind its prompt before the answer; the last latent goes to others only."""
+        latents = max(0, self.latent_steps - 1) if self.thinks else 0
+        return max(latents, self.message_tokens if self.writes else 0)
+
     def turns(self, topology: Topology) -> list[tuple[int, str]]:
         """(round, role) pairs in running order; the last one answers, alone where nothing is sent."""
         schedule = (topology.turns_up_to if self.settling else topology.schedule)(self.num_rounds)
@@ -95,3 +102,8 @@ class RunSettings:
             raise InputError(
                 "There is no other question.", where="control='other_question'", found="one question", expected="two"
             )
+
+
+def validate_count(name: str, value: object, least: int, most: int = 1_000_000) -> None:
+    """Raises InputError unless a value is a whole number from `least` to `most` (`True` is none)."""
+    validate_field(value, whole(least, most), name, InputError)

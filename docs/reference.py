@@ -37,6 +37,7 @@ API = {
          "put_overrides"),
     ),
     "A system": ("modeling_recursivemas", ("RecursiveMASModel*",)),
+    "Asking a system": ("answering_recursivemas", ("AnsweringSystem*",)),
     "An agent": ("agent_recursivemas", ("RecursiveMASAgent*",)),
     "What an agent computes": ("thinking_recursivemas", ("ThinkingAgent*", "Rollout")),
     "A result": ("solutions_recursivemas", ("Solution", "Usage")),

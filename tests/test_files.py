@@ -140,7 +140,7 @@ def test_unknown_and_misspelt_names_are_errors_that_say_what_was_meant(change, m
 )  # fmt: skip
 def test_generation_settings_are_judged_when_they_are_read(settings, chain_folder, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
-    from recursivemas.modeling_recursivemas import RUN_ARGUMENTS
+    from recursivemas.answering_recursivemas import RUN_ARGUMENTS
     from recursivemas.settings_recursivemas import read_settings
 
     content = Source(str(tmp_path)).json("generation_config.json", lenient=True)

@@ -6,7 +6,7 @@ from threading import Thread
 
 import pytest
 import torch
-from recursivemas import modeling_recursivemas as modeling
+from recursivemas import answering_recursivemas as answering
 from recursivemas.configuration_recursivemas import RecursiveMASConfig
 from recursivemas.errors_recursivemas import ArgumentError, CheckpointError, ConfigError, InputError, RecursiveMASError
 from recursivemas.links_recursivemas import InnerLink, OuterLink
@@ -236,7 +236,7 @@ def test_a_link_of_the_wrong_width_does_not_enter_a_composite(chain):
     ],
 )
 def test_bad_input_is_refused_before_any_compute(chain, monkeypatch, arguments, message):
-    monkeypatch.setattr(modeling, "kind_of_run", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(answering, "kind_of_run", lambda *_: pytest.fail("computed"))
     with pytest.raises(RecursiveMASError, match=message):
         chain.solve(**{"questions": QUESTIONS, **arguments})
 
