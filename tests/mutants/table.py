@@ -374,6 +374,12 @@ TOPOLOGY = [
         "depth::test_rows_leave_by_themselves_and_answer_as_alone_and_as_with_so_many_rounds[latents]",
     ),
     remote(
+        "quantised-weights-multiplied-by-onednn",
+        "fits = fits and type(self.weight) is nn.Parameter",
+        "",
+        "caches::test_quantised_weights_that_call_themselves_float32_compute_in_their_own_way",
+    ),
+    remote(
         "rows-that-leave-take-anothers-head-along",
         "other._heads = [self._heads[row] for row in rows] if self._heads and whole else []",
         "other._heads = self._heads[: len(rows)] if self._heads and whole else []",
