@@ -179,8 +179,8 @@ KERNELS = [
     ),
     remote(
         "fast-linear-under-gradients",
-        " and not torch.is_grad_enabled()\n        if fits",
-        "\n        if fits",
+        " and not torch.is_grad_enabled()\n        fits = fits",
+        "\n        fits = fits",
         "caches::test_fast_linear_layers_compute_the_same_and_keep_gradients",
     ),
 ]
