@@ -15,10 +15,14 @@ LEAST_WEIGHTS = 2**20
 
 
 class FastLinear(nn.Linear):
-    """A linear layer that computes by oneDNN on the processor, in float32, without gradients; else as ever."""
+    """A linear layer that computes by oneDNN on the processor, in float32, without gradients; else as ever.
+
+    Quantised weights, whatever made them, compute in their own way: they may say that they are float32.
+    """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         fits = inputs.is_cpu and inputs.dtype == torch.float32 == self.weight.dtype and not torch.is_grad_enabled()
+        fits = fits and type(self.weight) is nn.Parameter
         if fits and not torch.compiler.is_compiling():
             return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, "none", [], "")
         return super().forward(inputs)

@@ -6,17 +6,19 @@ what the hand-over costs; what several devices gain is measured where there are 
 
 import argparse
 import tempfile
-from collections import Counter
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
+from ..errors_recursivemas import InputError
 from ..system_loader import load_mas_system
 from .harness import Option, chosen, in_turn, ratio_row, row
-from .systems import random_questions, random_system
+from .systems import SHAPES, random_questions, random_system
 
+WORD = 4  # bytes of a token in a text, about
 OPTIONS = {
     "batches": Option("batches of questions", 4),
     "batch_size": Option("questions of a batch", 2),
@@ -24,6 +26,7 @@ OPTIONS = {
     "latent_steps": Option("steps of a rollout", 48, 4),
     "new_tokens": Option("tokens of an answer", 32, 4),
     "question_tokens": Option("tokens of a question", 256, 16),
+    "without_run": Option("measure only what travels", False),
 }
 
 
@@ -37,9 +40,17 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
 
 
 def _measure(arguments: argparse.Namespace, ray: ModuleType) -> tuple[dict, list[dict]]:
-    steps, count = arguments.latent_steps, arguments.batches * arguments.batch_size
+    settings = {"num_rounds": arguments.rounds, "latent_steps": arguments.latent_steps}
+    settings["max_new_tokens"] = arguments.new_tokens
+    rows = [] if arguments.without_run else [_questions(arguments, settings)]
+    rows += _hand_overs(arguments, ray)
+    return settings | chosen(arguments, "batches", "batch_size", "question_tokens"), rows
+
+
+def _questions(arguments: argparse.Namespace, settings: dict[str, int]) -> dict:
+    """Three actors against one process."""
+    count = arguments.batches * arguments.batch_size
     questions = random_questions(arguments.question_tokens, count)
-    settings = {"num_rounds": arguments.rounds, "latent_steps": steps, "max_new_tokens": arguments.new_tokens}
     with tempfile.TemporaryDirectory() as folder:
         local = random_system([arguments.shape] * 3, arguments.dtype, "cpu")
         local.save_pretrained(folder, copy_agents=True)
@@ -50,30 +61,44 @@ def _measure(arguments: argparse.Namespace, ray: ModuleType) -> tuple[dict, list
 
         local.to(arguments.device)
         seconds = in_turn({"one process": lambda: solve(local), "actors": lambda: solve(remote)}, arguments.repeats)
-        solutions = local.solve(questions, batch_size=arguments.batch_size, return_latents=True, **settings)
         executor: Any = remote.executor
         executor.shutdown()
-    rows = [ratio_row(f"{count} questions", seconds, "one process", "actors")]
-    sent: Counter[str] = Counter()
-    for solution in solutions:
-        for (_, source, target), latents in (solution.latents or {}).items():
-            sent[f"{source} to {target}"] += latents.nbytes
-    turns = Counter(f"{source} to {target}" for _, source, target in solutions[0].latents or {})
-    config = local.agents["agenta"].model.config
+    return ratio_row(f"{count} questions", seconds, "one process", "actors")
+
+
+def _hand_overs(arguments: argparse.Namespace, ray: ModuleType) -> list[dict]:
+    """What a question costs in one turn, from actor to actor, for each thing that could travel."""
+    if arguments.shape not in SHAPES:
+        raise InputError("Unknown shape.", where="--shape", found=arguments.shape, expected=", ".join(SHAPES))
+    model_type, _, fields = SHAPES[arguments.shape]
+    config, steps = AutoConfig.for_model(model_type, **fields), arguments.latent_steps
     positions = arguments.question_tokens + steps  # at least: the prompt's own words come on top
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    itemsize = torch.empty(0, dtype=arguments.dtype).element_size()
-    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * positions * itemsize
-    for link, total in sent.items():
-        latents = torch.zeros(total // count // turns[link], dtype=torch.uint8)
-        keys_values = torch.zeros(cache, dtype=torch.uint8)
+    cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size * positions
+    sizes = {"text": WORD * steps, "latents": steps * config.hidden_size * 4}  # latents travel in float32
+    sizes["keys and values"] = cache * arguments.dtype.itemsize
+    sender, receiver = (ray.remote(num_cpus=0)(End).remote() for _ in range(2))
+    ray.get(sender.hold.remote({name: torch.zeros(size, dtype=torch.uint8) for name, size in sizes.items()}))
 
-        def hand_over(value: torch.Tensor) -> None:
-            ray.get(ray.put(value))
+    def hand_over(name: str) -> None:
+        ray.get(receiver.take.remote(sender.give.remote(name)))
 
-        ways = {"latents": partial(hand_over, latents), "keys and values": partial(hand_over, keys_values)}
-        seconds = in_turn(ways, arguments.repeats)
-        line = row(f"bytes, {link}", "keys and values / latents", [cache / len(latents)], seconds)
-        each = {"bytes per question and turn": f"{len(latents):,} against {cache:,}"}
-        rows.append({**line, "extra": {**each, "bytes per question": f"{total // count:,}"}})
-    return settings | chosen(arguments, "batches", "batch_size", "question_tokens"), rows
+    seconds = in_turn({name: partial(hand_over, name) for name in sizes}, 10 * arguments.repeats)
+    rows = []
+    for name, size in sizes.items():
+        line = row(f"hand-over of {name}", "bytes / latents", [size / sizes["latents"]], {name: seconds[name]})
+        rows.append({**line, "extra": {"bytes per question and turn": f"{size:,}"}})
+    return rows
+
+
+class End:
+    """An actor that only gives and takes: what a hand-over costs without the thinking."""
+
+    def hold(self, things: dict[str, torch.Tensor]) -> None:
+        self.things = things
+
+    def give(self, name: str) -> torch.Tensor:
+        return self.things[name]
+
+    def take(self, thing: torch.Tensor) -> int:
+        return len(thing)

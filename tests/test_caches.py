@@ -241,3 +241,25 @@ def test_rows_that_are_left_of_a_batch_go_on_behind_their_own_heads(when):
     for row, place in enumerate(left):
         embeds, mask = embed_rows(agent, [[ids[place], sent[place], [5, 6, 7]]])
         torch.testing.assert_close(found[row, -1], agent.encode(embeds, mask)[0, -1], atol=1e-5, rtol=1e-5)
+
+
+class Quantised(torch.Tensor):
+    """Weights that know how linear layers multiply with them, and nothing else."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.linear:
+            return args[0] @ args[1].as_subclass(torch.Tensor).round().T
+        if "mkldnn" in str(func):
+            raise NotImplementedError(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@torch.no_grad()
+def test_quantised_weights_that_call_themselves_float32_compute_in_their_own_way():
+    layer, inputs = torch.nn.Linear(8, 4, bias=False), torch.randn(2, 8)
+    use_fast_linear(layer, least_weights=1)
+    weights = torch.randn(4, 8) * 3
+    layer.weight = torch.nn.Parameter(weights.as_subclass(Quantised), requires_grad=False)
+    assert layer.weight.dtype == torch.float32
+    torch.testing.assert_close(layer(inputs), inputs @ weights.round().T)

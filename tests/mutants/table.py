@@ -179,8 +179,8 @@ KERNELS = [
     ),
     remote(
         "fast-linear-under-gradients",
-        " and not torch.is_grad_enabled()\n        if fits",
-        "\n        if fits",
+        " and not torch.is_grad_enabled()\n        fits = fits",
+        "\n        fits = fits",
         "caches::test_fast_linear_layers_compute_the_same_and_keep_gradients",
     ),
 ]
@@ -372,6 +372,12 @@ TOPOLOGY = [
         "settings = replace(run.settings, num_rounds=num_rounds, settling=None)",
         "settings = replace(run.settings, settling=None)",
         "depth::test_rows_leave_by_themselves_and_answer_as_alone_and_as_with_so_many_rounds[latents]",
+    ),
+    remote(
+        "quantised-weights-multiplied-by-onednn",
+        "fits = fits and type(self.weight) is nn.Parameter",
+        "",
+        "caches::test_quantised_weights_that_call_themselves_float32_compute_in_their_own_way",
     ),
     remote(
         "rows-that-leave-take-anothers-head-along",
