@@ -392,7 +392,7 @@ def build_page(
         settings: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}  # one question at a time
         settings |= {"show_progress": "hidden"}  # the answers' own is shown
         private: dict[str, Any] = {"api_visibility": "private"}
-        asking = [button.click(ask, given, outputs, api_name="ask", **settings)]
+        asking: list[Any] = [button.click(ask, given, outputs, api_name="ask", **settings)]
         asking += [box.submit(ask, given, outputs, **private, **settings) for box in (question, *fields)]
         for number, example in enumerate(buttons):
             put = example.click(partial(put_example, number), system, [question, *fields], **private)
