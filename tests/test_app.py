@@ -66,6 +66,7 @@ def test_an_answer_is_shown_as_it_stands():
 def test_systems_are_loaded_when_they_are_chosen_and_the_small_stay(chain, monkeypatch):
     loads, threads = [], []
     monkeypatch.setattr(app.torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(app, "THREADS", 7)
 
     def shelf():
         return app.Shelf(
@@ -81,7 +82,7 @@ def test_systems_are_loaded_when_they_are_chosen_and_the_small_stay(chain, monke
     large = shelf()
     for name in "abba":
         large.take(name)
-    assert loads == ["a", "b", "a", "b", "a"] and threads[-1] == app.THREADS
+    assert loads == ["a", "b", "a", "b", "a"] and threads[-1] == 7
 
 
 @pytest.fixture(scope="module")

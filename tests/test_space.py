@@ -19,12 +19,13 @@ QUESTION = 'What is "it"?'
 
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory):
-    pytest.importorskip("gradio", reason="needs the extra [app]")
     folder = tmp_path_factory.mktemp("space")
     system = tiny_chain({"expert": "qwen3", "learner": "llama"})
     system.config.style = "distillation"
     system.save_pretrained(folder / "system")
-    stage.stage(str(folder / "system"), folder / "staged", plan.Options("my-org", "Tiny", QUESTION, space=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(space.metadata, "version", lambda package: "6.0.0")  # whether it is installed or not
+        stage.stage(str(folder / "system"), folder / "staged", plan.Options("my-org", "Tiny", QUESTION, space=True))
     return folder / "staged"
 
 
@@ -35,6 +36,7 @@ def changed(staged, tmp_path):
 
 
 def test_a_staged_space_asks_its_system(staged, monkeypatch):
+    pytest.importorskip("gradio", reason="needs the extra [app]")
     load = system_loader.load_mas_system
     there = partial(load, clones=str(staged))
     monkeypatch.setattr(system_loader, "load_mas_system", lambda name, **kw: there(staged / Path(name).name, **kw))
@@ -50,7 +52,7 @@ def test_a_staged_space_asks_its_system(staged, monkeypatch):
 
 def test_a_space_says_what_it_is_and_needs(staged):
     data = RepoCard.load(staged / "Tiny-Space" / "README.md").data.to_dict()
-    assert (data["sdk"], data["app_file"]) == ("gradio", "app.py")
+    assert (data["sdk"], data["sdk_version"], data["app_file"]) == ("gradio", "6.0.0", "app.py")
     assert data["models"] == [repository.id for repository in plan.load_plan(staged).repositories]
     assert len(data["short_description"]) <= 60
     needed = (staged / "Tiny-Space" / "requirements.txt").read_text().split()
@@ -89,6 +91,7 @@ def test_a_role_keeps_its_name(tmp_path):
 
 @pytest.mark.slow
 def test_a_space_is_checked_by_itself_and_pushed_last(staged, tmp_path):
+    pytest.importorskip("gradio", reason="needs the extra [app]")
     findings = check.check(staged)
     assert [(finding.repository.id, finding.problems) for finding in findings][-1] == ("my-org/Tiny-Space", [])
     assert not [finding for finding in findings if finding.problems]

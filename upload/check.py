@@ -21,7 +21,7 @@ from .files import CHECKED, PLAN, files_of, fingerprint, write_json
 from .links import inner_links_of, outer_links_of
 from .plan import Plan, Repository, load_plan
 from .scan import scan
-from .space import space_problems, spaces_in
+from .space import space_problems, staged_in
 
 TOLERANCE = 1e-4  # of hidden states, relative to their size
 
@@ -50,9 +50,8 @@ def check(folder: Path) -> list[Finding]:
     plan = load_plan(folder)
     (folder / CHECKED).unlink(missing_ok=True)
     mas = load_mas_system(plan.system)
-    repositories = [*plan.repositories, *spaces_in(folder, plan)]
     findings, prints = [], {PLAN: fingerprint(folder / PLAN)}
-    for repository in logging.tqdm(repositories, desc="Checking", unit="repository", leave=False):
+    for repository in logging.tqdm(staged_in(folder, plan), desc="Checking", unit="repository", leave=False):
         place = folder / repository.name
         prints[repository.name] = fingerprint(place)
         if repository.kind == "space":

@@ -94,7 +94,7 @@ def main(kind: str, folder: str, question: str | Mapping[str, str], clones: str)
     if kind == "space":
         sys.dont_write_bytecode = True
         sys.path.insert(0, folder)
-        loader = importlib.import_module("recursivemas.system_loader")
+        loader: Any = importlib.import_module("recursivemas.system_loader")
         load = loader.load_mas_system
         loader.load_mas_system = lambda name, **kwargs: load(Path(clones, Path(name).name), **kwargs, **arguments)
         space = runpy.run_path(str(Path(folder, "app.py")), run_name="space")

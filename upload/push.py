@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, RepoCard, SpaceInfo
 from huggingface_hub.errors import RepositoryNotFoundError
 from transformers.utils import logging
 
@@ -13,7 +13,7 @@ from ..pushing_recursivemas import speaking_to_the_hub
 from ..stamps_recursivemas import file_digest
 from .files import CHECKED, PLAN, PUSHED, files_of, fingerprint, read_json, write_json
 from .plan import Plan, Repository, load_plan
-from .space import spaces_in
+from .space import staged_in
 
 GIT_ATTRIBUTES, CARD = ".gitattributes", "README.md"  # the first is the Hub's own
 NOTE_LIMIT, DESCRIPTION_LIMIT = 500, 150
@@ -49,7 +49,7 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
     api = HfApi()
     record = read_json(folder / PUSHED) or {}
     heads = {}
-    repositories = [*plan.repositories, *spaces_in(folder, plan)]
+    repositories = staged_in(folder, plan)
     for repository in repositories:
         with speaking_to_the_hub(repository.id):
             heads[repository.id] = _head(api, repository, record, overwrite)
@@ -65,8 +65,9 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
             _require_check(plan, folder)  # the push may take long
             action = "update" if heads[repository.id] else "create"
             if action == "create":
-                sdk = {"space_sdk": "gradio"} if repository.kind == "space" else {}
-                api.create_repo(repository.id, repo_type=_repo_type(repository), private=not public, **sdk)
+                sdk = "gradio" if repository.kind == "space" else None
+                kind = _repo_type(repository)
+                api.create_repo(repository.id, repo_type=kind, private=not public, space_sdk=sdk)
                 record[repository.id] = {"created": True}
                 write_json(folder / PUSHED, record)
             known = {} if overwrite else record.get(repository.id, {})
@@ -85,7 +86,7 @@ def push(folder: str | Path, yes: bool = False, public: bool = False, overwrite:
 
 def _require_check(plan: Plan, folder: Path) -> None:
     checked = read_json(folder / CHECKED) or {}
-    for name in (PLAN, *(repository.name for repository in [*plan.repositories, *spaces_in(folder, plan)])):
+    for name in (PLAN, *(repository.name for repository in staged_in(folder, plan))):
         if checked.get(name) != fingerprint(folder / name):
             raise InputError(
                 "This has not passed the check.",
@@ -102,7 +103,7 @@ def _head(api: HfApi, repository: Repository, record: dict, overwrite: bool) -> 
         InputError: it exists, holds something, and was not created from this folder.
     """
     try:
-        info = api.repo_info(repository.id, repo_type=_repo_type(repository))
+        info = _info(api, repository)
     except RepositoryNotFoundError:
         return None
     files = {file.rfilename for file in info.siblings or []} - {GIT_ATTRIBUTES}
@@ -120,7 +121,7 @@ def _head(api: HfApi, repository: Repository, record: dict, overwrite: bool) -> 
 
 def _intentions(plan: Plan, folder: Path, heads: dict[str, str | None], public: bool) -> list[Step]:
     steps = []
-    for repository in [*plan.repositories, *spaces_in(folder, plan)]:
+    for repository in staged_in(folder, plan):
         files = files_of(folder / repository.name)
         size = sum((folder / repository.name / file).stat().st_size for file in files)
         action, sight = ("update", "") if heads[repository.id] else ("create", ", public" if public else ", private")
@@ -133,11 +134,11 @@ def _edited(api: HfApi, repository: Repository, known: dict) -> bool:
     """Whether the card of a repository is another than the one that was pushed there last."""
     if known.get("card") is None:
         return False
-    kind = {"repo_type": _repo_type(repository)}
-    info = api.repo_info(repository.id, **kind)
+    info = _info(api, repository)
     if CARD not in {file.rfilename for file in info.siblings or []}:
         return False
-    return file_digest(Path(api.hf_hub_download(repository.id, CARD, revision=info.sha, **kind))) != known["card"]
+    path = api.hf_hub_download(repository.id, CARD, revision=info.sha, repo_type=_repo_type(repository))
+    return file_digest(Path(path)) != known["card"]
 
 
 def _upload(
@@ -164,15 +165,22 @@ def _upload(
             content = pinned((local / path).read_text(encoding="utf-8"), commits)
         operations.append(CommitOperationAdd(path.as_posix(), content))
     names = {path.as_posix() for path in files_of(local)} | {GIT_ATTRIBUTES}
-    kind = {"repo_type": _repo_type(repository)}
-    info = api.repo_info(repository.id, **kind)
+    info = _info(api, repository)
     stale = {file.rfilename for file in info.siblings or []} - names
     if "files" in known:
         stale &= set(known["files"])
     operations += [CommitOperationDelete(name) for name in sorted(stale)]
     # The parent makes the Hub refuse the commit if somebody else wrote in between.
     message = f"{plan.style} system: {repository.note}"
-    return api.create_commit(repository.id, operations, commit_message=message, parent_commit=info.sha, **kind).oid
+    kind = _repo_type(repository)
+    commit = api.create_commit(
+        repository.id, operations, commit_message=message, parent_commit=info.sha, repo_type=kind
+    )
+    return commit.oid
+
+
+def _info(api: HfApi, repository: Repository) -> ModelInfo | SpaceInfo:
+    return api.space_info(repository.id) if repository.kind == "space" else api.model_info(repository.id)
 
 
 def _repo_type(repository: Repository) -> str:

@@ -50,10 +50,10 @@ def space_of(plan: Plan) -> Repository:
     return Repository(f"{plan.composite.id}-Space", "space", "Ask the system and see it think")
 
 
-def spaces_in(folder: Path, plan: Plan) -> list[Repository]:
-    """The Space in a staged folder, if it has one."""
+def staged_in(folder: Path, plan: Plan) -> list[Repository]:
+    """The repositories in a staged folder: those of its plan, and the Space if there is one."""
     space = space_of(plan)
-    return [space] if (folder / space.name / "app.py").is_file() else []
+    return [*plan.repositories, *([space] if (folder / space.name / "app.py").is_file() else [])]
 
 
 def write_space(plan: Plan, folder: Path) -> None:

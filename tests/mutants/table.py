@@ -582,8 +582,8 @@ SOURCES = [
     ),
     workshop(
         "a-plan-changed-after-the-check",
-        "for name in (PLAN, *(repository.name for repository in plan.repositories)):",
-        "for name in (repository.name for repository in plan.repositories):",
+        "for name in (PLAN, *(repository.name for repository in staged_in(folder, plan))):",
+        "for name in (repository.name for repository in staged_in(folder, plan)):",
         "trust::test_what_changed_after_the_check_is_not_pushed",
     ),
     workshop(
@@ -2184,6 +2184,36 @@ UPLOAD = [
         "named = plan.repositories if repository == plan.composite and not plan.self_contained else [repository]",
         "named = plan.repositories",
         "links_only::test_the_check_hands_in_the_named_commits_alone_and_says_so",
+    ),
+    workshop(
+        "space-runs-other-code",
+        "if path not in own or there != own[path].read_bytes():",
+        "if path not in own:",
+        "space::test_what_is_not_ours_in_a_space_is_found[recursivemas/app.py-print(1)-not this clone's code]",
+    ),
+    workshop(
+        "space-has-another-page",
+        'elif path.suffix == ".py" and (path != Path("app.py") or there != app_of(plan).encode()):',
+        'elif path.suffix == ".py" and path != Path("app.py"):',
+        "space::test_what_is_not_ours_in_a_space_is_found[app.py-print(1)-not the page]",
+    ),
+    workshop(
+        "page-shows-answers-as-markup",
+        "{html.escape(answer) or",
+        "{answer or",
+        "app::test_an_answer_is_shown_as_it_stands",
+    ),
+    workshop(
+        "page-keeps-every-large-system",
+        "self._loaded = {other: mas for other, mas in self._loaded.items() if _is_small(mas)}",
+        "pass",
+        "app::test_systems_are_loaded_when_they_are_chosen_and_the_small_stay",
+    ),
+    workshop(
+        "page-leaves-large-systems-one-thread",
+        "torch.set_num_threads(1 if _is_small(mas) else THREADS)",
+        "torch.set_num_threads(1)",
+        "app::test_systems_are_loaded_when_they_are_chosen_and_the_small_stay",
     ),
 ]
 
