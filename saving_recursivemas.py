@@ -44,11 +44,14 @@ def is_folder(source: str, elsewhere: bool = True) -> bool:
 
 
 def pinned(config: RecursiveMASConfig, agents: Modules[Any]) -> RecursiveMASConfig:
-    """A configuration whose agents from the Hub are named at the commits that their models were loaded from."""
+    """A configuration whose agents from the Hub are named at the commits that their models were loaded from.
+
+    A branch or a tag that it named may move, and gives way to its commit.
+    """
     config = copy.deepcopy(config)
     for role, entry in config.agents.items():
         commit = SNAPSHOT.match(str(base_of(agents[role].model).name_or_path))
-        if not is_folder(entry["source"]) and entry.get("revision") is None and commit is not None:
+        if not is_folder(entry["source"]) and commit is not None:
             entry["revision"] = commit["commit"]
     return config
 

@@ -138,3 +138,13 @@ def test_a_stranger_gets_the_base_models_from_their_own_repositories(tmp_path):
                 for block in code_blocks(files["README.md"].decode()):
                     status, output = stranger.block(block.language, block.code)
                     assert status == 0, f"{name}\n{block.code}\n{output}"
+
+
+def test_an_adapter_on_a_model_of_the_hub_names_its_place_for_the_whole_system(chain):
+    place = {"source": "Q/Base", "revision": "a" * 40}
+    for adapted, places in (({"critic": None}, {"critic": place}), ({"critic": "planner"}, {"planner": place})):
+        options = plan.Options("my-org", "Tiny", QUESTION, base_models=dict.fromkeys(chain.agents, "Q/Base"))
+        found = plan.make_plan(chain.config, "x", options, {}, adapted, places)
+        assert found.adapters["critic"].base == place and found.adapters["critic"].base_model == "Q/Base"
+        assert [str(base) for base in check.base_models(found, found.composite)] == [f"Q/Base@{'a' * 40}"]
+        assert check.base_models(found, found.adapters["critic"]) == []

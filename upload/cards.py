@@ -79,14 +79,17 @@ class Cards:
 
     def _metadata(self, repository: Repository) -> ModelCardData:
         agents = [each.id for each in self.plan.repositories[:-2]]
-        is_model = repository.kind != "outer_links"
+        is_model = repository.kind != "outer_links"  # which nothing loads as one
         library = "peft" if repository.kind == "adapter" else "transformers"
         asked = self.plan.question if repository.kind == "composite" else None
         licence: dict[str, Any] = {**self._licence(repository)}
         return ModelCardData(
             **licence,
             base_model=repository.base_model if repository.role else agents,
-            pipeline_tag="text-generation" if is_model and repository.base is None else None,  # which a pipeline loads
+            # An agent without weights is none that a pipeline loads.
+            pipeline_tag="text-generation"
+            if is_model and not (repository.kind == "agent" and repository.base)
+            else None,
             library_name=library if is_model else None,
             widget=[{"text": asked}] if isinstance(asked, str) else None,
             tags=["recursivemas", "multi-agent", "latent-reasoning", self.plan.style],

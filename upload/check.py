@@ -75,6 +75,9 @@ def check(folder: Path) -> list[Finding]:
 def base_models(plan: Plan, repository: Repository) -> list[Source]:
     """The places on the Hub of the base models that a staged repository names, each once."""
     named = plan.repositories if repository == plan.composite and not plan.self_contained else [repository]
+    named = [
+        each for each in named if each.kind == "agent" or repository == plan.composite
+    ]  # an adapter's is not read
     bases = {json.dumps(each.base): each.base for each in named if each.base is not None}
     return [Source(base["source"], revision=base["revision"]) for base in bases.values()]
 

@@ -50,7 +50,9 @@ class Repository:
     role: str = ""  # of an agent or adapter
     base_model: str | None = None  # Hub name of the model that it was made of, if it has one
     shared_by: tuple[str, ...] = ()  # of an agent: further roles of the same base
-    base: dict[str, str] | None = None  # of an agent without weights: source and revision of its base model on the Hub
+    base: dict[str, str] | None = (
+        None  # of an agent or adapter: source and revision of a base model that stays on the Hub
+    )
 
     @property
     def name(self) -> str:
@@ -151,7 +153,8 @@ def make_plan(
         )
     style = config.style or options.name
     shared, adapted = {} if options.release_layout or shared is None else shared, adapted or {}
-    places = {} if options.release_layout or options.with_weights or places is None else places
+    hub = places or {}
+    places = {} if options.release_layout or options.with_weights else hub
     repositories = []
     for role in topology.roles:
         if role in shared:
@@ -162,7 +165,8 @@ def make_plan(
             _validate_adapted(role, base if owner is None else owner, options.release_layout)
             note = f"{release_title(role)}: LoRA adapter"
             name = f"{options.namespace}/{options.name}-{release_title(role)}-Adapter"
-            repositories.append(Repository(name, "adapter", note, role, base))
+            there = hub.get(role) if owner is None else places.get(owner)
+            repositories.append(Repository(name, "adapter", note, role, base, base=there))
             continue
         name = f"{options.name}-{release_title(role)}" + (f"-{base.rpartition('/')[2]}" if base else "")
         there = places.get(role)

@@ -2175,7 +2175,7 @@ UPLOAD = [
     ),
     workshop(
         "weights-of-the-hub-copied",
-        "    places = {} if options.release_layout or options.with_weights or places is None else places\n",
+        "    places = {} if options.release_layout or options.with_weights else hub\n",
         "    places = {}\n",
         "links_only::test_base_models_of_the_hub_are_named_at_their_commits_and_not_copied",
     ),
