@@ -21,7 +21,8 @@ BARE = (
     r"(?:\(\s*[A-Ja-j]\s*\)|\[\s*[A-J]\s*\]|"
     r"(?:[A-HJb-hj]|I(?!\s+(?!is\b|was\b|because\b|since\b|and\b|or\b)[a-z])|[ai](?=[ \t]*(?:[.,;)\n]|$)))(?![\w'’]))"
 )
-LETTER = rf"(?P<letter>{BARE})(?P<more>(?:\s*(?:,|/|&|\band\b|\bor\b)\s*)+{BARE}(?!\s+(?:is|was)\b))?"
+OTHERS = r"(?:\s*(?:,|/|&|\band\b|\bor\b)\s*(?:(?i:maybe|perhaps|possibly|even|also)\s+)?)+"
+LETTER = rf"(?P<letter>{BARE})(?P<more>{OTHERS}{BARE}(?!\s+(?:is|was)\b))?"
 NOT = (
     r"(?!\s*\)?\s*:?\s*(?i:is|was|would be|can|could|must|seems|looks)?\s*"
     r"(?i:wrong|incorrect|false|not\b|n[o']t\b|ruled out|out\b))"
@@ -36,8 +37,14 @@ STATED = (  # the last of them counts
     rf"\b(?i:correct|right|best)\s+(?i:option|choice|one){BE}{CALLED}\s*:?\s*{LETTER}{NOT}",
     rf"\b(?i:choose|chose|pick|select|go with|take){CALLED}\s*:?\s*{LETTER}{NOT}",
     rf"\b(?i:so|thus|hence|therefore),?\s+{LETTER}(?=\s*(?:[.!\n]|$))",
-    rf"\b(?i:it|this)\s+(?:is|must be|has to be|should be)\s+{LETTER}{NOT}",
-    rf"(?<![\w'’]){LETTER}(?:[.:)]\s[^.\n]{{1,80}}?)?\s+is{CALLED}\s+(?i:correct|right|best|answer)\b",
+    rf"\b(?i:it|this)(?:['’]s|\s+(?:is|must be|has to be|should be))\s+{LETTER}{NOT}",
+    rf"\b(?i:not)\s+{BARE}\s*,?\s*(?i:but)\s+{LETTER}{NOT}",
+    rf"\b(?i:i\s+(?:think|believe|guess|say))(?:\s+that)?\s+{LETTER}(?=\s*(?:[.!,\n]|$))",
+    rf"(?:^|\n)\s*{LETTER}\s*,?\s+(?i:because|since)\b",
+    # no other word before it: "Vitamin A is the answer"
+    rf"(?:^|[^\w\s'’]\s*|\n\s*|\b(?i:option|choice|answer|letter|so|and|but|that|then|thus|hence|therefore|think|believe"
+    rf"|say|clearly|because|since|while|only)\s+){LETTER}(?:[.:)]\s[^.\n]{{1,80}}?)?\s+is{CALLED}\s+"
+    r"(?i:correct|right|best|answer)\b",
 )
 MENTIONED = (rf"\b(?i:option|choice){BE}?\s*:?\s*{LETTER}{NOT}",)  # where none is stated
 DRESS = re.compile(
@@ -82,9 +89,9 @@ def last_boxed(text: str) -> str | None:
 
 def option_letter(text: str) -> str | None:
     """The letter that a line is, however it is dressed: `**C**`, `\\text{(C)}`, "C) aspirin"; else `None`."""
-    line = DRESS.sub("", text).strip()
+    line = DRESS.sub("", text).strip().lstrip("> ")
     found = OPTION.fullmatch(line)
-    several = found and re.match(r"\s*(?:,|/|&|and\b|or\b)", found["rest"])
+    several = found and re.match(r"\s*(?:,|/|&|and\b|or\b|[(\[]\s*[A-Ja-j]\s*[)\]])", found["rest"])
     return (found[1] or found[2]).upper() if found and not several else None
 
 
@@ -98,8 +105,8 @@ def stated_letter(text: str) -> str | None:
         if re.fullmatch(rf"\W*(?i:either\s+)?{LETTER}\W*", DRESS.sub("", boxed)):
             return None  # more than one
     plain = DRESS.sub("", text)
-    if re.fullmatch(r"[A-Ja-j]", plain.strip(" ()[].:\n")):
-        return plain.strip(" ()[].:\n").upper()
+    if re.fullmatch(r"[A-Ja-j]", plain.strip(" ()[].:!\n")):
+        return plain.strip(" ()[].:!\n").upper()
     lines = {letter for line in text.splitlines() if (letter := option_letter(line))}
     for patterns in (STATED, MENTIONED):
         matches = [match for pattern in patterns for match in re.finditer(pattern, plain)]

@@ -8,6 +8,7 @@ computes in C. Lines of JSON come in, `[prediction, gold]`, and lines of JSON go
 import json
 import logging
 import os
+import re
 import sys
 
 MEMORY = 4 << 30  # bytes
@@ -35,8 +36,26 @@ def far_apart(one, other) -> bool:
     return not abs(values[0] - values[1]) <= 1e-6 * scale
 
 
+def same_letters(one: str, other: str) -> bool:
+    """Whether no letter is a capital on one side and a small one on the other; math-verify reads all as small."""
+    cases = []
+    for text in (one, other):
+        text = re.sub(r"\\(?:text|mathrm|mathbb|mathcal|operatorname)\s*\{[^{}]*\}", " ", text)
+        found: dict[str, set[str]] = {}
+        for letter in re.findall(r"\\[A-Za-z]+|[A-Za-z]", text):
+            if len(letter) == 1 or letter[1:].lower() in GREEK:
+                found.setdefault(letter.lower(), set()).add(letter)
+        cases.append(found)
+    return all(cases[0][letter] == cases[1][letter] for letter in cases[0].keys() & cases[1].keys())
+
+
+GREEK = {"gamma", "delta", "theta", "lambda", "xi", "pi", "sigma", "upsilon", "phi", "psi", "omega"}
+
+
 def equal(prediction: str, gold: str) -> bool:
     """math-verify's verdict; where a letter i stands, also with the imaginary unit in its place."""
+    if not same_letters(prediction, gold):
+        return False
     from math_verify import LatexExtractionConfig, parse, verify
 
     target = [LatexExtractionConfig()]

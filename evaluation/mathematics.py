@@ -422,4 +422,16 @@ def _may_be_rounded(decimal: str, other: str) -> bool:
 def correct(text: str, answer: str, prove: Prove | None = prove) -> bool:
     """Whether the answer that a text states is equal to the right one; what cannot be read is wrong."""
     found, gold = stated_answer(text), stated_gold(answer)
-    return found is not None and equal(found, gold, prove)
+    if found is None:
+        return False
+    label = LABEL.match(found)
+    if label and not re.search(rf"(?<![A-Za-z]){label[1] or label[2]}(?![A-Za-z])", gold):
+        found = found[label.end() :]  # "(C) 12"
+    return equal(found, gold, prove)
+
+
+# The letter of an option before the value that it stands for.
+_SPACE = r"(?:[\s~:]|\\[ ,;:]|\\quad)"
+LABEL = re.compile(
+    rf"(?:\\(?:text|math)(?:bf|rm|it)?\s*\{{\s*\(([A-J])\)[\s:.]*\}}{_SPACE}*|\(([A-J])\){_SPACE}+)(?=\S)"
+)

@@ -124,14 +124,23 @@ TAIL = re.compile(
     r"(?P<unit>(?:%|/?\s*\\text\s*\{[^{}]*\}(?:\s*/?\s*\^\s*\{?-?\d\}?)?"
     r"|(?<=\s)(?:per\s)?[A-Za-z]+(?:\.[A-Za-z]\.?)*(?:\^\{?-?\d\}?)?(?:/[A-Za-z]+(?:\^\{?-?\d\}?)?)?|(?:[A-Za-z]{2,})(?:\^\{?-?\d\}?)?(?:/[a-z]+)?)\s*)+"
 )
+SUMMANDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\\text\s*\{\s*[A-Za-z]+\.?\s*\}|(?<=\s)[A-Za-z]+\.?)")
 HEAD = re.compile(
     r"(?P<unit>(?:US)?\\text\s*\{\s*[$€£]\s*\}|(?:USD|EUR|GBP)\s)\s*(?P<value>.*)|-\s*(?P<sign>\\text\s*\{\s*[$€£]\s*\})(?P<rest>.*)"
 )
 
 
 def measure_of(text: str) -> tuple[str, tuple[str, Fraction] | None]:
-    """A value and its unit, or the text and `None`: "12 dollars", `36\\pi\\text{ cm}^2`, `50%`, `70^\\circ`."""
+    """A value and its unit, or the text and `None`: "12 dollars", `36\\pi\\text{ cm}^2`, `50%`, `70^\\circ`.
+
+    Several of one kind are their sum: "3 hours 30 minutes" are 12600 seconds.
+    """
     text = text.strip()
+    if len(several := SUMMANDS.findall(text)) > 1 and not SUMMANDS.sub("", text).strip():
+        units = [unit_of(unit) for _, unit in several]
+        if len({unit and unit[0] for unit in units}) == 1 and len({unit and unit[1] for unit in units}) == len(units):
+            total = sum(Fraction(amount) * unit[1] for (amount, _), unit in zip(several, units, strict=True) if unit)
+            return str(total), (units[0][0], Fraction(1)) if units[0] else None
     if found := HEAD.fullmatch(text):
         sign = found["sign"] is not None
         value = "-" + found["rest"] if sign else found["value"]

@@ -41,7 +41,7 @@ LIBRARIES = ("lib", "lib64", "usr/lib", "usr/lib64", "usr/share/zoneinfo", "nix/
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
 # System calls that no program needs: name -> number on (x86_64, aarch64). Network, foreign processes, mounts,
-# memory that no limit counts, and the parts of the kernel that were broken most often.
+# memory that no limit counts, paths of the caller, and the parts of the kernel that were broken most often.
 REFUSED = {
     "socket": (41, 198), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97),
@@ -58,6 +58,7 @@ REFUSED = {
     "adjtimex": (159, 171), "sethostname": (170, 161), "setdomainname": (171, 162), "acct": (163, 89),
     "quotactl": (179, 60), "syslog": (103, 116), "vhangup": (153, 58), "kcmp": (312, 272),
     "pidfd_getfd": (438, 438), "process_madvise": (440, 440), "fanotify_init": (300, 262),
+    "statmount": (457, 457), "listmount": (458, 458), "modify_ldt": (154, None),
 }  # fmt: skip
 # Where no namespace holds a program's processes together, it gets none and reaches nobody else's.
 ALONE = {

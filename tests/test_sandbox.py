@@ -65,6 +65,14 @@ ATTEMPTS = {
         "import sys; print(sys.argv, sys.orig_argv, sys.executable, sys.prefix, sys.path)",
         "'/python/lib/",
     ),
+    "where its own mounts come from": (
+        C + "import struct\nb = struct.pack('=IIQQ', 24, 0, 2 ** 64 - 1, 0)\nout = (ctypes.c_uint64 * 64)()\n"
+        "say(c.syscall(458, b, out, 64, 0)); say(c.syscall(457, b, out, 512, 0))",
+        "-1 Operation not permitted\n-1 Operation not permitted|not implemented",
+    ),
+    "another's working folder": ("import os; os.chdir('/proc/1/cwd')", "No such file"),
+    "what is mounted": ("print('ESCAPED', open('/proc/self/mountinfo').read())", "No such file"),
+    "a program that the kernel would run": ("open('/proc/sys/kernel/core_pattern', 'w')", "No such file"),
     # network
     "a service of this machine": (
         "import socket; socket.create_connection(('127.0.0.1', {port}), 2); print('ESCAPED')",
@@ -77,6 +85,8 @@ ATTEMPTS = {
     ),
     "a name server": ("import socket; print('ESCAPED', socket.getaddrinfo('example.com', 80))", "rror"),
     "the web": ("import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}')", "not permitted"),
+    "the host of a virtual machine": ("import socket; socket.socket(40, socket.SOCK_STREAM)", "not permitted"),
+    "the kernel's ciphers": ("import socket; socket.socket(38, socket.SOCK_SEQPACKET)", "not permitted"),
     "netlink": ("import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)", "not permitted"),
     # processes and signals
     "a fork bomb": ("import os\nwhile True: os.fork()", "temporarily unavailable"),
@@ -101,6 +111,7 @@ ATTEMPTS = {
     "stopping itself": ("import os; os.kill(os.getpid(), 19)", "time limit"),
     "tracing the parent": (C + "say(c.ptrace(16, os.getppid(), 0, 0))", "-1 Operation not permitted"),
     "reading the parent's memory": (C + "say(c.process_vm_readv(1, 0, 0, 0, 0, 0))", "-1 Operation not permitted"),
+    "another's descriptors": (C + "say(c.syscall(438, c.syscall(434, 1, 0), 0, 0))", "-1 Operation not permitted"),
     "a shell": ("import subprocess; subprocess.run(['/bin/sh', '-c', 'echo ESCAPED'])", "No such file"),
     "a shell by system": ("import os; print('status', os.system('echo ESCAPED'))", "status 32512"),
     "another Python": ("import sys, subprocess; subprocess.run([{python!r}, '-c', '0'])", "No such file"),
@@ -126,6 +137,10 @@ ATTEMPTS = {
         "print('ESCAPED', ctypes.CFUNCTYPE(ctypes.c_int)(at)())",
         "SIGSYS|SIGSEGV",
     ),
+    "a clock that nobody interrupts": ("import os; os.sched_setscheduler(0, 1, os.sched_param(1))", "not permitted"),
+    "faults that it handles itself": (C + "say(c.syscall({userfaultfd}, 0))", "-1 Operation not permitted"),
+    "counters of the processor": (C + "say(c.syscall({perf}, 0, 0, 0, 0, 0))", "-1 Operation not permitted"),
+    "being spared when memory is short": ("open('/proc/self/oom_score_adj', 'w')", "No such file"),
     "precedence": ("import os; os.nice(-5)", "not permitted"),
     # what there is a limit of
     "memory": ("x = b' ' * (4 << 30)", "MemoryError"),
@@ -142,6 +157,9 @@ ATTEMPTS = {
     ),
     "memory of System V": (C + "say(c.shmget(0, 1 << 30, 0o1777))", "-1 Operation not permitted"),
     "a large file": ("f = open('x', 'wb')\nwhile True: f.write(b' ' * (1 << 20))", "File too large"),
+    "a file full of holes": ("open('x', 'wb').truncate(10 ** 12)", "File too large"),
+    "folders without end": ("import os\nwhile True: os.mkdir('d'); os.chdir('d')", "No space left"),
+    "memory that stays": ("import mmap\nx = [mmap.mmap(-1, 1 << 30) for _ in range(8)]", "allocate memory"),
     "the whole disk": (
         "i = 0\nwhile True:\n i += 1\n open(f'{{i}}', 'wb').write(b' ' * (15 << 20))",
         "No space left",
@@ -215,6 +233,7 @@ def world(tmp_path_factory):
     os.set_inheritable(fd, True)
     column = {"x86_64": 0, "aarch64": 1}.get(os.uname().machine, 0)
     numbers = {"socket": (41, 198), "keyctl": (250, 219), "bpf": (321, 280), "clone": (56, 220)}
+    numbers |= {"userfaultfd": (323, 282), "perf": (298, 241)}
     yield {
         **{"home": os.path.expanduser("~"), "secret": str(secret), "cwd": os.getcwd(), "marker": "marked-key"},
         **{"pid": os.getpid(), "port": server.getsockname()[1], "unix": unix, "fd": fd, "python": sys.executable},

@@ -1299,6 +1299,12 @@ SANDBOX = [
         "programs::test_programs_are_judged_by_the_tests_of_their_rows",
     ),
     workshop(
+        "capitals-are-small-letters",
+        "    if not same_letters(prediction, gold):",
+        "    if False:",
+        "scoring::test_both_scorers_judge_every_answer_of_the_table_as_it_says[math-letters]",
+    ),
+    workshop(
         "verdicts-of-a-neighbour",
         "pairs = [(code, tests[index]) for index, code in programs]",
         "pairs = [(code, tests[0]) for index, code in programs]",
