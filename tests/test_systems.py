@@ -93,6 +93,8 @@ def test_a_card_shows_the_stored_figures(name):
     results = json.loads((ROOT / "evaluation" / "results" / f"{name}.json").read_text())
     assert results["settings"]["num_questions"] >= 500 and results["settings"]["style"] == name
     assert markdown(results) in card
+    controls = json.loads((ROOT / "evaluation" / "results" / f"{name}-controls.json").read_text())
+    assert markdown(controls) in card and len(controls["controls"]) == 18
     for path in (ROOT / "evaluation" / "results").glob(f"{name}-without-*.json"):
         (figure,) = json.loads(path.read_text())["figures"]
         low, high = figure["interval"]
