@@ -2,7 +2,9 @@
 
 import argparse
 import copy
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -29,7 +31,7 @@ def agent_of(shape: str, dtype: str, device: str) -> RecursiveMASAgent:
 
         model = copy.deepcopy(model)
         quantize_(model.get_decoder(), Int8WeightOnlyConfig())
-    width = model.get_input_embeddings().embedding_dim
+    width = model.config.hidden_size
     return RecursiveMASAgent(model, InnerLink("ln_res_adapter", width).to(device), tokenizer, "solo")
 
 
@@ -51,7 +53,8 @@ def step(agent: RecursiveMASAgent, embeds: torch.Tensor, mask: torch.Tensor, ste
 
 @torch.no_grad()
 def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
-    ways, sizes = {}, {}
+    ways: dict[str, Callable[[], Any]] = {}
+    sizes: dict[str, int] = {}
     for dtype in arguments.dtypes:
         agent = agent_of(arguments.shape, dtype, arguments.device)
         embeds = torch.randn(1, arguments.positions, agent.hidden_size, dtype=agent.dtype, device=arguments.device)
@@ -83,6 +86,6 @@ def measure(arguments: argparse.Namespace) -> tuple[dict, list[dict]]:
     return chosen(arguments, *OPTIONS), rows
 
 
-def _without_result(way):
+def _without_result(way: Callable[[], Any]) -> Callable[[], float | None]:
     """A way whose tensors are no seconds of its own."""
     return lambda: found if isinstance(found := way(), float) else None

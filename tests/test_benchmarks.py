@@ -20,6 +20,8 @@ SLOW = (
     "batch",
     "half",
     "quantized",
+    "scale",
+    "floor",
 )  # they start processes, or take seconds
 NEEDS = {"handover": "avp", "pipeline": "ray", "serve": "uvicorn", "quantized": "torchao"}
 
