@@ -24,6 +24,7 @@ from .scan import scan
 from .space import space_problems, staged_in
 
 TOLERANCE = 1e-4  # of hidden states, relative to their size
+WHOLE = ("composite", "space")  # repositories that load all others
 
 
 @dataclass
@@ -74,10 +75,9 @@ def check(folder: Path) -> list[Finding]:
 
 def base_models(plan: Plan, repository: Repository) -> list[Source]:
     """The places on the Hub of the base models that a staged repository names, each once."""
-    named = plan.repositories if repository == plan.composite and not plan.self_contained else [repository]
-    named = [
-        each for each in named if each.kind == "agent" or repository == plan.composite
-    ]  # an adapter's is not read
+    whole = repository.kind in WHOLE
+    named = plan.repositories if whole and not plan.self_contained else [repository]
+    named = [each for each in named if each.kind == "agent" or whole]  # an adapter's is not read
     bases = {json.dumps(each.base): each.base for each in named if each.base is not None}
     return [Source(base["source"], revision=base["revision"]) for base in bases.values()]
 
@@ -94,7 +94,7 @@ def load_alone(plan: Plan, repository: Repository, folder: Path) -> tuple[dict, 
     # A composite finds the repositories that it references beside it, as they are staged.
     clones = "" if plan.self_contained and repository.kind != "space" else str(folder.resolve())
     place = (folder / repository.name).resolve()
-    needed = [folder / each.name for each in plan.repositories] if repository == plan.composite else [place]
+    needed = [folder / each.name for each in plan.repositories] if repository.kind in WHOLE else [place]
     needed += [Path(base.path) for base in bases]
     size = sum((each / path).stat().st_size for each in needed for path in files_of(each))
     arguments = (repository.kind, str(place), json.dumps(plan.question), clones)

@@ -2187,7 +2187,7 @@ UPLOAD = [
     ),
     workshop(
         "more-than-the-named-bases-handed-in",
-        "named = plan.repositories if repository == plan.composite and not plan.self_contained else [repository]",
+        "named = plan.repositories if whole and not plan.self_contained else [repository]",
         "named = plan.repositories",
         "links_only::test_the_check_hands_in_the_named_commits_alone_and_says_so",
     ),
