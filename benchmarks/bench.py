@@ -40,6 +40,7 @@ BENCHMARKS = {
     "sandbox": "a test of model-written code against a bare Python, and tests side by side",
     "quantized": "agents with weights in int8 against float32: memory, accuracy, time",
     "scale": "on paper: what a rate of questions needs of GPUs, for each released system",
+    "memory": "planned memory of a training step against what it holds",
     "training": "the outer loop: batches, memory, resumption, two processes",
 }
 

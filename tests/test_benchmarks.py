@@ -22,6 +22,7 @@ SLOW = (
     "quantized",
     "scale",
     "floor",
+    "memory",
 )  # they start processes, or take seconds
 NEEDS = {"handover": "avp", "pipeline": "ray", "serve": "uvicorn", "quantized": "torchao"}
 

@@ -313,7 +313,8 @@ def test_roles_of_one_base_live_in_one_actor_unless_their_options_differ(cluster
     once = {**SETTINGS, "num_rounds": 1}
     local = load_mas_system(path)
     expected = local.solve(QUESTIONS, batch_size=2, **once)
-    remote = load_mas_system(path, executor="ray")
+    options = {role: {"num_cpus": 0} for role in architectures}  # others hold all of the cluster's
+    remote = load_mas_system(path, executor="ray", executor_options=options)
     assert remote.executor.hosts == {"left": "left", "right": "right", "judge": "left"}
     got = remote.solve(QUESTIONS, batch_size=2, **once)
     remote.executor.shutdown()
@@ -321,6 +322,6 @@ def test_roles_of_one_base_live_in_one_actor_unless_their_options_differ(cluster
         assert one.text == other.text
         for name in ("prompt_tokens", "latent_positions", "slot_positions", "new_tokens"):
             assert one.usage[name] == other.usage[name]
-    apart = load_mas_system(path, executor="ray", executor_options={"judge": {"num_cpus": 0.5}})
+    apart = load_mas_system(path, executor="ray", executor_options=options | {"judge": {"num_cpus": 0, "replicas": 1}})
     assert apart.executor.hosts["judge"] == "judge"
     apart.executor.shutdown()
