@@ -37,6 +37,7 @@ BENCHMARKS = {
     "pipeline": "agents as Ray actors against one process; what travels against key/value caches",
     "serve": "the server: clients side by side against one by one, its own work, clients that leave, mixed requests",
     "sandbox": "a test of model-written code against a bare Python, and tests side by side",
+    "exam": "a published benchmark's run against `solve` on the same questions",
     "training": "the outer loop: batches, memory, resumption, two processes",
 }
 
