@@ -41,6 +41,7 @@ BENCHMARKS = {
     "quantized": "agents with weights in int8 against float32: memory, accuracy, time",
     "scale": "on paper: what a rate of questions needs of GPUs, for each released system",
     "memory": "planned memory of a training step against what it holds",
+    "exam": "a published benchmark's run against `solve` on the same questions",
     "training": "the outer loop: batches, memory, resumption, two processes",
 }
 
