@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .agent_recursivemas import RecursiveMASAgent
@@ -38,7 +38,7 @@ from .topology_recursivemas import Topology
 RUN_ARGUMENTS = tuple(RunSettings.__dataclass_fields__)  # of `solve`, and of `generate` beside transformers' own
 
 
-class AnsweringSystem(PreTrainedModel, GenerationMixin):
+class AnsweringSystem(PreTrainedModel):
     """What questions are asked of a system's parts; `RecursiveMASModel` brings these."""
 
     config: RecursiveMASConfig
@@ -51,11 +51,6 @@ class AnsweringSystem(PreTrainedModel, GenerationMixin):
     executor: Callable[..., Iterator[tuple[int, list[Solution]]]] | None
     residency: Residency | None
     tools: Tools | Sequence[Any] | None
-
-    @property
-    def init_continuous_batching(self) -> None:  # type: ignore[override]
-        """Hidden, because continuous batching would bypass the recursion."""
-        raise AttributeError("a recursive system cannot be batched continuously")
 
     def forward(self, *args: Any, **kwargs: Any) -> None:
         """There is none: an answer takes several models and rounds.

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GenerationMixin
 
 from .agent_options_recursivemas import ROLE_OPTIONS, AgentOptions, validate_place
 from .agent_recursivemas import RecursiveMASAgent
@@ -46,7 +46,7 @@ from .threads_recursivemas import one_at_a_time
 from .tools_recursivemas import Tools
 
 
-class RecursiveMASModel(AnsweringSystem):
+class RecursiveMASModel(AnsweringSystem, GenerationMixin):  # named here, or transformers makes a class of its own
     """Frozen agents that collaborate over latent thoughts; only the last agent of the last round writes text.
 
     Attributes:
@@ -333,3 +333,8 @@ class RecursiveMASModel(AnsweringSystem):
     def dtype(self) -> torch.dtype:
         """Dtype of the decoding agent (links keep their own)."""
         return self.agents[self.config.decoding_role].dtype
+
+    @property
+    def init_continuous_batching(self) -> None:  # type: ignore[override]
+        """Hidden, because continuous batching would bypass the recursion."""
+        raise AttributeError("a recursive system cannot be batched continuously")

@@ -299,7 +299,7 @@ def pair_of(mas: RecursiveMASModel, link: Link) -> RecursiveMASModel:
     """A system of the two agents of a link, and of the link back where there is one, with the probe's prompts."""
     ends = {link.source: link.target, link.target: link.source}
     back = [each for each in mas.topology.links if (each.source, each.target) == (link.target, link.source)]
-    (_, sends), (_, receives) = copy.deepcopy(split_facts.PROMPTS).items()
+    sends, receives = ({key: entry[key] for key in ("system", "default")} for entry in split_facts.PROMPTS.values())
     told, answered = (slot_marker(role) for role in split_facts.PROMPTS)
     sends, receives = (
         json.loads(json.dumps(entry).replace(marker, slot_marker(role)))
