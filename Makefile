@@ -60,8 +60,8 @@ real: $(VENV)/installed  ## bring a real model (SmolLM2, 135 M parameters), then
 test: $(VENV)/installed-test  ## the test suite (minutes)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-documents: $(VENV)/installed-test  ## run every block of the README (those of the guides are in `make test`)
-	$(BIN)/python -m pytest -m slow tests/test_documents.py
+documents: $(VENV)/installed-test  ## run every block of the README, and the notebook (other guides: `make test`)
+	$(BIN)/python -m pytest -m slow tests/test_documents.py tests/test_guides.py
 
 test-slow: $(VENV)/installed-test  ## the tests that take longer
 	$(BIN)/$(PIP) -e ".[serve,ray,mcp]"

@@ -23,6 +23,7 @@ SLOW = (
     "scale",
     "floor",
     "memory",
+    "exam",
 )  # they start processes, or take seconds
 NEEDS = {"handover": "avp", "pipeline": "ray", "serve": "uvicorn", "quantized": "torchao"}
 

@@ -37,7 +37,7 @@ def everything_that_writes(tmp_path_factory):
     return works(tmp_path_factory.mktemp("works"))
 
 
-@pytest.mark.parametrize("name", ["save", "stage", "results"])
+@pytest.mark.parametrize("name", ["save", pytest.param("stage", marks=pytest.mark.slow), "results"])
 def test_a_killed_writer_leaves_the_old_state_or_the_new_and_the_same_again_completes_it(name, everything_that_writes):
     """`make faults` tries more of them, and every command that writes."""
     faults = Faults(name, everything_that_writes[name])

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-CASES = 400
+CASES = 200
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")

@@ -366,7 +366,7 @@ def plain_greedy(pair: RecursiveMASModel, mode: str) -> list[list[int]]:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("drafter", ["itself", "a copy", "another"])
+@pytest.mark.parametrize("drafter", ["itself", pytest.param("a copy", marks=pytest.mark.slow), "another"])
 def test_an_assistant_changes_nothing(pair, mode, settings, drafter):
     """The tokens of greedy search, whoever drafts: also the agent itself, which reads the same latents."""
     model = decoder_of(pair).model

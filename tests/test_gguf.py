@@ -256,6 +256,7 @@ def test_of_a_repository_on_the_hub_the_file_alone_is_fetched(tmp_path):
         assert {path.rpartition("/")[2] for path in hub.sent("GET") if "/resolve/" in path} == {"tiny.gguf"}
 
 
+@pytest.mark.slow
 def test_fetch_takes_the_model_from_the_hub_and_finds_it_again(tmp_path):
     for part in tiny_base("llama"):
         part.save_pretrained(tmp_path / "repository")

@@ -66,6 +66,7 @@ def test_links_of_the_guides_lead_somewhere(document):
             assert anchor in known, (target, anchor)
 
 
+@pytest.mark.slow  # in `make documents`
 def test_the_notebook_runs_and_shows_what_it_says(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)  # it may be anywhere

@@ -256,7 +256,9 @@ def outcomes(world, request):
 
 
 @walled
-@pytest.mark.parametrize("attempt", ATTEMPTS)
+@pytest.mark.parametrize(
+    "attempt", [pytest.param(name, marks=[pytest.mark.slow] * (row % 2)) for row, name in enumerate(ATTEMPTS)]
+)
 def test_a_program_that_tries_to_get_out_stays_in(outcomes, attempt):
     outcome = outcomes[attempt]
     said = f"{outcome.stdout[-3000:]}\n{outcome.error or ''}"
@@ -424,7 +426,7 @@ def test_without_namespaces_less_is_in_force_and_said(source, said):
         "import ctypes; print(ctypes.CDLL(None).prctl(1, 0, 0, 0, 0), flush=True)\nwhile True: pass",
     ],
 )
-@pytest.mark.parametrize("test", [None, "f()"])
+@pytest.mark.parametrize("test", [None, pytest.param("f()", marks=pytest.mark.slow)])
 def test_without_namespaces_a_program_ends_with_its_run(source, test):
     said = "import os; print(os.getpid(), flush=True)\n"
     job = Job(

@@ -35,6 +35,7 @@ def changed(staged, tmp_path):
     return shutil.copytree(staged / "Tiny-Space", tmp_path / "Tiny-Space")
 
 
+@pytest.mark.slow
 def test_a_staged_space_asks_its_system(staged, monkeypatch):
     pytest.importorskip("gradio", reason="needs the extra [app]")
     load = system_loader.load_mas_system

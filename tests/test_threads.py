@@ -48,6 +48,7 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 def test_a_child_that_is_forked_after_a_load_answers_and_loads(chain_folder):
     """Though the parent computes in two threads, and another of its threads is loading."""

@@ -416,9 +416,8 @@ def with_a_template_of_every_message_twice(folder):
 @pytest.mark.parametrize(
     "breaking",
     [
-        with_nan,
         *(pytest.param(breaking, marks=pytest.mark.slow) for breaking in (
-            with_a_broken_tokenizer, with_a_link_of_another_width, with_a_template_of_every_message_twice)),
+            with_nan, with_a_broken_tokenizer, with_a_link_of_another_width, with_a_template_of_every_message_twice)),
     ],
 )  # fmt: skip
 def test_a_system_that_cannot_answer_is_not_ready(breaking, folder, capsys):
