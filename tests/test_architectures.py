@@ -68,7 +68,9 @@ def judge(model_type):
     return True
 
 
-@pytest.mark.parametrize("model_type", REPRESENTATIVE)
+@pytest.mark.parametrize(
+    "model_type", [pytest.param(name, marks=[pytest.mark.slow] * (row % 2)) for row, name in enumerate(REPRESENTATIVE)]
+)
 def test_an_architecture_thinks_and_answers_as_the_model_itself_or_is_refused_by_name(model_type):
     assert judge(model_type)
 

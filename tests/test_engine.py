@@ -40,7 +40,7 @@ def assert_equals_reference(mas, num_rounds, latent_steps, questions=QUESTIONS):
 
 
 @pytest.mark.parametrize("num_rounds", [1, 2, 4])
-@pytest.mark.parametrize("latent_steps", [0, 1, 7])
+@pytest.mark.parametrize("latent_steps", [0, pytest.param(1, marks=pytest.mark.slow), 7])
 def test_the_fast_path_equals_the_slow_reference(pair, num_rounds, latent_steps):
     compared = assert_equals_reference(pair, num_rounds, latent_steps)
     # Every link of every round but the last one's feedback was compared, for every question.

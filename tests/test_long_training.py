@@ -86,6 +86,7 @@ def test_a_finished_run_whose_max_steps_grew_goes_on(workshop, finished):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_learning_rate_of_a_longer_run_is_that_of_its_schedule(workshop, finished):
     """The shorter schedule ended at zero; a step there would be lost."""
     train("outer", settings(workshop, finished.parent / "nine", max_steps=9))

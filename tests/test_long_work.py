@@ -76,7 +76,7 @@ def stopped_after(monkeypatch):
     return stop
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_done_is_kept_and_gone_on_with(commands, stopped_after, capsys, command, signum):
     words, rows = commands[command]

@@ -160,6 +160,7 @@ def test_a_run_that_ends_worse_than_it_began_keeps_the_start_and_says_so(worksho
         torch.testing.assert_close(kept.outer_links[name](x), link(x))
 
 
+@pytest.mark.slow
 def test_the_best_evaluation_on_the_way_is_kept(workshop, tmp_path):
     config = settings(workshop, tmp_path, "outer", eval_data=str(workshop / "rows.jsonl"), eval_steps=2)
     result = train("outer", config)

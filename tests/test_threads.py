@@ -14,6 +14,7 @@ def digest(mas):
     return [(name, value.dtype, float(value.double().sum())) for name, value in mas.state_dict().items()]
 
 
+@pytest.mark.slow
 def test_loading_in_threads_gives_what_loading_alone_gives(chain_folder, tmp_path):
     """Also afterwards: threads that load side by side used to leave the process broken."""
     tiny_chain(num_rounds=1).save_pretrained(tmp_path / "other")
