@@ -98,16 +98,17 @@ class ToolBox(Tools):
         self.max_calls, self.max_seconds, self.max_result = max_calls, max_seconds, max_result
 
     def __reduce__(self) -> tuple:
-        limits = {name: getattr(self, name) for name in LIMITS}
-        return partial(ToolBox, **limits, ending=self.ending), (
-            {tag: self[tag] for tag in self if tag not in self.ending},
-        )
+        own = {tag: tool for tag, tool in self.items() if tag not in self.ending}
+        return partial(ToolBox, **self._limits, ending=self.ending), (own,)
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in LIMITS}
 
     def only(self, tags: Iterable[str], ending: Iterable[str] = ()) -> "ToolBox":
         """Those of some tags that are here and that answer, with the same limits; and tags that end an answer."""
-        limits = {name: getattr(self, name) for name in LIMITS}
         chosen = {tag: self[tag] for tag in tags if tag in self and tag not in self.ending}
-        return ToolBox(chosen, **limits, ending=ending)
+        return ToolBox(chosen, **self._limits, ending=ending)
 
     def answer(self, calls: Sequence[tuple[str, str]]) -> list[str]:
         """The results of calls, (tag, text) each, made side by side; what fails is a result that begins `error:`."""

@@ -36,6 +36,9 @@ def far_apart(one, other) -> bool:
     return not abs(values[0] - values[1]) <= 1e-6 * scale
 
 
+GREEK = {"gamma", "delta", "theta", "lambda", "xi", "pi", "sigma", "upsilon", "phi", "psi", "omega"}
+
+
 def same_letters(one: str, other: str) -> bool:
     """Whether no letter is a capital on one side and a small one on the other; math-verify reads all as small."""
     cases = []
@@ -47,9 +50,6 @@ def same_letters(one: str, other: str) -> bool:
                 found.setdefault(letter.lower(), set()).add(letter)
         cases.append(found)
     return all(cases[0][letter] == cases[1][letter] for letter in cases[0].keys() & cases[1].keys())
-
-
-GREEK = {"gamma", "delta", "theta", "lambda", "xi", "pi", "sigma", "upsilon", "phi", "psi", "omega"}
 
 
 def equal(prediction: str, gold: str) -> bool:

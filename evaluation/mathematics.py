@@ -38,6 +38,12 @@ VARIABLES = frozenset("abcxyzmnpqrkuvwijt")
 FUNCTIONS = {"sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "arcsin", "arccos", "arctan", "lim", "det",
              "sqrt", "frac", "mod", "max", "min", "gcd", "lcm"}  # fmt: skip
 
+# The letter of an option before the value that it stands for.
+_SPACE = r"(?:[\s~:]|\\[ ,;:]|\\quad)"
+LABEL = re.compile(
+    rf"(?:\\(?:text|math)(?:bf|rm|it)?\s*\{{\s*\(([A-J])\)[\s:.]*\}}{_SPACE}*|\(([A-J])\){_SPACE}+)(?=\S)"
+)
+
 
 def words_of(text: str) -> str | None:
     """An answer in words, in one spelling; `None` for formulas."""
@@ -428,10 +434,3 @@ def correct(text: str, answer: str, prove: Prove | None = prove) -> bool:
     if label and not re.search(rf"(?<![A-Za-z]){label[1] or label[2]}(?![A-Za-z])", gold):
         found = found[label.end() :]  # "(C) 12"
     return equal(found, gold, prove)
-
-
-# The letter of an option before the value that it stands for.
-_SPACE = r"(?:[\s~:]|\\[ ,;:]|\\quad)"
-LABEL = re.compile(
-    rf"(?:\\(?:text|math)(?:bf|rm|it)?\s*\{{\s*\(([A-J])\)[\s:.]*\}}{_SPACE}*|\(([A-J])\){_SPACE}+)(?=\S)"
-)
