@@ -329,6 +329,24 @@ def test_heads_that_are_read_once_change_no_loss_and_no_gradient(latents, monkey
         torch.testing.assert_close(gradient, results[1][name], atol=1e-5, rtol=1e-4)
 
 
+def test_what_no_trained_link_reaches_is_computed_once_for_an_example(monkeypatch):
+    mas = tiny_chain()
+    examples = examples_of(mas, 3)
+    objective = outer_objective(mas, latents="rollout", supervise="receivers", loss="distill", num_rounds=1)
+    asked, losses = [], []
+    text_states = objectives.text_states
+    monkeypatch.setattr(objectives, "text_states", lambda *args: asked.append("texts") or text_states(*args))
+    rollout = type(mas.agents["planner"]).rollout
+    monkeypatch.setattr(
+        type(mas.agents["planner"]), "rollout", lambda *a, **k: asked.append(a[0].role) or rollout(*a, **k)
+    )
+    for order in (examples, examples[::-1]):
+        asked.clear()
+        losses.append(float(objective(order)["loss"].detach()))
+    assert asked == ["critic"]  # whose thoughts the planner's latents change
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
 def test_loss_weights_add_the_mean_of_the_earlier_rounds():
     mas = tiny_chain()
     found = {w: outer_objective(mas, num_rounds=3, earlier_rounds_weight=w).weights for w in (0.0, 0.2)}

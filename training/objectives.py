@@ -60,8 +60,15 @@ def text_states(agent: RecursiveMASAgent, parts: list[Part]) -> TargetStates:
     return target_states(agent, PromptBatch(*embed_rows(agent, rows)), [part.target_ids for part in parts])
 
 
+def on_the_right(rows: list[torch.Tensor], like: TargetStates) -> TargetStates:
+    """States of target texts (tokens, hidden_size), one row each, aligned like others of the same texts."""
+    tokens = like.labels.shape[1]
+    padded = torch.stack([functional.pad(row, (0, 0, tokens - len(row), 0)) for row in rows])
+    return TargetStates(padded, like.labels, like.lengths)
+
+
 class LinkObjective(nn.Module):
-    """Base of the two objectives.
+    """Base of the two objectives. What no trained link reaches is computed once for an example, and kept.
 
     Args:
         mas: the system; its links become trainable here where they are named, in float32.
@@ -82,6 +89,7 @@ class LinkObjective(nn.Module):
             links.float().requires_grad_(True)
         object.__setattr__(self, "mas", mas)
         self.step = 0
+        self._kept = TensorStore()
         self._records: dict[bool, list[dict[str, float]]] = {True: [], False: []}
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "LinkObjective":
@@ -91,6 +99,17 @@ class LinkObjective(nn.Module):
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
         """Trainer calls this (since transformers 5.24) where the setting is on; `OuterSettings` says so already."""
+
+    @torch.no_grad()
+    def _text_states(self, role: str, parts: list[Part]) -> list[torch.Tensor]:
+        """States of the target texts with texts in the slots, (tokens, hidden_size) each; computed once."""
+        agent = self.mas.agents[role]
+        missing = [part for part in parts if (role, "text", id(part)) not in self._kept]
+        if missing:
+            states = text_states(agent, missing)
+            for part, hidden_states, length in zip(missing, states.hidden_states, states.lengths, strict=True):
+                self._kept.put((role, "text", id(part)), hidden_states[-length:], part)
+        return [self._kept.get((role, "text", id(part)), agent.device) for part in parts]
 
     def record(self, values: dict[str, torch.Tensor]) -> None:
         """Adds the parts of a loss to what `take_records` gives; training and evaluation are kept apart."""
@@ -155,7 +174,6 @@ class InnerObjective(LinkObjective):
     ) -> None:
         super().__init__(mas, inner=roles)
         self.settings, self.references, self.fresh = settings, references, fresh
-        self._states = TensorStore()
         self._phases: dict[tuple[str, int], int] = {}  # of the rollouts in the store
         self._rolled = 0  # rows rolled out in the present phase
 
@@ -208,25 +226,14 @@ class InnerObjective(LinkObjective):
             return states, agent.embed(states.labels.clamp_min(0)).float()
 
     @torch.no_grad()
-    def _text_states(self, role: str, parts: list[Part]) -> list[torch.Tensor]:
-        """States of the target texts, (tokens, hidden_size) each; computed once."""
-        agent = self.mas.agents[role]
-        missing = [part for part in parts if (role, "text", id(part)) not in self._states]
-        if missing:
-            states = text_states(agent, missing)
-            for part, hidden_states, length in zip(missing, states.hidden_states, states.lengths, strict=True):
-                self._states.put((role, "text", id(part)), hidden_states[-length:], part)
-        return [self._states.get((role, "text", id(part)), agent.device) for part in parts]
-
-    @torch.no_grad()
     def _mixtures(self, role: str, parts: list[Part]) -> tuple[TargetStates, torch.Tensor]:
         """States of the target texts and of the link's own rollouts, and what the reference makes of them."""
         agent, rows = self.mas.agents[role], self._text_states(role, parts)
         if self.training and self.settings.rollout_rows:
             self._roll_out(role, parts)
             for index, part in enumerate(parts):
-                if (role, "rollout", id(part)) in self._states:
-                    rows[index] = torch.cat([rows[index], self._states.get((role, "rollout", id(part)), agent.device)])
+                if (role, "rollout", id(part)) in self._kept:
+                    rows[index] = torch.cat([rows[index], self._kept.get((role, "rollout", id(part)), agent.device)])
         lengths = list(map(len, rows))
         labels = [[0] * n + [IGNORE_INDEX] * (max(lengths) - n) for n in lengths]
         hidden_states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -247,19 +254,17 @@ class InnerObjective(LinkObjective):
         steps = settings.latent_steps or self.mas.config.latent_steps
         rollout = agent.rollout(embeds, mask, steps, halting=True)
         for part, states, length in zip(due, rollout.hidden_states, rollout.lengths.tolist(), strict=True):
-            self._states.put((role, "rollout", id(part)), states[: length + 1], part)  # where it should end, too
+            self._kept.put((role, "rollout", id(part)), states[: length + 1], part)  # where it should end, too
             self._phases[role, id(part)] = phase
 
     def _replay(self, role: str, parts: list[Part]) -> torch.Tensor:
         """KL(the target text as tokens || as latents) of what follows each of its positions, (batch,)."""
         agent, rows = self.mas.agents[role], self._text_states(role, parts)
-        tokens = max(map(len, rows))
-        teacher = torch.stack([functional.pad(row, (0, 0, tokens - len(row), 0)) for row in rows])
         link = self.inner_links[role]
         prompts = [[*part.text_pieces, link(row[:-1])] for part, row in zip(parts, rows, strict=True)]
         prompt = PromptBatch(*embed_rows(agent, prompts))
         student = target_states(agent, prompt, [part.target_ids for part in parts])
-        return divergence(agent, TargetStates(teacher, student.labels, student.lengths), student)
+        return divergence(agent, on_the_right(rows, student), student)
 
 
 @dataclass(frozen=True)
@@ -298,7 +303,7 @@ class OuterObjective(LinkObjective):
     second token while a rollout's first stands for the first. Gradients flow through the latent steps of a rollout
     where the sender's inner link is trained along, or the receivers' own texts do not count; elsewhere they end at the
     outer link, since what flows through ten steps and more of a large model explodes (docs/real-model.md). Thoughts
-    that no trained link reaches are kept: an example's are the same in every epoch.
+    that no trained link reaches are the same in every epoch, like what the receivers would say with texts.
 
     `links` names the outer links that are trained, `inner` the roles whose inner links are trained along.
     """
@@ -322,7 +327,6 @@ class OuterObjective(LinkObjective):
             for r, role in self.schedule
             if (settings.supervise == "receivers" and topology.incoming(role, r)) or role == topology.decoding_role
         }
-        self._thoughts = TensorStore()
         if settings.layer_checkpointing:
             for agent in mas.agents.values():
                 keep_only_inputs(agent)
@@ -409,9 +413,7 @@ class OuterObjective(LinkObjective):
             if self.settings.layer_checkpointing:
                 forget(prompt.past_key_values)
             if stage in self.weights and self.settings.loss == "distill":
-                with torch.no_grad():
-                    teacher = text_states(agent, parts)
-                losses = divergence(agent, teacher, states)
+                losses = divergence(agent, on_the_right(self._text_states(role, parts), states), states)
             elif stage in self.weights:
                 losses = cross_entropy(agent, states)
         if not (receivers and sends):
@@ -435,8 +437,8 @@ class OuterObjective(LinkObjective):
         """A role's thoughts over its prompt, as in inference; those that nothing trained reaches are kept."""
         agent, trained = self.mas.agents[role], role in self.inner_links
         keep = not messages and not trained
-        if keep and all((role, id(part)) in self._thoughts for part in parts):
-            both = [self._thoughts.get((role, id(part)), agent.device) for part in parts]
+        if keep and all((role, "thoughts", id(part)) in self._kept for part in parts):
+            both = [self._kept.get((role, "thoughts", id(part)), agent.device) for part in parts]
             lengths = torch.tensor([pair.shape[1] for pair in both], device=agent.device)
             states, thoughts = (
                 nn.utils.rnn.pad_sequence([pair[index] for pair in both], batch_first=True) for index in (0, 1)
@@ -461,7 +463,7 @@ class OuterObjective(LinkObjective):
             exact = torch.promote_types(rollout.hidden_states.dtype, rollout.latents.dtype)
             pairs = torch.stack([rollout.hidden_states.to(exact), rollout.latents.to(exact)], dim=1)
             for part, pair, length in zip(parts, pairs, rollout.lengths.tolist(), strict=True):
-                self._thoughts.put((role, id(part)), pair[:, :length], part)
+                self._kept.put((role, "thoughts", id(part)), pair[:, :length], part)
         return rollout
 
     def _teacher_rollout(self, role: str, round_index: int, states: TargetStates) -> Rollout:
