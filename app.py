@@ -77,6 +77,14 @@ SHIPPED: dict[str, tuple[str, str, list[int], int]] = {
         " answerer only the question and what the reader hands over.",
         *("split_facts", [1, 2, 3], 7),
     ),
+    "small/smollm2-fixed": (
+        "The same two, thinking sixteen steps as the public release does, with a trained link.",
+        *("split_facts", [1, 2, 3], 7),
+    ),
+    "small/smollm2-four": (
+        "The same two, with a trained link that hands over four positions in place of some ten.",
+        *("split_facts", [1, 2, 3], 7),
+    ),
 }
 
 
@@ -409,7 +417,7 @@ def offers_of(arguments: argparse.Namespace) -> list[Offer]:
     options = {**solve_arguments(arguments), "batch_size": 1}
     del options["latent_steps"]
     known = small_systems()
-    names = arguments.system or [name for name in known if all(name != f"small/{m}" or is_here(m) for m in MODELS)]
+    names = arguments.system or [n for n in known if all(not n.startswith(f"small/{m}") or is_here(m) for m in MODELS)]
     folders = {folder.resolve(): name for name, folder in known.items()}
     offers = []
     for name in dict.fromkeys(names):

@@ -1,7 +1,8 @@
 """Show a shipped system at work: what travelled, the answers, and what latents cost against text.
 
 Without --system the small sequential one, which needs no download. `--system smollm2` is two SmolLM2-135M-Instruct, a
-reader that sees some facts and an answerer that does not; the model is fetched first where it is not here.
+reader that sees some facts and an answerer that does not; the model is fetched first where it is not here. Its links
+are untrained; those of `smollm2-four` hand over four positions, those of `smollm2-fixed` always sixteen.
 
 Examples:
   recursivemas demo
@@ -24,13 +25,14 @@ from .measure import measure
 
 ROUNDS = (1, 2, 3)
 REPEATS = 5
-REAL = "smollm2"  # a system of a real model: systems/smollm2 and the model of `recursivemas fetch`
+MODEL = "smollm2"  # of `recursivemas fetch`
+REAL = sorted(path.parent.name for path in ROOT.glob(f"systems/{MODEL}*/config.json"))  # systems of it
 SHOWN, COUNTED = 3, 12  # of its questions
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("questions", nargs="*", help="digit arithmetic, read from left to right, modulo 10")
-    parser.add_argument("--system", choices=(REAL,), help="another system than the small sequential one")
+    parser.add_argument("--system", choices=REAL, help="another system than the small sequential one")
 
 
 def thought(solution: Solution, role: str, round_index: int) -> str:
@@ -40,11 +42,11 @@ def thought(solution: Solution, role: str, round_index: int) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if arguments.system == REAL:
+    if arguments.system:
         if arguments.questions:
-            hint = 'recursivemas solve --system systems/smollm2 --input facts="…" "…"'
+            hint = f'recursivemas solve --system systems/{arguments.system} --input facts="…" "…"'
             raise InputError("This demonstration asks its own questions.", where="questions", hint=hint)
-        return _show_real()
+        return _show_real(arguments.system)
     mas = load_mas_system()
     limit_threads(mas)
     questions = arguments.questions or [row["question"] for row in arithmetic.generate(3, levels=[2, 5, 8], seed=7)]
@@ -83,10 +85,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _show_real() -> int:
+def _show_real(system: str) -> int:
     """Two agents of one real language model: what travelled, and latents against text and nothing."""
-    fetch_model(REAL)
-    mas = load_mas_system(str(ROOT / "systems" / REAL))
+    fetch_model(MODEL)
+    mas = load_mas_system(str(ROOT / "systems" / system))
     size = mas.agents["reader"].model.num_parameters() / 1e6
     print(f"A reader and an answerer, each SmolLM2-135M-Instruct ({size:.0f} M parameters). Only the reader sees the")
     print("facts; what it thinks travels as vectors, not as text.\n")

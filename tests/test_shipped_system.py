@@ -123,10 +123,30 @@ def test_the_system_of_a_real_model_names_its_base_and_changes_nothing_on_the_wa
     assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 10_000_000
 
 
+@pytest.mark.parametrize("name", ["four", "fixed"])
+def test_trained_links_of_the_real_model_ship_beside_its_system_and_change_nothing_else(name):
+    configs = {}
+    for folder in ("smollm2", f"smollm2-{name}"):
+        config = json.loads((ROOT / "systems" / folder / "config.json").read_text(encoding="utf-8"))
+        forward, feedback = config.pop("links")
+        ours = ("latent_halting", "control_tokens")
+        for agent in config["agents"].values():
+            agent["inner_link"].pop("special_tokens")
+        configs[folder] = ({key: config.pop(key) for key in ours}, forward, feedback, config)
+    (_, _, feedback, plain), (ways, forward, same, trained) = configs.values()
+    assert trained == plain and same == feedback
+    fixed = name == "fixed"
+    assert ways == {"latent_halting": not fixed, "control_tokens": fixed}
+    assert forward.get("positions") == (None if fixed else 4)
+    folder = ROOT / "systems" / f"smollm2-{name}"
+    assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 10_000_000
+
+
 @pytest.mark.slow
-def test_the_real_models_latents_carry_what_its_text_carries(capsys):
+@pytest.mark.parametrize("system", REAL)
+def test_the_real_models_latents_carry_what_its_text_carries(system, capsys):
     """Fetches the model where it is not here; minutes on two slow cores."""
-    assert cli.main(["demo", "--system", "smollm2"]) == 0
+    assert cli.main(["demo", "--system", system]) == 0
     rows = re.findall(r"^(latents|text|nothing) +(\d+) of 12", capsys.readouterr().out, re.M)
     right = {name: int(count) for name, count in rows}
     assert right["latents"] >= max(3, right["text"] - 3) and right["nothing"] <= 1

@@ -1,0 +1,1 @@
+../../callers_recursivemas.py

@@ -1,0 +1,1 @@
+../../chats_recursivemas.py

@@ -1,0 +1,1 @@
+../../embeddings_recursivemas.py

@@ -1,0 +1,1 @@
+../../limits_recursivemas.py

@@ -1,0 +1,1 @@
+../../link_files_recursivemas.py

@@ -1,0 +1,1 @@
+../../links_recursivemas.py

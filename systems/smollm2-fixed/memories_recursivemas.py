@@ -1,0 +1,1 @@
+../../memories_recursivemas.py

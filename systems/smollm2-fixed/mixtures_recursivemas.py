@@ -1,0 +1,1 @@
+../../mixtures_recursivemas.py

@@ -1,0 +1,1 @@
+../../prompts_recursivemas.py

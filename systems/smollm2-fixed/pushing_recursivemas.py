@@ -1,0 +1,1 @@
+../../pushing_recursivemas.py

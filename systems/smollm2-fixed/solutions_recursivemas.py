@@ -1,0 +1,1 @@
+../../solutions_recursivemas.py

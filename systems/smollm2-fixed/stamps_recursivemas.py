@@ -1,0 +1,1 @@
+../../stamps_recursivemas.py

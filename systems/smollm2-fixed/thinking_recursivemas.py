@@ -1,0 +1,1 @@
+../../thinking_recursivemas.py

@@ -1,0 +1,1 @@
+../../threads_recursivemas.py

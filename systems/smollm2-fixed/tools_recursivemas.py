@@ -1,0 +1,1 @@
+../../tools_recursivemas.py

@@ -1,0 +1,1 @@
+../../topology_recursivemas.py
