@@ -363,17 +363,17 @@ def solve_batch(
     answer: AnswerSettings,
     on_turn: Callable[[int, str], None] | None = None,
     on_step: Callable[[], object] | None = None,
-    kind: Callable[..., Any] = Run,
+    pace: Callable[[Run], Any] = lambda run: run,
 ) -> list[Solution] | None:
     """Answers a batch of questions; `None` where memory does not suffice for so many side by side.
 
-    `kind` is `Run`, or what runs in its way.
+    `pace` gives what takes a run's turns.
 
     Raises:
         OutOfMemoryError: see `validate_halving`.
     """
     try:
-        run = kind(system, questions, settings, answer.generation_config, on_turn, on_step, answer.message_tools)
+        run = pace(Run(system, questions, settings, answer.generation_config, on_turn, on_step, answer.message_tools))
         return run.answer(run.decoder_prompt(answer.reuse), answer)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

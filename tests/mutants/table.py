@@ -369,8 +369,8 @@ TOPOLOGY = [
     ),
     remote(
         "all-rows-answer-with-the-most-rounds",
-        "settings = replace(run.settings, num_rounds=num_rounds, settling=None)",
-        "settings = replace(run.settings, settling=None)",
+        "settings = replace(self.settings, num_rounds=ready or self.settings.num_rounds, settling=None)",
+        "settings = replace(self.settings, settling=None)",
         "depth::test_rows_leave_by_themselves_and_answer_as_alone_and_as_with_so_many_rounds[latents]",
     ),
     remote(
@@ -989,7 +989,7 @@ BATCHING = [
         "roles-write-behind-one-head-in-one-place",
         "own.keys, own.values, own._rooms = keys[rows], values[rows], {}",
         "own.keys, own.values = keys[rows], values[rows]",
-        "heads::test_what_the_prompts_of_two_roles_of_one_base_start_with_is_read_once[2]",
+        "heads::test_rows_that_leave_go_on_behind_their_own_part_of_what_roles_share[behind both]",
     ),
     remote(
         "roles-share-a-window",
