@@ -22,7 +22,8 @@ def change(topology: Topology, signal: str, turns: Collection[tuple[int, str]], 
     """How much what the turns of one stage sent differs from what it is compared with; the most of all their links.
 
     "turns" compares what a role sends with what it received (it passes on what it read), "rounds" and "latents" with
-    what it sent a round before. The first two compare read-outs, the third the vectors themselves.
+    what it sent a round before. The first two compare read-outs, the third the vectors themselves; messages of
+    text are compared as such.
 
     Args:
         topology: of the system.
