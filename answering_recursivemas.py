@@ -12,8 +12,8 @@ from transformers.utils import ModelOutput
 from .agent_recursivemas import RecursiveMASAgent
 from .callers_recursivemas import infer_mask, is_assisted, judge_arguments, validate_ids
 from .configuration_recursivemas import RecursiveMASConfig
-from .depth_recursivemas import kind_of_run
-from .engine_recursivemas import Residency, solve_batch
+from .depth_recursivemas import paced
+from .engine_recursivemas import Residency, Run, solve_batch
 from .errors_recursivemas import CheckpointError, ConfigError, InputError
 from .generation_recursivemas import (
     AnswerSettings,
@@ -161,10 +161,6 @@ class AnsweringSystem(PreTrainedModel):
             settling=settling,
         )
         settings.validate_questions(questions, self.topology)
-        if self.executor is not None and settings.settling:
-            raise InputError(
-                "Agents in other processes take a number of rounds.", where="num_rounds", found="auto", hint="a number"
-            )
         swaps = settings.control == "other_question"
         validate_count("batch_size", batch_size, 2 if swaps else 1)
         boxes = self._tools_of_roles(tools)
@@ -224,7 +220,7 @@ class AnsweringSystem(PreTrainedModel):
             solved: list[Solution] = []
             while len(solved) < len(questions):
                 part = questions[len(solved) : len(solved) + most]
-                found = solve_batch(self, part, settings, answer, on_turn, on_step, kind_of_run(settings))
+                found = solve_batch(self, part, settings, answer, on_turn, on_step, paced)
                 if found is None:
                     most = len(part) // 2
                     free_memory()
@@ -307,7 +303,7 @@ class AnsweringSystem(PreTrainedModel):
             except ValueError as error:
                 raise InputError("The streamer refuses this batch.", where="streamer", found=error) from error
         reuse = continues_cache(config, model_kwargs) and not box
-        run = kind_of_run(settings)(self, questions, settings, config, tools=self._message_tools(boxes))
+        run = paced(Run(self, questions, settings, config, tools=self._message_tools(boxes)))
         prompt = run.decoder_prompt(reuse)
         if box:
             renderer = self.renderers[self.config.decoding_role]

@@ -1,4 +1,4 @@
-"""Batches of prompts: token ids and received latents as embeddings, heads that rounds and rows share read once."""
+"""Batches of prompts: ids and received latents as embeddings; heads that rounds, rows and roles share, read once."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -63,6 +63,69 @@ class PromptBatch:
         return PromptBatch(*embed_rows(agent, rows), rows=rows, where=self.where)
 
 
+class Heads:
+    """Token ids that each row of prompts starts with, read once.
+
+    Args:
+        agent: whose model reads them; any of the roles of one base.
+        rows: of each row.
+        shared: how many at the start all rows have; these are read for one row.
+        behind: heads that these begin with, of as many rows or of one that stands for all; read once for all that
+            stand behind them.
+    """
+
+    def __init__(
+        self, agent: RecursiveMASAgent, rows: list[list[int]], shared: int = 0, behind: "Heads | None" = None
+    ) -> None:
+        self.agent, self.rows, self.shared, self.behind = agent, rows, shared, behind
+        self._prefix: Prefix | None = None
+
+    def lengths(self, count: int) -> list[int]:
+        """How many tokens so many rows start with."""
+        lengths = list(map(len, self.rows))
+        return lengths if len(lengths) == count else lengths * count
+
+    def narrowed(self, rows: list[int]) -> "Heads | None":
+        """Those of some rows, read as far as they are; `None` where what is read cannot be parted."""
+        if len(self.rows) == 1:
+            return self
+        other = copy.copy(self)
+        other.rows = [self.rows[row] for row in rows]
+        other.behind = self.behind and self.behind.narrowed(rows)
+        other._prefix = self._prefix and self._prefix.narrowed(rows)
+        return other if self._prefix is None or other._prefix is not None else None
+
+    @torch.no_grad()
+    def read(self) -> Prefix:
+        """Their keys and values; computed at the first call."""
+        if self._prefix is None:
+            before, done = None, [0] * len(self.rows)
+            if self.behind is not None:
+                before, done = self.behind.read(), self.behind.lengths(len(self.rows))
+            if self.shared > max(done):
+                before = self._read_on(before, [self.rows[0][done[0] : self.shared]])
+                done = [self.shared] * len(self.rows)
+            self._prefix = self._read_on(before, [row[past:] for row, past in zip(self.rows, done, strict=True)])
+            self.behind = None  # it is given up when all that stand behind it are read
+        return self._prefix
+
+    def _read_on(self, before: Prefix | None, rows: list[list[int]]) -> Prefix:
+        cache: Cache = self.agent.new_cache()
+        masks = []
+        if before is not None:
+            cache, mask = before.branch(), before.attention_mask
+            if len(mask) < len(rows):
+                cache.batch_repeat_interleave(len(rows))
+                mask = mask.expand(len(rows), -1)
+            masks.append(mask)
+        if any(rows):
+            embeds, mask = embed_rows(self.agent, [[row] for row in rows])
+            masks.append(mask)
+            plain = before is None and len(rows) == 1  # nothing is masked
+            self.agent.encode(embeds, None if plain else torch.cat(masks, dim=1), cache)
+        return Prefix(cache, torch.cat(masks, dim=1))
+
+
 class PromptBuilder:
     """Builds one role's prompts over the rounds of a batch, and reads their common heads once.
 
@@ -72,20 +135,26 @@ class PromptBuilder:
         agent: the role's agent.
         rows: phase -> pieces of each row (see `PromptRenderer.pieces`), for the phases that will be used.
         uses: how often `build` will be called.
+        stem: what the prompts start with in other roles of the base too, see `prompt_builders`.
     """
 
-    def __init__(self, agent: RecursiveMASAgent, rows: dict[str, list[list[list[int] | Slot]]], uses: int) -> None:
+    def __init__(
+        self,
+        agent: RecursiveMASAgent,
+        rows: dict[str, list[list[list[int] | Slot]]],
+        uses: int,
+        stem: Heads | None = None,
+    ) -> None:
         self.agent, self.rows, self.uses_left = agent, rows, uses
-        self._prefix: Prefix | None = None
         self._validate_ids()
-        heads = [_common([_head(pieces) for pieces in phases]) for phases in zip(*rows.values(), strict=True)]
+        heads = _heads(rows)
         # Rows that differ after a shared head leave masked holes behind it, which only full attention ignores.
-        self._holes = can_crop(agent.new_cache()) and agent.traits.skips_holes
-        shared = _common(heads) if self._holes else []
-        self._shared_length = len(shared) if (len(heads) - 1) * len(shared) > PASS_COST else 0
+        self._holes = _skips_holes(agent)
+        shared = _shared_length(heads) if self._holes else 0
         if (uses - 1) * min(map(len, heads)) <= PASS_COST:
-            heads = [head[: self._shared_length] for head in heads]
-        self._heads = heads if any(heads) and agent.traits.reads_on else []
+            known = [0] * len(heads) if stem is None else stem.lengths(len(heads))
+            heads = [head[: max(shared, length)] for head, length in zip(heads, known, strict=True)]
+        self._heads = Heads(agent, heads, shared, stem) if any(heads) and agent.traits.reads_on else None
 
     def narrowed(self, rows: list[int]) -> "PromptBuilder":
         """What builds the prompts of some of the rows; heads that are read already stay read where they can."""
@@ -93,9 +162,7 @@ class PromptBuilder:
             return self
         other = copy.copy(self)
         other.rows = {phase: [pieces[row] for row in rows] for phase, pieces in self.rows.items()}
-        other._prefix = self._prefix and self._prefix.narrowed(rows)
-        whole = self._prefix is None or other._prefix is not None
-        other._heads = [self._heads[row] for row in rows] if self._heads and whole else []
+        other._heads = self._heads and self._heads.narrowed(rows)
         return other
 
     def _validate_ids(self) -> None:
@@ -143,12 +210,12 @@ class PromptBuilder:
             return self._behind(memory, rows, reuse), tokens
         if not reuse:
             return PromptBatch(*embed_rows(self.agent, rows), rows=rows), tokens
-        opened = self._open_prefix(rows)
-        if opened is None:
+        heads = self._heads_of(rows)
+        if heads is None:
             return PromptBatch(*embed_rows(self.agent, rows), self.agent.new_cache(), rows=rows), tokens
-        prefix, cache = opened
-        tails = [[row[0][len(head) :], *row[1:]] for row, head in zip(rows, self._heads, strict=True)]
-        return self._on_cache(cache, prefix.attention_mask, tails, rows), tokens
+        prefix = heads.read()
+        tails = [[row[0][len(head) :], *row[1:]] for row, head in zip(rows, heads.rows, strict=True)]
+        return self._on_cache(prefix.open(self.uses_left == 0), prefix.attention_mask, tails, rows), tokens
 
     def _behind(self, memory: WorkingMemory, rows: list[list], reuse: bool) -> PromptBatch:
         whole = [[*before, *row] for before, row in zip(memory.rows, rows, strict=True)]
@@ -163,32 +230,68 @@ class PromptBuilder:
         embeds, mask = torch.cat([padding, embeds], dim=1), torch.cat([read, mask], dim=1)
         return PromptBatch(embeds, mask, cache, read.shape[1], rows)
 
-    def _open_prefix(self, rows: list[list]) -> tuple[Prefix, Cache] | None:
-        if not self._heads:
+    def _heads_of(self, rows: list[list]) -> Heads | None:
+        """The heads that these prompts go on from; `None` where each is read as a whole."""
+        if self._heads is None:
             return None
-        if self._prefix is None:
-            self._prefix = self._read_heads()
-        cache = self._prefix.open(last_use=self.uses_left == 0)
         # Rows whose tails differ in length leave masked holes between head and tail. Full attention does not see
         # them; a sliding window or a recurrent state would count them, so such a prompt is read anew.
-        tails = {sum(map(len, row)) - len(head) for row, head in zip(rows, self._heads, strict=True)}
-        return None if len(tails) > 1 and not self._holes else (self._prefix, cache)
+        tails = {sum(map(len, row)) - len(head) for row, head in zip(rows, self._heads.rows, strict=True)}
+        return None if len(tails) > 1 and not self._holes else self._heads
 
-    @torch.no_grad()
-    def _read_heads(self) -> Prefix:
-        cache, length = self.agent.new_cache(), self._shared_length
-        masks = []
-        if length:
-            embeds, mask = embed_rows(self.agent, [[self._heads[0][:length]]])
-            self.agent.encode(embeds, None, cache)
-            cache.batch_repeat_interleave(len(self._heads))
-            masks.append(mask.expand(len(self._heads), -1))
-        rests = [[head[length:]] for head in self._heads]
-        if any(rest for (rest,) in rests):
-            embeds, mask = embed_rows(self.agent, rests)
-            masks.append(mask)
-            self.agent.encode(embeds, torch.cat(masks, dim=1), cache)
-        return Prefix(cache, torch.cat(masks, dim=1))
+
+def prompt_builders(
+    agents: Mapping[str, RecursiveMASAgent],
+    rows: Mapping[str, dict[str, list[list[list[int] | Slot]]]],
+    uses: Mapping[str, int],
+) -> dict[str, PromptBuilder]:
+    """Role -> what builds its prompts. What the prompts of several roles start with is read once for all of them.
+
+    Only where the model keeps all positions, and where that is longer than what one more pass costs.
+
+    Args:
+        agents: role -> agent; those that are asked for run one and the same model.
+        rows, uses: role -> those of its `PromptBuilder`; a role that is used 0 times shares nothing.
+    """
+    first = agents[next(iter(rows))]
+    stems: dict[str, Heads | None] = {}
+    if _skips_holes(first) and first.traits.reads_on:
+        stems = _stems(first, {role: _heads(own) for role, own in rows.items() if uses[role]})
+    return {role: PromptBuilder(agents[role], rows[role], uses[role], stems.get(role)) for role in rows}
+
+
+def _stems(
+    agent: RecursiveMASAgent, heads: dict[str, list[list[int]]], behind: Heads | None = None
+) -> dict[str, Heads | None]:
+    """Role -> the longest heads that it shares with another, which stand behind those that more share."""
+    if len(heads) < 2:
+        return dict.fromkeys(heads, behind)
+    rows = [_common(list(each)) for each in zip(*heads.values(), strict=True)]
+    lengths, stem, others = list(map(len, rows)), behind, len(heads) - 1
+    shared = _common(rows)
+    if (behind is None or len(behind.rows) == 1) and others * (min(lengths) - len(shared)) <= PASS_COST:
+        rows = [shared]  # one row stands for all
+    done = [0] if behind is None else behind.lengths(len(rows))
+    if others * (min(map(len, rows)) - max(done)) > PASS_COST:
+        stem = Heads(agent, rows, _shared_length(rows), behind)
+    # What goes on in the same way shares more.
+    ways: dict[tuple, dict[str, list[list[int]]]] = {}
+    for role, own in heads.items():
+        way = tuple(tuple(head[n : n + 1]) for head, n in zip(own, lengths, strict=True))
+        ways.setdefault(way, {})[role] = own
+    if len(ways) == 1:  # they are equal
+        return dict.fromkeys(heads, stem)
+    return {role: found for each in ways.values() for role, found in _stems(agent, each, stem).items()}
+
+
+def _skips_holes(agent: RecursiveMASAgent) -> bool:
+    """Whether what it reads behind a head may stand behind masked holes."""
+    return can_crop(agent.new_cache()) and agent.traits.skips_holes
+
+
+def _heads(rows: dict[str, list[list[list[int] | Slot]]]) -> list[list[int]]:
+    """What each row's prompts start with in all phases."""
+    return [_common(list(map(_head, phases))) for phases in zip(*rows.values(), strict=True)]
 
 
 def _head(pieces: list[list[int] | Slot]) -> list[int]:
@@ -202,6 +305,12 @@ def _common(rows: list[list[int]]) -> list[int]:
     shortest = min(rows, key=len)
     length = next((i for i, token in enumerate(shortest) if any(row[i] != token for row in rows)), len(shortest))
     return shortest[:length]
+
+
+def _shared_length(rows: list[list[int]]) -> int:
+    """How many tokens at the start of all rows are to be read for one of them."""
+    length = len(_common(rows))
+    return length if (len(rows) - 1) * length > PASS_COST else 0
 
 
 def embed_rows(

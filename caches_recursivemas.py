@@ -109,15 +109,17 @@ class Prefix:
 
     def narrowed(self, rows: list[int]) -> "Prefix | None":
         """The same head of some rows, with a cache of its own; `None` where a layer cannot be set back."""
-        if not can_crop(self._cache):
-            return None
+        return Prefix(self.branch(rows), self.attention_mask[rows]) if can_crop(self._cache) else None
+
+    def branch(self, rows: list[int] | slice = slice(None)) -> Cache:
+        """A cache of its own that holds the head, and grows elsewhere; only where every layer can be set back."""
         cache = copy.copy(self._cache)
         cache.layers = []
         for layer, (keys, values) in self._layers:
             own: Any = copy.copy(layer)
             own.keys, own.values, own._rooms = keys[rows], values[rows], {}  # type: ignore[index]  # all have them
             cache.layers.append(own)
-        return Prefix(cache, self.attention_mask[rows])
+        return cache
 
     def open(self, last_use: bool) -> Cache:
         """A cache that holds exactly the prefix; what came out before must not be used any more."""

@@ -1,21 +1,18 @@
 """Adaptive depth: a row whose recursion has settled leaves the batch, and is answered from the round it reached."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 import torch
-from transformers import GenerationConfig
 
 from .batching_recursivemas import PromptBatch, embed_rows
 from .engine_recursivemas import Run, System
 from .errors_recursivemas import ArgumentError
 from .generation_recursivemas import AnswerSettings
 from .memories_recursivemas import cache_links
-from .prompts_recursivemas import Question
 from .runs_recursivemas import RunSettings
 from .solutions_recursivemas import Solution
-from .tools_recursivemas import ToolBox
 from .topology_recursivemas import Topology
 
 Key = tuple[int, str, str]  # round, source, target
@@ -25,7 +22,8 @@ def change(topology: Topology, signal: str, turns: Collection[tuple[int, str]], 
     """How much what the turns of one stage sent differs from what it is compared with; the most of all their links.
 
     "turns" compares what a role sends with what it received (it passes on what it read), "rounds" and "latents" with
-    what it sent a round before. The first two compare read-outs, the third the vectors themselves.
+    what it sent a round before. The first two compare read-outs, the third the vectors themselves; messages of
+    text are compared as such.
 
     Args:
         topology: of the system.
@@ -46,7 +44,7 @@ def change(topology: Topology, signal: str, turns: Collection[tuple[int, str]], 
             others = received if signal == "turns" else [(round_index - 1, role, link.target)]
             if not others or not all(other in said for other in others):
                 return float("inf")
-            distance = _latent_distance if signal == "latents" else _text_distance
+            distance = _text_distance if isinstance(said[key], str) else _latent_distance
             most, compared = max(most, *(distance(said[key], said[other]) for other in others)), True
     return most if compared else float("inf")
 
@@ -80,25 +78,40 @@ def stages(topology: Topology, most: int) -> Iterator[tuple[list[tuple[int, str]
             yield turns, last if taken.issuperset(before) else last - 1, len(taken)
 
 
-class AdaptiveRun:
-    """Runs a batch in the way of `Run`, each row for as many rounds as it needs.
+@dataclass(frozen=True)
+class Departure:
+    """Rows that leave a batch behind a stage.
 
-    After each stage the rows that have settled leave: with the last round before whose answer everything is there. The
-    others go on without them. Nothing is computed to find out but the read-outs of what is sent anyway.
-
-    Args: see `Run`; the settings say what `settling` means, and the most rounds.
+    Attributes:
+        places: of those that leave, among the rows that were left before.
+        staying: places of the others.
+        settings: of the run that they answer with: of so many rounds.
+        turns: that were taken until then, the answer's too.
     """
 
-    def __init__(
-        self,
-        system: System,
-        questions: Sequence[Question],
-        settings: RunSettings,
-        generation_config: GenerationConfig,
-        on_turn: Callable[[int, str], None] | None = None,
-        on_step: Callable[[], object] | None = None,
-        tools: Mapping[str, ToolBox] = {},
-    ) -> None:
+    places: list[int]
+    staying: list[int]
+    settings: RunSettings
+    turns: int
+
+
+class Settling:
+    """Which rows of a batch have settled, found out stage by stage, wherever the turns are taken.
+
+    Args:
+        system: whose topology and links count.
+        settings: they say what settling means, and the most rounds.
+        count: number of rows.
+
+    Attributes:
+        rows: those that have not left.
+        turns: of the next stage, (round, role) pairs; what they send is to be told.
+
+    Raises:
+        ArgumentError: the system hands over working memory.
+    """
+
+    def __init__(self, system: System, settings: RunSettings, count: int) -> None:
         if handing := cache_links(system.outer_links):
             raise ArgumentError(
                 "Rows cannot leave a run whose roles go on from each other's working memory.",
@@ -106,27 +119,74 @@ class AdaptiveRun:
                 found=f"links of kind cache: {', '.join(handing)}",
                 hint="say a number of rounds",
             )
-        self.run = Run(system, questions, settings, generation_config, on_turn, on_step, tools)
-        self.said: list[dict[Key, object]] = [{} for _ in questions]
+        self.topology, self.settings, self.rows = system.topology, settings, list(range(count))
+        self._said: list[dict[Key, object]] = [{} for _ in self.rows]
+        self._settled: set[int] = set()
+        self._stages = stages(self.topology, settings.num_rounds)
+        self.turns: list[tuple[int, str]] = []
+        self._ready = self._taken = 0
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self.turns, self._ready, self._taken = next(self._stages, ([], self._ready, self._taken))
+
+    @property
+    def signal(self) -> str:
+        """One of `SIGNALS`; "latents" compares vectors, the others texts."""
+        return self.settings.settling["signal"]  # type: ignore[index]
+
+    def hear(self, said: Mapping[Key, Sequence[object]]) -> Departure:
+        """Takes in what the turns of the stage sent to each of the rows, and says which leave behind it.
+
+        After the last stage all do.
+        """
+        for key, each in said.items():
+            for row, sent in zip(self.rows, each, strict=True):
+                self._said[row][key] = sent
+        for row in self.rows:
+            changed = change(self.topology, self.signal, self.turns, self._said[row])
+            if changed <= self.settings.settling["threshold"]:  # type: ignore[index]
+                self._settled.add(row)
+        ready, taken = self._ready, self._taken
+        self._go_on()
+        if not self.turns:
+            ready, self._settled = self.settings.num_rounds, set(self.rows)
+        leaving = self._settled if ready else set()
+        places: dict[bool, list[int]] = {True: [], False: []}
+        for place, row in enumerate(self.rows):
+            places[row in leaving].append(place)
+        self.rows = [row for row in self.rows if row not in leaving]
+        settings = replace(self.settings, num_rounds=ready or self.settings.num_rounds, settling=None)
+        return Departure(places[True], places[False], settings, taken + 1)
+
+
+class AdaptiveRun:
+    """Takes the turns of a run for each row for as many rounds as it needs.
+
+    After each stage the rows that have settled leave: with the last round before whose answer everything is there. The
+    others go on without them. Nothing is computed to find out but the read-outs of what is sent anyway.
+
+    Args:
+        run: before its first turn; its settings say what `settling` means, and the most rounds.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.settling = run, Settling(run.system, run.settings, len(run.questions))
         # Row -> the run that it left with, and its place there; a run of its own for each departure.
         self.left: dict[int, tuple[Run, int]] = {}
 
     def decoder_prompt(self, reuse: bool = True) -> PromptBatch:
         """Runs everything before the answers and returns the decoding agent's prompt, each row's of its last round."""
-        run, topology, settling = self.run, self.run.topology, self.run.settings.settling
-        assert settling is not None
-        rows, settled, count = list(range(len(self.said))), set(), 0
-        for turns, ready, count in stages(topology, run.settings.num_rounds):
+        run, topology = self.run, self.run.topology
+        while rows := self.settling.rows:
+            turns = self.settling.turns
             run.take_turns(turns)
-            self._listen(run, rows, turns)
-            changes = {row: change(topology, settling["signal"], turns, self.said[row]) for row in rows}
-            settled |= {row for row in rows if changes[row] <= settling["threshold"]}
-            if ready and settled.intersection(rows):
-                run, rows = self._leave(run, rows, settled, ready, count + 1)
-            if not rows:
-                break
-        if rows:
-            self._leave(run, rows, rows, run.settings.num_rounds, count + 1)
+            departure = self.settling.hear(self._listen(run, turns))
+            if departure.places:
+                gone = run.narrowed(departure.places, departure.settings)
+                gone.turns_taken = departure.turns
+                self.left |= {rows[place]: (gone, index) for index, place in enumerate(departure.places)}
+                run = run.narrowed(departure.staying) if departure.staying else run
         groups = {id(group): group for group, _ in self.left.values()}
         if len(groups) == 1:
             return next(iter(groups.values())).last_prompt(reuse)
@@ -142,35 +202,22 @@ class AdaptiveRun:
         left = (self.left[row] for row in range(len(written)))
         return [run.solution(place, *each, answer) for (run, place), each in zip(left, written, strict=True)]
 
-    def _listen(self, run: Run, rows: list[int], turns: list[tuple[int, str]]) -> None:
-        """Keeps what the turns of a stage sent, as far as the signal needs it."""
-        latents = self.run.settings.settling["signal"] == "latents"  # type: ignore[index]
+    def _listen(self, run: Run, turns: list[tuple[int, str]]) -> dict[Key, Sequence[object]]:
+        """What the turns of a stage sent to each row, as far as the signal needs it."""
+        said: dict[Key, Sequence[object]] = {}
         for round_index, role in turns:
             for link in run.topology.outgoing(role):
                 key = (round_index, role, link.target)
                 if key in run.latents:
                     sent = run.latents[key]
-                    said = sent if latents else run.agents[link.target].read_out_rows(sent)
+                    said[key] = (
+                        sent if self.settling.signal == "latents" else run.agents[link.target].read_out_rows(sent)
+                    )
                 elif (round_index, role) in run.texts:
-                    said = run.texts[round_index, role]
-                else:
-                    continue
-                for row, each in zip(rows, said, strict=True):
-                    self.said[row][key] = each
-
-    def _leave(
-        self, run: Run, rows: list[int], settled: Collection[int], num_rounds: int, turns: int
-    ) -> tuple[Run, list[int]]:
-        """Settled rows leave a run with a number of rounds; returns the run without them, and its rows."""
-        settings = replace(run.settings, num_rounds=num_rounds, settling=None)
-        leaving = [place for place, row in enumerate(rows) if row in settled]
-        staying = [place for place, row in enumerate(rows) if row not in settled]
-        gone = run.narrowed(leaving, settings)
-        gone.turns_taken = turns
-        self.left |= {rows[place]: (gone, index) for index, place in enumerate(leaving)}
-        return run.narrowed(staying) if staying else run, [rows[place] for place in staying]
+                    said[key] = run.texts[round_index, role]
+        return said
 
 
-def kind_of_run(settings: RunSettings) -> Callable[..., Run | AdaptiveRun]:
-    """What runs a batch with these settings."""
-    return AdaptiveRun if settings.settling else Run
+def paced(run: Run) -> Run | AdaptiveRun:
+    """What takes the turns of a run, as its settings have it."""
+    return AdaptiveRun(run) if run.settings.settling else run

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .agent_recursivemas import RecursiveMASAgent
 from .answers_recursivemas import extract_answer
-from .batching_recursivemas import PromptBatch, PromptBuilder
+from .batching_recursivemas import PromptBatch, PromptBuilder, prompt_builders
 from .chats_recursivemas import split_question
 from .controls_recursivemas import stand_in
 from .errors_recursivemas import InputError, OutOfMemoryError
@@ -248,17 +248,13 @@ class Run:
         if self.system.residency is not None:
             self.system.residency.enter(role)
         if role not in self._builders:
-            rounds = [r for r, other in self.schedule if other == role]
-            renderer, rows = self.system.renderers[role], {}
-            for phase in dict.fromkeys(map(self.settings.phase, rounds)):
-                system, template = template_for(self.settings.prompts, role, self.settings.task, phase)
-                chat = renderer.render(system, template)
-                rows[phase] = [renderer.cut(chat, as_inputs(question)) for question in self.questions]
-            self._builders[role] = PromptBuilder(self.agents[role], rows, len(rounds))
+            self._builders |= self._new_builders(role)
         messages, where = self._messages(round_index, role), f"agent {role}, round {round_index}"
         slots = [sum(map(len, sent)) for sent in zip(*messages.values(), strict=True)] or [0] * len(self.questions)
         self.usage.count("slot_positions", slots)
         builder, phase = self._builders[role], self.settings.phase(round_index)
+        if round_index == max(r for r, other in self.schedule if other == role):
+            del self._builders[role]  # with the keys and values that it keeps
         answers = (round_index, role) == self.schedule[-1]
         more = self.generation_config.max_new_tokens or 0 if answers else self.settings.positions_behind
         before = continued_turn(self.topology, self.outer_links, (round_index, role))
@@ -277,6 +273,22 @@ class Run:
         prompt.where = where
         self.usage.count("prompt_tokens", tokens)
         return prompt
+
+    def _new_builders(self, role: str) -> dict[str, PromptBuilder]:
+        """What builds the prompts of the roles that run one model with a role."""
+        rows: dict[str, dict[str, list]] = {}
+        uses: dict[str, int] = {}
+        for round_index, other in self.schedule:
+            if self.agents[other].model is not self.agents[role].model or other in self._builders:
+                continue
+            phase, renderer = self.settings.phase(round_index), self.system.renderers[other]
+            if phase not in rows.setdefault(other, {}):
+                system, template = template_for(self.settings.prompts, other, self.settings.task, phase)
+                chat = renderer.render(system, template)
+                rows[other][phase] = [renderer.cut(chat, as_inputs(question)) for question in self.questions]
+            before = continued_turn(self.topology, self.outer_links, (round_index, other))
+            uses[other] = uses.get(other, 0) + (before is None or not self.settings.thinks)
+        return prompt_builders({other: self.agents[other] for other in rows}, rows, uses)
 
     def _messages(self, round_index: int, role: str) -> dict[str, list]:
         """Source role -> what it sent to each row, or stands in for it: the slots of a role's prompt in a round."""
@@ -351,17 +363,17 @@ def solve_batch(
     answer: AnswerSettings,
     on_turn: Callable[[int, str], None] | None = None,
     on_step: Callable[[], object] | None = None,
-    kind: Callable[..., Any] = Run,
+    pace: Callable[[Run], Any] = lambda run: run,
 ) -> list[Solution] | None:
     """Answers a batch of questions; `None` where memory does not suffice for so many side by side.
 
-    `kind` is `Run`, or what runs in its way.
+    `pace` gives what takes a run's turns.
 
     Raises:
         OutOfMemoryError: see `validate_halving`.
     """
     try:
-        run = kind(system, questions, settings, answer.generation_config, on_turn, on_step, answer.message_tools)
+        run = pace(Run(system, questions, settings, answer.generation_config, on_turn, on_step, answer.message_tools))
         return run.answer(run.decoder_prompt(answer.reuse), answer)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

@@ -15,11 +15,11 @@ keeps between the rounds of a batch is a cache), so that batches whose actor die
 import math
 import threading
 import time
-import uuid
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import ray
@@ -28,6 +28,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.exceptions import OutOfMemoryError as MachineOutOfMemoryError
 from transformers.utils import logging
 
+from ..depth_recursivemas import Settling
 from ..engine_recursivemas import Run, validate_halving
 from ..errors_recursivemas import AgentLostError, ConfigError, InputError
 from ..generation_recursivemas import AnswerSettings
@@ -37,6 +38,7 @@ from ..modeling_recursivemas import RecursiveMASModel
 from ..prompts_recursivemas import Question, as_text
 from ..runs_recursivemas import RunSettings
 from ..solutions_recursivemas import USAGE, Solution
+from .jobs import Job, Sent, some
 
 OPTIONS = ("num_cpus", "num_gpus", "resources", "device", "replicas")
 TURNS_AHEAD = 2  # that an actor has at most: one runs, the next is there, so that it never waits for this process
@@ -72,16 +74,20 @@ class AgentWorker:
         batch: str,
         questions: list[Question],
         settings: tuple[dict[str, Any], dict[str, Any]],
+        rounds: int | None,
         turn: tuple[int, str],
-        keys: list,
+        keys: list[tuple[tuple, list[int] | None]],
+        parted: None,
         *received: Any,
     ) -> Any:
         """Takes a role's turn in a round.
 
         Args:
             batch: names the batch and the attempt at it.
+            rounds: of the run, where its rows have settled.
             turn: round (1 is the first) and role.
-            keys: what `received` is: keys of the run's `latents` or `texts`.
+            keys: what `received` is: keys of the run's `latents` or `texts`, and which rows, where not all.
+            parted: what `part` gave, which stops the turn where it failed.
             received: latents (see `pack`) or texts.
 
         Returns:
@@ -92,14 +98,16 @@ class AgentWorker:
         run_settings, answer = RunSettings(**settings[0]), AnswerSettings(**settings[1])
         run = self.runs.get(batch)
         if run is None:
+            if rounds is not None:
+                run_settings = replace(run_settings, num_rounds=rounds, settling=None)
             run = self.runs[batch] = Run(
                 self.mas, questions, run_settings, answer.generation_config, tools=answer.message_tools
             )
-        for key, sent in zip(keys, received, strict=True):
+        for (key, rows), sent in zip(keys, received, strict=True):
             if len(key) == 2:
-                run.texts[key] = sent
+                run.texts[key] = some(sent, rows)
             else:
-                run.latents[key] = unpack(sent)
+                run.latents[key] = some(unpack(sent), rows)
         if turn == run.schedule[-1]:
             with torch.no_grad():
                 prompt = run.last_prompt(answer.reuse)
@@ -110,6 +118,26 @@ class AgentWorker:
         sends = sent_keys(run, turn)
         return usage, *(run.texts[key] if len(key) == 2 else pack(run.latents.pop(key)) for key in sends)
 
+    @torch.no_grad()
+    def read_out(self, role: str, sent: Any) -> list[str]:
+        """What latents (see `pack`) that a role receives say, for each row."""
+        return self.mas.agents[role].read_out_rows(unpack(sent))
+
+    def part(self, batch: str, parts: list[tuple[str, list[int], int | None]], parted: None) -> None:
+        """Rows of a batch go on apart.
+
+        Args:
+            batch: see `turn`; it is forgotten.
+            parts: the name of each part, its rows, and where they have settled, the number of rounds.
+            parted: what this gave for the batch itself, see `turn`.
+        """
+        run = self.runs.pop(batch, None)
+        if run is None:  # the actor has only read what was sent
+            return
+        for name, rows, rounds in parts:
+            settings = None if rounds is None else replace(run.settings, num_rounds=rounds, settling=None)
+            self.runs[name] = run.narrowed(rows, settings)
+
     def forget(self, batch: str) -> None:
         """Drops what is kept of a batch."""
         self.runs.pop(batch, None)
@@ -118,8 +146,9 @@ class AgentWorker:
 
 def sent_keys(run: Run, turn: tuple[int, str]) -> list[tuple]:
     """What a turn sends: keys of the run's `texts`, (round, role), and `latents`, (round, source, target)."""
-    links = run.topology.receivers(turn[1], turn[0], run.settings.num_rounds) if run.settings.thinks else ()
-    return [turn] * run.settings.writes + [(*turn, link.target) for link in links]
+    links = run.topology.outgoing(turn[1]) if run.settings.thinks else ()
+    heard = [link for link in links if (turn[0] + link.feedback, link.target) in run.schedule]
+    return [turn] * run.settings.writes + [(*turn, link.target) for link in heard]
 
 
 def pack(latents: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
@@ -130,35 +159,6 @@ def pack(latents: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:
 def unpack(packed: tuple[torch.Tensor, list[int]]) -> list[torch.Tensor]:
     """The inverse of `pack`."""
     return list(packed[0].split(packed[1]))
-
-
-@dataclass
-class Job:
-    """A batch under way."""
-
-    index: int
-    questions: list[Question]
-    schedule: list[tuple[int, str]]
-    start: int = 0  # of the questions in their batch, which memory may part
-    attempt: int = 1
-    name: str = field(default_factory=lambda: uuid.uuid4().hex)  # never another job's, whatever became of that
-    actors: dict[str, ray.actor.ActorHandle] = field(default_factory=dict)  # host -> the replica that has its cache
-    waiting: list[tuple[int, str]] = field(init=False)
-    done: set[tuple[int, str]] = field(default_factory=set)
-    sent: dict[tuple, ray.ObjectRef] = field(default_factory=dict)  # key -> latents or texts
-    usage: dict[str, dict] = field(default_factory=dict)  # host -> its last one
-
-    def __post_init__(self) -> None:
-        self.waiting = list(self.schedule)
-
-    def parts(self, most: int) -> "list[Job]":
-        """Jobs of at most so many questions."""
-        starts = range(0, len(self.questions), most)
-        return [Job(self.index, self.questions[s : s + most], self.schedule, self.start + s) for s in starts]
-
-    def again(self, attempt: int) -> "Job":
-        """The same from its first turn on."""
-        return Job(self.index, self.questions, self.schedule, self.start, attempt)
 
 
 def needs_of(place: dict[str, Any]) -> dict[str, float]:
@@ -350,22 +350,25 @@ class RayExecutor:
             AgentLostError: actors died in all attempts at a batch.
         """
         # Of this run only the schedule and the settings are used.
+        if settings.settling and not Settling(self.mas, settings, 1).turns:  # who answers waits for nobody
+            settings = replace(settings, settling=None)
         run = Run(self.mas, batches[0], settings, answer.generation_config)
         shared = ray.put((vars(settings), vars(answer)))
-        todo = deque(Job(index, questions, run.schedule) for index, questions in enumerate(batches))
+        settle = partial(Settling, self.mas, settings) if settings.settling else None
+        todo = deque(Job(index, questions, run.schedule, settle) for index, questions in enumerate(batches))
         active: list[Job] = []
-        pending: dict[ray.ObjectRef, tuple[Job, tuple[int, str], list]] = {}
-        solved: dict[int, dict[int, list[Solution]]] = defaultdict(dict)  # batch -> start -> what a job gave
+        pending: dict[ray.ObjectRef, tuple[Job, tuple, list]] = {}
+        solved: dict[int, dict[int, Solution]] = defaultdict(dict)  # batch -> row -> what a job gave
         # Back-pressure: no more batches under way than keep every actor busy.
         limit, most = TURNS_AHEAD * len(self._actors), max(map(len, batches))
         try:
             while todo or active:
                 while todo and len(active) < limit:
                     active += todo.popleft().parts(most)
-                load = Counter(job.actors[self.hosts[role]] for job, (_, role), _ in pending.values())
+                load = Counter(job.actors[self.hosts[turn[-1]]] for job, turn, _ in pending.values())
                 for job in active:  # the oldest batch first
                     for turn in [turn for turn in job.waiting if job.done.issuperset(self._senders(turn, run))]:
-                        host = self.hosts[turn[1]]
+                        host = self.hosts[turn[-1]]
                         actor = job.actors.get(host) or min(self.replicas[host], key=load.__getitem__)
                         if load[actor] < TURNS_AHEAD:
                             load[actor] += 1
@@ -379,10 +382,14 @@ class RayExecutor:
                     continue  # an earlier attempt
                 try:
                     value = ray.get(ref)
-                    if turn == run.schedule[-1]:
-                        value = self._finish(job, value, run, answer.return_latents)
+                    if turn == job.answer:
+                        value = self._finish(job, value, answer.return_latents)
+                    else:
+                        self._note(job, turn, value, sent)
+                        going_on = job.waiting or any(other is job for other, _, _ in pending.values())
+                        parts = [job] if job.settling is None or going_on else self._part(job, run)
                 except (*DEATHS, ObjectLostError) as error:
-                    for lost, place in self._lost(job, turn[1], error, active):
+                    for lost, place in self._lost(job, turn[-1], error, active):
                         self._forget(active[place])
                         active[place] = lost
                     continue
@@ -394,21 +401,19 @@ class RayExecutor:
                     again = job.parts(most)
                 else:
                     again = []
-                    job.done.add(turn)
-                    job.sent.update(sent)
-                    if on_turn:
+                    if on_turn and len(turn) == 2:
                         on_turn(*turn)
-                    if turn != run.schedule[-1]:
-                        known = job.usage.setdefault(self.hosts[turn[1]], value)
-                        if len(value["seconds"]) > len(known["seconds"]):  # of a later turn; they may come mixed
-                            job.usage[self.hosts[turn[1]]] = value
+                    if turn != job.answer:
+                        active[active.index(job) : active.index(job) + 1] = parts
                         continue
-                    solved[job.index][job.start] = value
+                    solved[job.index].update(zip(job.rows, value, strict=True))
                 self._forget(job)
                 active[active.index(job) : active.index(job) + 1] = again
-                if not again and sum(map(len, solved[job.index].values())) == len(batches[job.index]):
-                    parts = solved.pop(job.index)
-                    yield job.index, [solution for start in sorted(parts) for solution in parts[start]]
+                if not again and len(solved[job.index]) == len(batches[job.index]):
+                    yield (
+                        job.index,
+                        [solution for _, solution in sorted(solved.pop(job.index).items(), key=itemgetter(0))],
+                    )
         finally:  # an actor goes on to hold a run until it is told
             for job in active:
                 self._forget(job)
@@ -437,7 +442,7 @@ class RayExecutor:
         logger.warning(f"An actor of {role} died, its batches are done again on another: {str(error)[:200]}")
         hit = []
         for place, other in enumerate(active):
-            goes_on = any(self.hosts[role] == host for turn, role in other.schedule if (turn, role) not in other.done)
+            goes_on = any(self.hosts[role] == host for _, role in other.ahead)
             if other is job or (other.actors.get(host) is actor and goes_on):
                 hit.append((other.again(other.attempt + (other is job)), place))
         return hit
@@ -451,34 +456,77 @@ class RayExecutor:
             validate_resources({host: (1, self._needs[host][1])}, NOTICE)
             self.replicas[host][self.replicas[host].index(actor)] = self._starts[host]()
 
-    def _senders(self, turn: tuple[int, str], run: Run) -> list[tuple[int, str]]:
-        """The turns that a turn hears from."""
+    def _note(self, job: Job, turn: tuple, value: Any, sent: list[tuple[tuple, ray.ObjectRef]]) -> None:
+        """Keeps what an actor gave for what a job waited for."""
+        if len(turn) == 3:
+            job.heard[turn] = value
+            return
+        job.done.add(turn)
+        job.sent.update((key, Sent(ref)) for key, ref in sent)
+        known = job.usage.setdefault(self.hosts[turn[1]], value)
+        if len(value["seconds"]) > len(known["seconds"]):  # of a later turn; they may come mixed
+            job.usage[self.hosts[turn[1]]] = value
+        if job.settling is not None and job.settling.signal != "latents":
+            job.waiting += [key for key, _ in sent if len(key) == 3]
+
+    def _part(self, job: Job, run: Run) -> list[Job]:
+        """What goes on in a job's place behind a stage: those of its rows that have settled, and the others."""
+        said: dict[tuple, list] = {}
+        assert job.settling is not None
+        for key in (key for turn in job.settling.turns for key in sent_keys(run, turn)):
+            if len(key) == 2:
+                texts = ray.get(job.sent[key].ref)
+                said |= {(*key, link.target): texts for link in self.topology.outgoing(key[1])}
+            else:
+                said[key] = job.heard.pop(key) if key in job.heard else unpack(ray.get(job.sent[key].ref))
+        departure = job.settling.hear(said)
+        job.waiting = list(job.settling.turns)
+        if not departure.places:
+            return [job]
+        parts = [job.part(departure.places, departure)]
+        about: list[tuple] = [(parts[0].name, departure.places, departure.settings.num_rounds)]
+        if departure.staying:
+            parts.append(job.part(departure.staying))
+            about.append((parts[1].name, departure.staying, None))
+        for host, actor in job.actors.items():
+            parted = actor.part.remote(job.name, about, job.parted.get(host))
+            for part in parts:
+                part.parted[host] = parted
+        return parts
+
+    def _senders(self, turn: tuple, run: Run) -> list[tuple[int, str]]:
+        """The turns that a turn hears from, or whose words a reading reads."""
+        if len(turn) == 3:
+            return [turn[:2]]
         if len(run.schedule) == 1:
             return []
         round_index, role = turn
         return [(round_index - link.feedback, link.source) for link in self.topology.incoming(role, round_index)]
 
-    def _submit(
-        self, job: Job, actor: Any, turn: tuple[int, str], run: Run, settings: ray.ObjectRef
-    ) -> tuple[list, list]:
-        role = turn[1]
+    def _submit(self, job: Job, actor: Any, turn: tuple, run: Run, settings: ray.ObjectRef) -> tuple[list, list]:
+        role = turn[-1]
+        if len(turn) == 3:
+            return [actor.read_out.remote(role, job.sent[turn].ref)], []
         sent = [key for sender in self._senders(turn, run) for key in sent_keys(run, sender)]
         keys = [key for key in sent if len(key) == 2 or key[2] == role]
-        outgoing = sent_keys(run, turn) if turn != run.schedule[-1] else []
-        received = [job.sent[key] for key in keys]
+        outgoing = sent_keys(run, turn) if turn != job.answer else []
+        rounds = None if job.departure is None else job.departure.settings.num_rounds
+        received = [(key, job.sent[key].rows) for key in keys]
         refs = actor.turn.options(num_returns=1 + len(outgoing)).remote(
-            job.name, job.questions, settings, turn, keys, *received
+            *(job.name, job.questions, settings, rounds, turn, received, job.parted.get(self.hosts[role])),
+            *(job.sent[key].ref for key in keys),
         )
         return (refs if outgoing else [refs]), outgoing
 
-    def _finish(self, job: Job, rows: list[dict], run: Run, return_latents: bool) -> list[Solution]:
+    def _finish(self, job: Job, rows: list[dict], return_latents: bool) -> list[Solution]:
         """Adds to the decoding agent's solutions what the other actors used and sent."""
         others = [usage for host, usage in job.usage.items() if host != self.hosts[self.topology.decoding_role]]
         texts, latents = {}, {}
-        if run.settings.writes:
-            texts = {key: ray.get(job.sent[key]) for key in job.schedule[:-1]}
-        if return_latents:
-            latents = {key: unpack(ray.get(ref)) for key, ref in job.sent.items() if len(key) == 3}
+        for key, sent in job.sent.items():
+            if len(key) == 2:
+                texts[key] = some(ray.get(sent.ref), sent.rows)
+            elif return_latents:
+                latents[key] = some(unpack(ray.get(sent.ref)), sent.rows)
         solutions = []
         for index, fields in enumerate(rows):
             usage = fields["usage"]
@@ -486,6 +534,8 @@ class RayExecutor:
                 for name in USAGE:
                     usage[name] += other[name][index]
                 usage["seconds"] |= other["seconds"]
+            if job.departure is not None:
+                usage["turns"] = job.departure.turns
             fields["messages"] = {key: each[index] for key, each in texts.items()} or None
             fields["latents"] = {key: each[index] for key, each in latents.items()} or None
             solutions.append(Solution(**fields))

@@ -87,9 +87,10 @@ def test_what_a_smaller_number_of_rounds_needs_is_computed_though_the_largest_do
     assert len(set(assert_laws(mas, "latents"))) > 1
 
 
-def test_messages_of_text_settle_too(chain):
-    """A message that is a copy of the one before ends the recursion."""
-    settling = {"signal": "rounds", "threshold": 1.0, "max_rounds": MOST}
+@pytest.mark.parametrize("signal", ["rounds", "latents"])
+def test_messages_of_text_settle_too(chain, signal):
+    """A message that is a copy of the one before ends the recursion; where latents would be compared, texts are."""
+    settling = {"signal": signal, "threshold": 1.0, "max_rounds": MOST}
     solutions = chain.solve(QUESTIONS, num_rounds="auto", mode="text", settling=settling, max_new_tokens=8)
     fixed = chain.solve(QUESTIONS, num_rounds=1, mode="text", max_new_tokens=8)
     assert [s.text for s in solutions] == [s.text for s in fixed]

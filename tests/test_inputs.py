@@ -151,13 +151,13 @@ BAD = [
 def test_unknown_and_missing_fields_are_refused_before_any_compute(
     pair, monkeypatch, door, questions, settings, message
 ):
-    monkeypatch.setattr(answering, "kind_of_run", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(answering, "paced", lambda *_: pytest.fail("computed"))
     with pytest.raises(InputError, match=f"(?s){message}"):
         getattr(pair, door)(questions, **settings)
 
 
 def test_tokens_are_a_question_without_fields(pair, chain, monkeypatch):
-    monkeypatch.setattr(answering, "kind_of_run", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(answering, "paced", lambda *_: pytest.fail("computed"))
     with pytest.raises(InputError, match=r"(?s)lacks a field.*without facts"):
         pair.generate(**pair.tokenizer("Why?", return_tensors="pt"))
     with pytest.raises(InputError, match=r"(?s)no prompt names.*'facts'"):

@@ -236,7 +236,7 @@ def test_a_link_of_the_wrong_width_does_not_enter_a_composite(chain):
     ],
 )
 def test_bad_input_is_refused_before_any_compute(chain, monkeypatch, arguments, message):
-    monkeypatch.setattr(answering, "kind_of_run", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(answering, "paced", lambda *_: pytest.fail("computed"))
     with pytest.raises(RecursiveMASError, match=message):
         chain.solve(**{"questions": QUESTIONS, **arguments})
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from recursivemas.errors_recursivemas import AgentLostError, ConfigError, InputError
 from recursivemas.system_loader import load_mas_system
+from test_depth import MOST, seen, telling
 from tiny import tiny_system
 
 ray = pytest.importorskip("ray")
@@ -67,6 +68,57 @@ def test_actors_give_the_same_answers_in_the_order_of_the_questions(local, remot
         assert set(one.latents or {}) == set(other.latents or {})
         for key in one.latents or {}:
             torch.testing.assert_close(one.latents[key], other.latents[key], atol=1e-5, rtol=1e-5)
+
+
+def adaptively(local):
+    """Settings with which the questions take different numbers of rounds."""
+    threshold = telling(seen(local, QUESTIONS, latent_steps=5), "latents")
+    return by_themselves("latents", threshold)
+
+
+def by_themselves(signal, threshold, **way):
+    settling = {"signal": signal, "threshold": threshold, "max_rounds": MOST}
+    return {**SETTINGS, "num_rounds": "auto", "batch_size": 4, "return_latents": True, "settling": settling, **way}
+
+
+def assert_same_rounds(local, remote, settings):
+    expected, got = local.solve(QUESTIONS, **settings), remote.solve(QUESTIONS, **settings)
+    for one, other in zip(expected, got, strict=True):
+        assert one.text == other.text and one.messages == other.messages
+        for name in ("rounds", "turns", "prompt_tokens", "latent_positions", "slot_positions", "new_tokens"):
+            assert one.usage[name] == other.usage[name], name
+        assert set(one.latents or {}) == set(other.latents or {})
+        for key in one.latents or {}:
+            torch.testing.assert_close(one.latents[key], other.latents[key], atol=1e-4, rtol=1e-4)
+    return {solution.usage["rounds"] for solution in got}
+
+
+def test_rows_leave_by_themselves_over_actors_as_in_one_process(local, remote):
+    assert len(assert_same_rounds(local, remote, adaptively(local))) > 1
+    for actor in remote.executor._actors:
+        assert ray.get(actor.__ray_call__.remote(lambda worker: len(worker.runs))) == 0
+
+
+@pytest.mark.parametrize(("signal", "mode"), [("rounds", "latent"), ("turns", "latent"), ("rounds", "text")])
+def test_what_is_sent_is_read_where_it_is_received_and_settles_as_in_one_process(local, remote, signal, mode):
+    assert assert_same_rounds(local, remote, by_themselves(signal, 0.6, mode=mode)) != {MOST}
+
+
+@pytest.mark.parametrize("turn", [(2, "judge"), (3, "left")], ids=str)
+def test_rows_whose_actors_die_take_as_many_rounds(local, remote, monkeypatch, turn):
+    settings = adaptively(local)
+    killed = killing(monkeypatch, remote.executor, turn[-1], turn, times=1)
+    assert len(assert_same_rounds(local, remote, settings)) > 1
+    assert len(killed) == 1
+
+
+def test_a_first_round_that_nobody_speaks_before_is_answered_at_once(local, remote):
+    settling = {"signal": "rounds", "threshold": 0, "max_rounds": 1}
+    settings = {**SETTINGS, "num_rounds": "auto", "settling": settling}
+    for one, other in zip(local.solve(QUESTIONS, **settings), remote.solve(QUESTIONS, **settings), strict=True):
+        assert (
+            one.text == other.text and other.usage["rounds"] == 1 and one.usage["turns"] == other.usage["turns"] == 3
+        )
 
 
 def test_the_calling_process_holds_no_weights(remote):
@@ -221,7 +273,7 @@ def test_names_of_jobs_do_not_repeat():
     jobs = [Job(0, ["Why?"], [(1, "judge")]) for _ in range(100)]
     parts = Job(0, ["Why?"] * 5, [(1, "judge")]).parts(2)
     assert len({job.name for job in [*jobs, *parts]}) == 103
-    assert [(part.start, len(part.questions)) for part in parts] == [(0, 2), (2, 2), (4, 1)]
+    assert [part.rows for part in parts] == [[0, 1], [2, 3], [4]]
 
 
 def test_a_batch_without_memory_is_halved_by_actors_too(local, remote, monkeypatch):

@@ -86,7 +86,7 @@ def test_generate_and_a_run_of_as_many_rounds_as_needed_have_them_too(mas, monke
     monkeypatch.setattr(
         AdaptiveRun,
         "_listen",
-        lambda self, run, rows, turns: said.extend(run.texts.values()) or original(self, run, rows, turns),
+        lambda self, run, turns: said.extend(run.texts.values()) or original(self, run, turns),
     )
     settling = {"signal": "turns", "threshold": 0, "max_rounds": 2}
     mas.solve(QUESTIONS[:1], num_rounds="auto", settling=settling, mode="text", max_new_tokens=4, message_tokens=40)

@@ -369,8 +369,8 @@ TOPOLOGY = [
     ),
     remote(
         "all-rows-answer-with-the-most-rounds",
-        "settings = replace(run.settings, num_rounds=num_rounds, settling=None)",
-        "settings = replace(run.settings, settling=None)",
+        "settings = replace(self.settings, num_rounds=ready or self.settings.num_rounds, settling=None)",
+        "settings = replace(self.settings, settling=None)",
         "depth::test_rows_leave_by_themselves_and_answer_as_alone_and_as_with_so_many_rounds[latents]",
     ),
     remote(
@@ -381,8 +381,8 @@ TOPOLOGY = [
     ),
     remote(
         "rows-that-leave-take-anothers-head-along",
-        "other._heads = [self._heads[row] for row in rows] if self._heads and whole else []",
-        "other._heads = self._heads[: len(rows)] if self._heads and whole else []",
+        "other.rows = [self.rows[row] for row in rows]",
+        "other.rows = self.rows[: len(rows)]",
         "caches::test_rows_that_are_left_of_a_batch_go_on_behind_their_own_heads[before the heads are read]",
     ),
     remote(
@@ -921,8 +921,8 @@ AGENT = [
 BATCHING = [
     remote(
         "ragged-tails-on-a-window",
-        "return None if len(tails) > 1 and not self._holes else (self._prefix, cache)",
-        "return self._prefix, cache",
+        "return None if len(tails) > 1 and not self._holes else self._heads",
+        "return self._heads",
         "engine::test_tails_of_different_lengths_are_exact_for_every_kind_of_cache",
     ),
     remote(
@@ -957,8 +957,8 @@ BATCHING = [
     ),
     remote(
         "ragged-heads-on-a-window",
-        "shared = _common(heads) if self._holes else []",
-        "shared = _common(heads)",
+        "shared = _shared_length(heads) if self._holes else 0",
+        "shared = _shared_length(heads)",
         "engine::test_the_fast_path_equals_the_slow_reference[gemma3_text-qwen2-7-2]",
     ),
     remote(
@@ -972,6 +972,42 @@ BATCHING = [
         "if (uses - 1) * min(map(len, heads)) <= PASS_COST:",
         "if True:",
         "caches::test_generate_reads_no_more_than_solve",
+    ),
+    remote(
+        "roles-share-no-head",
+        "if others * (min(map(len, rows)) - max(done)) > PASS_COST:",
+        "if False:",
+        "heads::test_what_the_prompts_of_two_roles_of_one_base_start_with_is_read_once[1]",
+    ),
+    remote(
+        "an-adapters-head-for-its-base",
+        "if self.agents[other].model is not self.agents[role].model or other in self._builders:",
+        "if other in self._builders:",
+        "heads::test_a_role_with_an_adapter_reads_its_own_head",
+    ),
+    remote(
+        "roles-write-behind-one-head-in-one-place",
+        "own.keys, own.values, own._rooms = keys[rows], values[rows], {}",
+        "own.keys, own.values = keys[rows], values[rows]",
+        "heads::test_rows_that_leave_go_on_behind_their_own_part_of_what_roles_share[behind both]",
+    ),
+    remote(
+        "roles-share-a-window",
+        "if _skips_holes(first) and first.traits.reads_on:",
+        "if True:",
+        "heads::test_what_keeps_no_positions_is_read_by_each_role",
+    ),
+    remote(
+        "keys-kept-behind-the-last-turn",
+        "del self._builders[role]  # with",
+        "pass  # with",
+        "heads::test_a_run_keeps_no_keys_and_values_of_a_role_behind_its_last_turn",
+    ),
+    remote(
+        "heads-for-who-goes-on-from-a-memory",
+        "(before is None or not self.settings.thinks)",
+        "1",
+        "heads::test_working_memory_that_is_handed_on_needs_no_head",
     ),
     remote(
         "latents-counted-as-tokens",
