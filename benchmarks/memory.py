@@ -13,7 +13,8 @@ from ..modeling_recursivemas import RecursiveMASModel
 from ..training.arguments import LinkTrainingArguments
 from ..training.data import Encoder, read_rows
 from ..training.objectives import OuterObjective, OuterSettings
-from ..training.plan import LiveBytes, plan_of
+from ..training.plan import plan_of
+from ..training.rehearsal import LiveBytes
 from .harness import Option, chosen, row
 from .systems import random_base, random_questions, random_system
 
@@ -21,6 +22,7 @@ OPTIONS = {
     "question_tokens": Option("lengths of the question", [256], [64]),
     "batch_size": Option("rows of a step", 2),
     "rounds": Option("recursion rounds", 2),
+    "latent_steps": Option("latent steps", 8, 4),
 }
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -54,6 +56,7 @@ def _bytes(arguments: argparse.Namespace, length: int, settings: dict[str, Any])
     mas = random_system([arguments.shape] * 2, arguments.dtype, arguments.device)
     first, second = mas.agents
     config = copy.deepcopy(mas.config)
+    config.latent_steps = arguments.latent_steps
     later = f"<|latents:{second}|><|question|>"
     config.prompts = {
         first: {"default": {"first": "<|question|>", "feedback": later}},
@@ -77,7 +80,7 @@ def _bytes(arguments: argparse.Namespace, length: int, settings: dict[str, Any])
         output="x",
         use_cpu=True,
         dtype=str(arguments.dtype),
-        max_length=max(words) + targets + mas.config.latent_steps - 1,
+        max_length=max(words) + targets + mas.config.latent_steps,
         per_device_train_batch_size=arguments.batch_size,
         num_rounds=arguments.rounds,
         **settings,

@@ -10,7 +10,8 @@ from recursivemas.system_loader import released_shape, released_styles
 from recursivemas.training.arguments import LinkTrainingArguments
 from recursivemas.training.data import Encoder, read_rows
 from recursivemas.training.objectives import OuterObjective, OuterSettings
-from recursivemas.training.plan import LiveBytes, plan_of
+from recursivemas.training.plan import plan_of
+from recursivemas.training.rehearsal import LiveBytes
 from tiny import tiny_chain
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz " * 10

@@ -410,8 +410,7 @@ class OuterObjective(LinkObjective):
         if says and (stage in self.weights or self.settings.latents == "teacher"):
             prompt, _ = build([target[:-1] for target in targets])
             states = target_states(agent, prompt, targets)
-            if self.settings.layer_checkpointing:
-                forget(prompt.past_key_values)
+            forget(prompt.past_key_values)
             if stage in self.weights and self.settings.loss == "distill":
                 losses = divergence(agent, on_the_right(self._text_states(role, parts), states), states)
             elif stage in self.weights:
@@ -456,9 +455,8 @@ class OuterObjective(LinkObjective):
             rollout = agent.rollout(
                 new, prompt.attention_mask, self.latent_steps, cache, self.halting, self.control_tokens
             )
-        if through and self.settings.layer_checkpointing:
-            forget(cache)
-            forget(prompt.past_key_values)
+        forget(cache)
+        forget(prompt.past_key_values)
         if keep:
             exact = torch.promote_types(rollout.hidden_states.dtype, rollout.latents.dtype)
             pairs = torch.stack([rollout.hidden_states.to(exact), rollout.latents.to(exact)], dim=1)
