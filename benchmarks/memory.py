@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from ..modeling_recursivemas import RecursiveMASModel
 from ..training.arguments import LinkTrainingArguments
 from ..training.data import Encoder, read_rows
@@ -52,14 +54,14 @@ def _own_base() -> Iterator[None]:
 
 
 def _bytes(arguments: argparse.Namespace, length: int, settings: dict[str, Any]) -> tuple[int, int]:
-    """The planned and the measured peak of a step beside weights, gradients of the links included."""
+    """The planned and the measured peak of a step beside weights, links and their gradients."""
     mas = random_system([arguments.shape] * 2, arguments.dtype, arguments.device)
     first, second = mas.agents
     config = copy.deepcopy(mas.config)
     config.latent_steps = arguments.latent_steps
     later = f"<|latents:{second}|><|question|>"
-    config.prompts = {
-        first: {"default": {"first": "<|question|>", "feedback": later}},
+    config.prompts = {  # all as long: letters in place of latents where nothing is received
+        first: {"default": {"first": "x" * config.latent_steps + "<|question|>", "feedback": later}},
         second: {"default": dict.fromkeys(("first", "feedback"), f"<|latents:{first}|><|question|>")},
     }
     mas = RecursiveMASModel(config, dict(mas.agents.items()), dict(mas.outer_links.items()))
@@ -74,6 +76,8 @@ def _bytes(arguments: argparse.Namespace, length: int, settings: dict[str, Any])
     parts = [part for example in examples for part in example.parts.values()]
     words = [sum(len(piece) for piece in part.pieces if isinstance(piece, list)) for part in parts]
     targets = max(len(part.target_ids) for part in parts)
+    for parameter in objective.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # planned with the links
     with LiveBytes() as live:
         objective(examples)["loss"].backward()
     plan = LinkTrainingArguments(
@@ -87,5 +91,4 @@ def _bytes(arguments: argparse.Namespace, length: int, settings: dict[str, Any])
     )
     models: Any = {role: agent.model.config for role, agent in mas.agents.items()}
     planned = plan_of("outer", plan, mas.config, models, targets=targets)["parts"]
-    gradients = sum(parameter.nbytes for parameter in objective.parameters())
-    return planned["activations"] + planned["logits"] + gradients, live.peak
+    return planned["activations"] + planned["logits"], live.peak
