@@ -28,7 +28,7 @@ from ..thinking_recursivemas import Rollout
 from .caches import differentiable_cache, forget, in_chunks
 from .data import Example, Part
 from .layers import keep_only_inputs
-from .losses import IGNORE_INDEX, TargetStates, cross_entropy, divergence, row_means
+from .losses import IGNORE_INDEX, TargetStates, cross_entropy, divergence, in_parts, row_means
 from .start import fit_linear_path
 from .store import TensorStore
 
@@ -238,7 +238,8 @@ class InnerObjective(LinkObjective):
         labels = [[0] * n + [IGNORE_INDEX] * (max(lengths) - n) for n in lengths]
         hidden_states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         states = TargetStates(hidden_states, torch.tensor(labels, device=agent.device), lengths)
-        return states, self.references[role](hidden_states).float()
+        wanted = in_parts(agent, lambda known: self.references[role](known).float(), hidden_states)
+        return states, wanted.view(hidden_states.shape)
 
     def _roll_out(self, role: str, parts: list[Part]) -> None:
         """Renews the states that the link meets in its own rollouts, for some rows of each phase of the run."""

@@ -50,7 +50,7 @@ from .run import DEFAULT_INNER_KIND, inner_settings, outer_settings, trained_lin
 from .store import TensorStore
 
 POSITIONS = 4096  # of prompt and target where nobody says, and the agents have as many
-LAYERS = 2  # of a model, and one more, that are rehearsed where all are alike
+FEW = 2  # layers of a model, where all are alike, and latent steps that are rehearsed, and one more
 ADAM = 2  # values of AdamW beside each weight
 
 
@@ -222,19 +222,19 @@ def _largest(
     layers' checkpointing, where each latent step keeps all keys anew, by evenly more: few of each are rehearsed.
     """
     steps = arguments.latent_steps or objective.mas.config.latent_steps
-    few = [2, 3] if arguments.layer_checkpointing else [2, 3, 4, 5]
+    few = range(FEW, FEW + (2 if arguments.layer_checkpointing else 4))
     teacher = isinstance(objective, OuterObjective) and arguments.latents == "teacher"
     counts = [steps] if teacher or steps <= few[-1] else few
     decoders = list({id(agent.decoder): agent.decoder for agent in objective.mas.agents.values()}.values())
     alike = [decoder for decoder in decoders if _alike(decoder)]
     found = []  # of each count of steps, the parts with all layers
     for count in counts:
-        with _cut(dict.fromkeys(alike, LAYERS)):
+        with _cut(dict.fromkeys(alike, FEW)):
             least = _rehearse(objective, arguments, positions, targets, count)
         whole = least
         for decoder in alike:
-            missing = decoder.config.num_hidden_layers - LAYERS
-            with _cut(dict.fromkeys(alike, LAYERS) | {decoder: LAYERS + 1}):
+            missing = decoder.config.num_hidden_layers - FEW
+            with _cut(dict.fromkeys(alike, FEW) | {decoder: FEW + 1}):
                 more = _rehearse(objective, arguments, positions, targets, count)
             whole = whole + missing * (more - least)
         found.append(whole)
@@ -303,7 +303,7 @@ def _told(objective: LinkObjective, steps: int, begins: Callable[[], None]) -> I
 
 def _alike(decoder: PreTrainedModel) -> bool:
     """Whether all layers of a model are of the same kind and size, and more than are rehearsed."""
-    if not isinstance(getattr(decoder, "layers", None), nn.ModuleList) or len(decoder.layers) <= LAYERS + 1:
+    if not isinstance(getattr(decoder, "layers", None), nn.ModuleList) or len(decoder.layers) <= FEW + 1:
         return False
     kinds = {
         tuple((type(m), *((n, v) for n, v in vars(m).items() if isinstance(v, int | float | str) and n != "layer_idx"))
