@@ -57,6 +57,8 @@ def _bytes(arguments: argparse.Namespace, length: int, settings: dict[str, Any])
     """The planned and the measured peak of a step beside weights, links and their gradients."""
     mas = random_system([arguments.shape] * 2, arguments.dtype, arguments.device)
     first, second = mas.agents
+    for agent in mas.agents.values():  # nothing in front of a slot
+        agent.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     config = copy.deepcopy(mas.config)
     config.latent_steps = arguments.latent_steps
     later = f"<|latents:{second}|><|question|>"
@@ -74,7 +76,7 @@ def _bytes(arguments: argparse.Namespace, length: int, settings: dict[str, Any])
     read, report = read_rows(data, mas.topology.roles, arguments.rounds)
     examples = Encoder(mas).examples(read, [objective.schedule], report)
     parts = [part for example in examples for part in example.parts.values()]
-    words = [sum(len(piece) for piece in part.pieces if isinstance(piece, list)) for part in parts]
+    words = [sum(len(p) if isinstance(p, list) else config.latent_steps for p in part.pieces) for part in parts]
     targets = max(len(part.target_ids) for part in parts)
     for parameter in objective.parameters():
         parameter.grad = torch.zeros_like(parameter)  # planned with the links
@@ -84,7 +86,7 @@ def _bytes(arguments: argparse.Namespace, length: int, settings: dict[str, Any])
         output="x",
         use_cpu=True,
         dtype=str(arguments.dtype),
-        max_length=max(words) + targets + mas.config.latent_steps,
+        max_length=max(words) + targets,
         per_device_train_batch_size=arguments.batch_size,
         num_rounds=arguments.rounds,
         **settings,

@@ -29,8 +29,9 @@ def step(mas, rounds=2, **settings):
     read, report = read_rows(rows, mas.topology.roles, rounds)
     examples = Encoder(mas).examples(read, [objective.schedule], report)
     parts = [part for example in examples for part in example.parts.values()]
-    words = max(sum(len(piece) for piece in part.pieces if isinstance(piece, list)) for part in parts)
-    return objective, examples, words + len(parts[0].target_ids) + mas.config.latent_steps, settings
+    steps = mas.config.latent_steps
+    words = max(sum(len(piece) if isinstance(piece, list) else steps for piece in part.pieces) for part in parts)
+    return objective, examples, words + len(parts[0].target_ids), settings
 
 
 def chain():
