@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from ..modeling_recursivemas import RecursiveMASModel
 from ..training.arguments import LinkTrainingArguments
 from ..training.data import Encoder, read_rows
 from ..training.objectives import OuterObjective, OuterSettings
-from ..training.plan import LiveBytes, plan_of
+from ..training.plan import plan_of
+from ..training.rehearsal import LiveBytes
 from .harness import Option, chosen, row
 from .systems import random_base, random_questions, random_system
 
@@ -21,6 +24,7 @@ OPTIONS = {
     "question_tokens": Option("lengths of the question", [256], [64]),
     "batch_size": Option("rows of a step", 2),
     "rounds": Option("recursion rounds", 2),
+    "latent_steps": Option("latent steps", 8, 4),
 }
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -50,13 +54,16 @@ def _own_base() -> Iterator[None]:
 
 
 def _bytes(arguments: argparse.Namespace, length: int, settings: dict[str, Any]) -> tuple[int, int]:
-    """The planned and the measured peak of a step beside weights, gradients of the links included."""
+    """The planned and the measured peak of a step beside weights, links and their gradients."""
     mas = random_system([arguments.shape] * 2, arguments.dtype, arguments.device)
     first, second = mas.agents
+    for agent in mas.agents.values():  # nothing in front of a slot
+        agent.tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     config = copy.deepcopy(mas.config)
+    config.latent_steps = arguments.latent_steps
     later = f"<|latents:{second}|><|question|>"
-    config.prompts = {
-        first: {"default": {"first": "<|question|>", "feedback": later}},
+    config.prompts = {  # all as long: letters in place of latents where nothing is received
+        first: {"default": {"first": "x" * config.latent_steps + "<|question|>", "feedback": later}},
         second: {"default": dict.fromkeys(("first", "feedback"), f"<|latents:{first}|><|question|>")},
     }
     mas = RecursiveMASModel(config, dict(mas.agents.items()), dict(mas.outer_links.items()))
@@ -69,20 +76,21 @@ def _bytes(arguments: argparse.Namespace, length: int, settings: dict[str, Any])
     read, report = read_rows(data, mas.topology.roles, arguments.rounds)
     examples = Encoder(mas).examples(read, [objective.schedule], report)
     parts = [part for example in examples for part in example.parts.values()]
-    words = [sum(len(piece) for piece in part.pieces if isinstance(piece, list)) for part in parts]
+    words = [sum(len(p) if isinstance(p, list) else config.latent_steps for p in part.pieces) for part in parts]
     targets = max(len(part.target_ids) for part in parts)
+    for parameter in objective.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # planned with the links
     with LiveBytes() as live:
         objective(examples)["loss"].backward()
     plan = LinkTrainingArguments(
         output="x",
         use_cpu=True,
         dtype=str(arguments.dtype),
-        max_length=max(words) + targets + mas.config.latent_steps - 1,
+        max_length=max(words) + targets,
         per_device_train_batch_size=arguments.batch_size,
         num_rounds=arguments.rounds,
         **settings,
     )
     models: Any = {role: agent.model.config for role, agent in mas.agents.items()}
     planned = plan_of("outer", plan, mas.config, models, targets=targets)["parts"]
-    gradients = sum(parameter.nbytes for parameter in objective.parameters())
-    return planned["activations"] + planned["logits"] + gradients, live.peak
+    return planned["activations"] + planned["logits"], live.peak

@@ -134,8 +134,8 @@ def in_chunks(cache: Cache) -> Cache:
 def forget(cache: Cache | None) -> None:
     """Empties a cache that nobody reads any more.
 
-    Its keys know the layers that made them, which, where only inputs are kept, know the cache: in a pass that was
-    only computed again nothing else would undo that circle, and it would stay for ever.
+    Its keys hold all that they were computed from: in a builder's cache, the whole of a stage that is over. And where
+    only inputs of layers are kept, these know the cache: nothing else would undo that circle.
     """
     for layer in [] if cache is None else cache.layers:
         for name in ("keys", "values"):

@@ -1,8 +1,7 @@
 """Activation checkpointing inside agents: of each layer only the input is kept, and the layer is computed again."""
 
-import copy
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -56,28 +55,57 @@ class CheckpointedForward:
             return self.forward(hidden_states, *args, **kwargs)
         cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
         layer = None if cache is None else cache.layers[self.index]
-        before, first = _state(layer), True
+        # Tensors are the checkpoint's own arguments: held by it alone, they go where a stage is computed again.
+        tensors: list[torch.Tensor] = [hidden_states]
+        given = _without_tensors([args, kwargs, _state(layer)], tensors)
+        first = True
 
-        def compute(hidden_states: torch.Tensor) -> Any:
+        def compute(*tensors: torch.Tensor) -> Any:
             nonlocal first
+            args, kwargs, before = _with_tensors(given, tensors)
             if first or layer is None:
                 first = False
-                return self.forward(hidden_states, *args, **kwargs)
+                return self.forward(tensors[0], *args, **kwargs)
             now = _state(layer)
-            vars(layer).update(_copied(before))
+            vars(layer).update(before)
             try:
-                return self.forward(hidden_states, *args, **kwargs)
+                return self.forward(tensors[0], *args, **kwargs)
             finally:
                 vars(layer).update(now)
 
-        return checkpoint(compute, hidden_states, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(compute, *tensors, use_reentrant=False, preserve_rng_state=False)
+
+
+class _Place(NamedTuple):
+    """Stands where a tensor stood."""
+
+    index: int
 
 
 def _state(layer: Any) -> dict[str, Any]:
-    """What a layer of a cache holds."""
-    return {} if layer is None else _copied(vars(layer))
+    """What a layer of a cache holds. Tables are copied, tensors are not: nothing writes into those under gradients."""
+    tensors: list[torch.Tensor] = []
+    return {} if layer is None else _with_tensors(_without_tensors(vars(layer), tensors), tensors)
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """Tables are copied, tensors are not: nothing writes into those where gradients flow."""
-    return {name: copy.copy(value) if isinstance(value, list | dict) else value for name, value in state.items()}
+def _without_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """A copy of nested tables with places for tensors, which are appended; not for those of a class of their own."""
+    if type(value) is torch.Tensor:
+        tensors.append(value)
+        return _Place(len(tensors) - 1)
+    if type(value) is dict:
+        return {name: _without_tensors(each, tensors) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_without_tensors(each, tensors) for each in value)
+    return value
+
+
+def _with_tensors(value: Any, tensors: Sequence[torch.Tensor]) -> Any:
+    """The same with tensors in their places."""
+    if type(value) is _Place:
+        return tensors[value.index]
+    if type(value) is dict:
+        return {name: _with_tensors(each, tensors) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_with_tensors(each, tensors) for each in value)
+    return value

@@ -59,15 +59,15 @@ def divergence(agent: RecursiveMASAgent, teacher: TargetStates, student: TargetS
 
 
 def in_parts(agent: RecursiveMASAgent, losses: Callable[..., torch.Tensor], *values: torch.Tensor) -> torch.Tensor:
-    """A loss of each position, for `LOGITS_AT_ONCE` logits at a time; several parts are computed again for gradients.
+    """What is computed of each position's logits, for `LOGITS_AT_ONCE` at a time; for gradients, parts twice.
 
     Args:
         agent: whose vocabulary it is.
-        losses: function of the same positions of all values, (n, …) -> (n,).
+        losses: function of the same positions of all values, (n, …) -> (n,) or (n, width).
         values: (batch, tokens, …).
 
     Returns:
-        (batch * tokens,).
+        (batch * tokens,) or (batch * tokens, width).
     """
     flat = [value.flatten(0, 1) for value in values]
     at_once = max(1, LOGITS_AT_ONCE // agent.get_input_embeddings().num_embeddings)

@@ -28,7 +28,7 @@ from ..thinking_recursivemas import Rollout
 from .caches import differentiable_cache, forget, in_chunks
 from .data import Example, Part
 from .layers import keep_only_inputs
-from .losses import IGNORE_INDEX, TargetStates, cross_entropy, divergence, row_means
+from .losses import IGNORE_INDEX, TargetStates, cross_entropy, divergence, in_parts, row_means
 from .start import fit_linear_path
 from .store import TensorStore
 
@@ -238,7 +238,8 @@ class InnerObjective(LinkObjective):
         labels = [[0] * n + [IGNORE_INDEX] * (max(lengths) - n) for n in lengths]
         hidden_states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
         states = TargetStates(hidden_states, torch.tensor(labels, device=agent.device), lengths)
-        return states, self.references[role](hidden_states).float()
+        wanted = in_parts(agent, lambda known: self.references[role](known).float(), hidden_states)
+        return states, wanted.view(hidden_states.shape)
 
     def _roll_out(self, role: str, parts: list[Part]) -> None:
         """Renews the states that the link meets in its own rollouts, for some rows of each phase of the run."""
@@ -410,8 +411,7 @@ class OuterObjective(LinkObjective):
         if says and (stage in self.weights or self.settings.latents == "teacher"):
             prompt, _ = build([target[:-1] for target in targets])
             states = target_states(agent, prompt, targets)
-            if self.settings.layer_checkpointing:
-                forget(prompt.past_key_values)
+            forget(prompt.past_key_values)
             if stage in self.weights and self.settings.loss == "distill":
                 losses = divergence(agent, on_the_right(self._text_states(role, parts), states), states)
             elif stage in self.weights:
@@ -456,9 +456,8 @@ class OuterObjective(LinkObjective):
             rollout = agent.rollout(
                 new, prompt.attention_mask, self.latent_steps, cache, self.halting, self.control_tokens
             )
-        if through and self.settings.layer_checkpointing:
-            forget(cache)
-            forget(prompt.past_key_values)
+        forget(cache)
+        forget(prompt.past_key_values)
         if keep:
             exact = torch.promote_types(rollout.hidden_states.dtype, rollout.latents.dtype)
             pairs = torch.stack([rollout.hidden_states.to(exact), rollout.latents.to(exact)], dim=1)

@@ -1,95 +1,57 @@
 """What a training run needs in memory, part by part, from configurations alone: nothing is loaded.
 
-One pass of each agent, forwards and back, is run on torch's `meta` device, where tensors have sizes and no contents,
-and what is alive is counted; the rest is arithmetic. Positions are counted as if everything stood behind the first
-slot of a prompt; what stands in front of it is read once without gradients, so that such prompts need less.
+A step of the objective itself, forwards and back, is run on torch's `meta` device, where tensors have sizes and no
+contents, and what is alive is counted. Every prompt is as long as it may be, and as if everything stood behind its
+first slot; what stands in front of one is read once without gradients, so that such prompts need less.
 """
 
 import copy
-import weakref
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from ..agent_recursivemas import RecursiveMASAgent
 from ..bases_recursivemas import load_model_config
 from ..configuration_recursivemas import RecursiveMASConfig
 from ..errors_recursivemas import CheckpointError, InputError, RecursiveMASError
 from ..gguf_recursivemas import agent_place
-from ..links_recursivemas import INNER_KINDS, OUTER_KINDS, InnerLink, OuterLink
+from ..links_recursivemas import (
+    ABLATION_KINDS,
+    CACHE,
+    INNER_KINDS,
+    RESAMPLER,
+    SOFT_PROMPT,
+    AnyInnerLink,
+    AnyOuterLink,
+    CacheLink,
+    InnerLink,
+    OuterLink,
+    ResamplingLink,
+    SoftPromptLink,
+)
+from ..mixtures_recursivemas import ExpectedEmbeddingLink
+from ..prompts_recursivemas import Slot
+from ..sharing_recursivemas import BASE_FILES, Shared
 from ..sources_recursivemas import Source
 from ..system_loader import find_system, released_config, released_shape
 from .arguments import LinkTrainingArguments
-from .layers import keep_only_inputs_of
-from .losses import LOGITS_AT_ONCE
+from .data import Example, Part, Row
+from .objectives import InnerObjective, LinkObjective, OuterObjective
+from .rehearsal import ATTENTION, Rehearsal, SizesOnly
+from .run import DEFAULT_INNER_KIND, inner_settings, outer_settings, trained_links
+from .store import TensorStore
 
 POSITIONS = 4096  # of prompt and target where nobody says, and the agents have as many
-ATTENTION = "recursivemas_planned"
+FEW = 2  # layers of a model, where all are alike, and latent steps that are rehearsed, and one more
 ADAM = 2  # values of AdamW beside each weight
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that come into being here and are alive.
-
-    Attributes:
-        now, peak: bytes.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                storage = leaf.untyped_storage()
-                if id(storage) not in given and id(storage) not in self._known:
-                    self._add(storage)
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        name, size = id(storage), storage.nbytes()
-
-        def gone(_: object) -> None:
-            self.now -= size
-            del self._known[name]
-
-        self._known[name] = weakref.ref(storage, gone)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-
-class _PlannedAttention(torch.autograd.Function):
-    """Keeps what the fused kernels keep: queries, keys, values, the result, and a number for each query."""
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        result = query.new_empty(*query.shape[:-1], value.shape[-1])
-        mask = query.new_empty(query.shape[0], 1, query.shape[-2], key.shape[-2])  # each kernel makes one of its own
-        ctx.save_for_backward(query, key, value, result, query.new_empty(query.shape[:-1], dtype=torch.float32), mask)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple:
-        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
-
-
-def _planned_attention(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:  # padded rows have a mask, with which transformers repeats keys and values
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    return _PlannedAttention.apply(query, key, value).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(ATTENTION, _planned_attention)
 
 
 def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -98,60 +60,6 @@ def meta_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=ATTENTION)
     return model.requires_grad_(False).eval()
-
-
-class Pass:
-    """The bytes of one pass of an agent over prompts, forwards and back.
-
-    Attributes:
-        kept: what lies there until the way back.
-        peak: the most at any time.
-        reading: the most at any time of a pass without gradients.
-        keys: what a cache of these positions holds.
-    """
-
-    def __init__(self, model: PreTrainedModel, batch: int, positions: int, layers: bool) -> None:
-        config = model.config
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.keys = 2 * config.num_hidden_layers * batch * positions * heads * width * model.dtype.itemsize
-        mask = batch * positions**2  # of rows of different lengths
-        self.reading = self._run(model, batch, positions, gradients=False)[1] + mask
-        if layers:
-            keep_only_inputs_of(model)
-        self.kept, self.peak = (size + mask for size in self._run(model, batch, positions, gradients=True))
-
-    def _run(self, model: PreTrainedModel, batch: int, positions: int, gradients: bool) -> tuple[int, int]:
-        with LiveBytes() as live, torch.set_grad_enabled(gradients):
-            embeds = torch.empty(
-                batch, positions, model.config.hidden_size, dtype=model.dtype, device="meta", requires_grad=gradients
-            )
-            decoder = model.get_decoder()
-            ids = torch.arange(positions, device="meta")[None]
-            states = decoder(inputs_embeds=embeds, position_ids=ids, use_cache=False).last_hidden_state
-            kept = live.now
-            if gradients:
-                states.backward(torch.empty_like(states))
-        return kept, live.peak
-
-
-def logits_peak(model: PreTrainedModel, rows: int, distill: bool) -> int:
-    """The most bytes of a loss over the vocabulary, forwards and back, for as many positions as it takes at a time."""
-    vocabulary, width = model.config.vocab_size, model.config.hidden_size
-    number = min(rows, max(1, LOGITS_AT_ONCE // vocabulary))
-    head = model.get_output_embeddings()
-    with LiveBytes() as live, torch.enable_grad():
-        states = torch.empty(number, width, dtype=model.dtype, device="meta", requires_grad=True)
-        if distill:
-            with torch.no_grad():
-                wanted = head(states).float().log_softmax(-1)
-            found = head(states).float().log_softmax(-1)
-            losses = ((wanted - found) * wanted.exp()).sum(-1)
-        else:
-            labels = torch.empty(number, dtype=torch.long, device="meta")
-            losses = nn.functional.cross_entropy(head(states).float(), labels, reduction="none")
-        losses.sum().backward()
-    return live.peak
 
 
 def read_configs(
@@ -170,10 +78,15 @@ def read_configs(
         config, _ = released_config(name, task=arguments.task)
     config.validate_system()
     models = {}
+    bases, share = Shared[PreTrainedConfig](BASE_FILES), (cast(dict, arguments.load) or {}).get("share_bases", True)
     for role, entry in config.agents.items():
         shape = released_shape(entry["source"])
         try:
-            models[role] = shape or load_model_config(agent_place(source, entry).fetch(()), role)
+            if shape is None:
+                place = agent_place(source, entry).fetch(())
+                here = any(Path(place.path).glob("*.safetensors"))
+                shape = bases.get(place, () if share else (role,), partial(load_model_config, place, role), here)
+            models[role] = shape
         except RecursiveMASError as error:
             if isinstance(error, CheckpointError):
                 raise
@@ -200,121 +113,219 @@ def plan_of(
     models: dict[str, PreTrainedConfig],
     targets: int | None = None,
 ) -> dict[str, Any]:
-    """The parts of a run's memory.
+    """The parts of a run's memory at its peak.
 
     Args:
         kind: whose links are trained, "inner" or "outer".
         arguments: the settings of the run.
         config: of the system.
-        models: role -> configuration of the base model.
-        targets: of the positions, how many are a target's; default all.
+        models: role -> configuration of the base model; roles with one object share one model.
+        targets: tokens of each target text; default as many as make prompts with texts as long as those with latents.
 
     Returns:
-        "positions" of prompt and target that it is for; "parts" name -> bytes ("weights", "links", "optimizer",
-        "activations", "logits"), "total"; "agents" role -> bytes of weights.
+        "positions" of prompt and target that it is for; "parts" name -> bytes ("weights", "links" with their
+        gradients, "optimizer", "activations", "logits": of what is computed, tensors over a vocabulary), "total";
+        "agents" role -> bytes of weights.
     """
-    dtypes = {role: _dtype(arguments.dtype, model) for role, model in models.items()}
     limits = [getattr(m.get_text_config(), "max_position_embeddings", None) or POSITIONS for m in models.values()]
     positions = arguments.max_length or min(POSITIONS, *limits)
-    bases = {role: meta_model(model, dtypes[role]) for role, model in models.items()}
-    weights = {role: sum(p.numel() * p.itemsize for p in base.parameters()) for role, base in bases.items()}
-    inner, outer = _links(config, bases, arguments)
-    if kind == "inner":
-        trained = [link for role, link in inner.items() if arguments.roles is None or role in arguments.roles]
-    else:
-        trained = [link for name, link in outer.items() if arguments.links is None or name in arguments.links]
-        trained += inner.values() if arguments.train_inner_links else ()
-    size = sum(p.numel() for link in trained for p in link.parameters()) * 4
-    rest = sum(p.numel() for link in (*inner.values(), *outer.values()) for p in link.parameters()) * 4 - size
-    batch = arguments.per_device_train_batch_size
-    measure = _outer_activations if kind == "outer" else _inner_activations
-    activations, logits = measure(arguments, config, bases, batch, positions, targets or positions)
-    parts = {"weights": sum(weights.values()), "links": rest + 2 * size, "optimizer": ADAM * size}
+    loaded: dict[int, PreTrainedModel] = {}
+    for model in models.values():
+        if id(model) not in loaded:
+            loaded[id(model)] = meta_model(model, _dtype(arguments.dtype, model))
+    bases = {role: loaded[id(model)] for role, model in models.items()}
+    weights = {role: _size(base) for role, base in bases.items()}
+    parts = {"weights": sum(map(_size, loaded.values()))}
+    objective = _objective(kind, arguments, _system(kind, arguments, config, bases))
+    links = [agent.inner_link for agent in objective.mas.agents.values()] + [*objective.mas.outer_links.values()]
+    size = _size(objective)
+    parts |= {"links": sum(map(_size, links)) + size, "optimizer": ADAM * size}
+    activations, logits = _largest(objective, arguments, positions, targets)
     parts |= {"activations": activations, "logits": logits}
     return {"positions": positions, "parts": parts, "total": sum(parts.values()), "agents": weights}
 
 
-def _outer_activations(
-    arguments: LinkTrainingArguments,
-    config: RecursiveMASConfig,
-    bases: dict[str, PreTrainedModel],
-    batch: int,
-    positions: int,
-    targets: int,
-) -> tuple[int, int]:
-    """The most bytes of what is computed, and of them those of a loss over the vocabulary."""
-    topology, rounds = config.topology, arguments.num_rounds or config.most_rounds
-    schedule = topology.schedule(rounds)
-    layers, stages = arguments.layer_checkpointing, arguments.activation_checkpointing
-    passes = {role: Pass(base, batch, positions, layers) for role, base in bases.items()}
-    steps = max(0, (arguments.latent_steps or config.latent_steps) - 1)
-    distill = arguments.loss == "distill"
-    logits = {role: logits_peak(base, batch * targets, distill) for role, base in bases.items()}
-    found: list[tuple[int, int, int]] = []  # of each pass: kept, peak, and of the peak what is logits
-    for round_index, role in schedule:
-        each, last = passes[role], (round_index, role) == schedule[-1]
-        hears = bool(topology.incoming(role, round_index))
-        counts = last or (arguments.supervise == "receivers" and hears)
-        counts = counts and (round_index == rounds or arguments.earlier_rounds_weight > 0)
-        rolls = arguments.latents == "rollout" and not last
-        if counts or (arguments.latents == "teacher"):
-            if hears:
-                more = logits[role] if counts else 0
-                found.append((each.kept, max(each.peak, each.kept + more), more))
-            else:
-                found.append((0, each.reading, 0))
-        if counts and distill:
-            found.append((0, each.reading, 0))
-        if rolls:
-            through = arguments.train_inner_links or (arguments.supervise == "decoder" and hears)
-            keys = each.keys if not through or layers else each.keys * (1 + steps)
-            both = hears and through
-            found.append((keys + (each.kept if both else 0), keys + (each.peak if both else each.reading), 0))
-    largest = max(peak - kept for kept, peak, _ in found)
-    if stages:  # on the way back the next pass is computed again before all of the one before it is gone
-        index = max(range(len(found)), key=lambda place: found[place][1])
-        peak = found[index][1] + max((kept for place, (kept, _, _) in enumerate(found) if place != index), default=0)
-    else:
-        peak = sum(kept for kept, _, _ in found) + largest
-    more = min(peak, max(more for *_, more in found))
-    return peak - more, more
+def _size(module: nn.Module) -> int:
+    """Bytes of a module's parameters."""
+    return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def _inner_activations(
-    arguments: LinkTrainingArguments,
-    config: RecursiveMASConfig,
-    bases: dict[str, PreTrainedModel],
-    batch: int,
-    positions: int,
-    targets: int,
-) -> tuple[int, int]:
-    """The same of the inner loop: states are read without gradients; in the last steps latents replace texts."""
-    replays = arguments.target == "mixture" and arguments.replay_steps > 0
-    roles = arguments.roles or list(bases)
-    passes = {role: Pass(bases[role], batch, positions, layers=False) for role in roles}
-    peak = max(each.peak if replays else each.reading for each in passes.values())
-    more = max(logits_peak(bases[role], batch * targets, distill=True) for role in roles)
-    return peak, more if replays or arguments.target == "mixture" else 0
+def _system(
+    kind: str, arguments: LinkTrainingArguments, config: RecursiveMASConfig, bases: dict[str, PreTrainedModel]
+) -> SimpleNamespace:
+    """What an objective asks of a `RecursiveMASModel`, without contents."""
+    # Nothing is encoded here, and no row ends.
+    tokenizer: Any = SimpleNamespace(eos_token_id=0, added_tokens_decoder={}, all_special_ids=[])
+    inner, outer = _links(kind, arguments, config, bases)
+    agents = {role: RecursiveMASAgent(base, inner[role], tokenizer, role).eval() for role, base in bases.items()}
+    for part in (*agents.values(), *outer.values()):
+        part.requires_grad_(False)
+    device = torch.device("meta")
+    return SimpleNamespace(agents=agents, outer_links=outer, config=config, topology=config.topology, device=device)
 
 
 def _links(
-    config: RecursiveMASConfig, bases: dict[str, PreTrainedModel], arguments: LinkTrainingArguments
-) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    kind: str, arguments: LinkTrainingArguments, config: RecursiveMASConfig, bases: dict[str, PreTrainedModel]
+) -> tuple[dict[str, AnyInnerLink], dict[str, AnyOuterLink]]:
     """Inner and outer links on the `meta` device; whose kind only its file knows counts as the release's."""
-    widths = {role: base.config.hidden_size for role, base in bases.items()}
-    inner: dict[str, nn.Module] = {}
-    outer: dict[str, nn.Module] = {}
+    widths = {role: base.get_input_embeddings().embedding_dim for role, base in bases.items()}
+    inner: dict[str, AnyInnerLink] = {}
+    outer: dict[str, AnyOuterLink] = {}
     with torch.device("meta"):
         for role, entry in config.agents.items():
-            kind = arguments.inner_kind or (entry.get("inner_link") or {}).get("kind") or "ln_res_adapter"
-            if kind in INNER_KINDS:
-                inner[role] = InnerLink(kind, widths[role])
+            present = (entry.get("inner_link") or {}).get("kind") or "ln_res_adapter"
+            started = kind == "inner" and role in (arguments.roles or config.agents)
+            if started and (arguments.inner_kind or present not in INNER_KINDS):
+                present = arguments.inner_kind or DEFAULT_INNER_KIND
+            trained = present in INNER_KINDS or present in ABLATION_KINDS
+            inner[role] = (
+                InnerLink(present, widths[role]) if trained else ExpectedEmbeddingLink(widths[role], norm=1.0)
+            )
         for link, entry in zip(config.topology.links, config.links, strict=True):
-            kind = arguments.outer_kind or entry.get("kind") or "outer_ln_res_adapter"
-            kind = "outer_res_adapter" if kind == "outer_linear_adapter" and not arguments.outer_kind else kind
-            if kind in OUTER_KINDS:
-                outer[link.name] = OuterLink(kind, widths[link.source], widths[link.target])
+            present = entry.get("kind") or "outer_ln_res_adapter"
+            if kind == "outer" and link.name in (arguments.links or [link.name]):
+                present = arguments.outer_kind or present.replace("outer_linear_adapter", "outer_res_adapter")
+            ends = widths[link.source], widths[link.target]
+            if present == RESAMPLER:
+                outer[link.name] = ResamplingLink(*ends, arguments.positions)
+            elif present == SOFT_PROMPT:
+                outer[link.name] = SoftPromptLink(*ends, arguments.positions)
+            else:
+                outer[link.name] = CacheLink(*ends) if present == CACHE else OuterLink(present, *ends)
     return inner, outer
+
+
+def _objective(kind: str, arguments: LinkTrainingArguments, mas: Any) -> LinkObjective:
+    """What is trained, as in `build_objective`, just before the step in which most is there."""
+    objective: LinkObjective
+    if kind == "inner":
+        roles = arguments.roles or list(mas.agents)
+        references = {role: ExpectedEmbeddingLink(mas.agents[role].hidden_size, norm=1.0) for role in roles}
+        for role, reference in references.items():
+            reference.bind(mas.agents[role].model, mas.agents[role].control_token_ids)
+        objective = InnerObjective(mas, roles, inner_settings(arguments), references)
+        objective.step = arguments.max_steps - 1  # replays and rollouts come late
+    else:
+        settings = dataclasses.replace(outer_settings(arguments), control_tokens=True)  # most latents
+        objective = OuterObjective(mas, *trained_links(arguments, mas), settings)
+    for parameter in objective.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # counted with the links
+    return objective.train()
+
+
+def _largest(
+    objective: LinkObjective, arguments: LinkTrainingArguments, positions: int, targets: int | None
+) -> tuple[int, int]:
+    """The most bytes of what is computed in a step, and of them those of tensors over a vocabulary.
+
+    What is alive in each part of a step grows with each layer and each latent step by the same bytes, and without
+    layers' checkpointing, where each latent step keeps all keys anew, by evenly more: few of each are rehearsed.
+    """
+    steps = arguments.latent_steps or objective.mas.config.latent_steps
+    few = range(FEW, FEW + (2 if arguments.layer_checkpointing else 4))
+    teacher = isinstance(objective, OuterObjective) and arguments.latents == "teacher"
+    counts = [steps] if teacher or steps <= few[-1] else few
+    decoders = list({id(agent.decoder): agent.decoder for agent in objective.mas.agents.values()}.values())
+    alike = [decoder for decoder in decoders if _alike(decoder)]
+    found = []  # of each count of steps, the parts with all layers
+    for count in counts:
+        with _cut(dict.fromkeys(alike, FEW)):
+            least = _rehearse(objective, arguments, positions, targets, count)
+        whole = least
+        for decoder in alike:
+            missing = decoder.config.num_hidden_layers - FEW
+            with _cut(dict.fromkeys(alike, FEW) | {decoder: FEW + 1}):
+                more = _rehearse(objective, arguments, positions, targets, count)
+            whole = whole + missing * (more - least)
+        found.append(whole)
+    parts = found[-1]
+    if len(counts) > 1:
+        slope, missing = found[-1] - found[-2], steps - counts[-1]
+        parts = parts + missing * slope
+        if len(counts) > 3:  # even growth, not a part's change from one peak to another
+            bends = [found[i + 2] - 2 * found[i + 1] + found[i] for i in range(len(found) - 2)]
+            parts = parts + (bends[0] == bends[1]) * bends[0] * missing * (missing + 1) // 2
+    peak, wide = parts[parts[:, 0].argmax()].tolist()
+    return peak - wide, wide
+
+
+def _rehearse(
+    objective: LinkObjective, arguments: LinkTrainingArguments, positions: int, targets: int | None, steps: int
+) -> torch.Tensor:
+    """Of each part of a step, as it runs: the most bytes, and of them those of tensors over a vocabulary, (parts, 2).
+
+    Prompts are the longest ones, their slots stand in front, and one row is longer than the others. A prompt with
+    latents in its slots and the target behind it has so many positions; of the inner loop, one with texts.
+    """
+    mas, outer = objective.mas, isinstance(objective, OuterObjective)
+    batch, rounds = arguments.per_device_train_batch_size, arguments.num_rounds or mas.config.most_rounds
+    schedule = [(r, role) for r, role in mas.topology.schedule(rounds) if outer or r == rounds]
+    slots = {stage: [link.source for link in mas.topology.incoming(stage[1], stage[0])] for stage in schedule}
+    if targets is None:  # the last token is no message's
+        targets = (arguments.latent_steps or mas.config.latent_steps) + 1
+        if not outer:
+            targets = max(2, positions // (1 + max(map(len, slots.values()))))
+    teacher = outer and arguments.latents == "teacher"
+    thoughts = min(steps, targets - 1) if teacher else steps
+    examples = [Example(Row({}, {}), {}) for _ in range(batch)]
+    for stage, senders in slots.items():
+        filled = len(senders) * (thoughts if outer else targets - 1) + targets
+        for index, example in enumerate(examples):
+            question = [index] * max(1, positions - filled - (index > 0))
+            messages = {sender: [index] * (targets - 1) for sender in senders}
+            example.parts[stage] = Part([*map(Slot, senders), question], [index] * targets, messages)
+    sizes = frozenset(agent.get_input_embeddings().num_embeddings for agent in mas.agents.values())
+    objective._kept = cast(TensorStore, SizesOnly())
+    with Rehearsal(thoughts, batch == 1, sizes) as live, _told(objective, steps, live.mark):
+        objective(examples)["loss"].backward()
+    return torch.tensor([*live.peaks, (live.peak, live.wide_peak)])
+
+
+@contextmanager
+def _told(objective: LinkObjective, steps: int, begins: Callable[[], None]) -> Iterator[None]:
+    """An objective that takes so many latent steps, and says when a stage begins, also when it is computed again."""
+    own = vars(objective) | {}
+    if isinstance(objective, OuterObjective):
+        stage = objective._stage
+
+        def told(*given: Any) -> Any:
+            begins()
+            return stage(*given)
+
+        objective.latent_steps, objective._stage = steps, told  # type: ignore[method-assign]
+    elif isinstance(objective, InnerObjective):
+        objective.settings = dataclasses.replace(objective.settings, latent_steps=steps)
+        objective._phases, objective._rolled = {}, 0
+    yield
+    vars(objective).pop("_stage", None)
+    vars(objective).update(own)
+
+
+def _alike(decoder: PreTrainedModel) -> bool:
+    """Whether all layers of a model are of the same kind and size, and more than are rehearsed."""
+    if not isinstance(getattr(decoder, "layers", None), nn.ModuleList) or len(decoder.layers) <= FEW + 1:
+        return False
+    kinds = {
+        tuple((type(m), *((n, v) for n, v in vars(m).items() if isinstance(v, int | float | str) and n != "layer_idx"))
+              for m in layer.modules()) + tuple(p.shape for p in layer.parameters())
+        for layer in decoder.layers
+    }  # fmt: skip
+    return len(kinds) == 1 and len(set(getattr(decoder.config, "layer_types", None) or [""])) == 1
+
+
+@contextmanager
+def _cut(counts: dict[PreTrainedModel, int]) -> Iterator[None]:
+    """Models with fewer layers."""
+    own = {decoder: (decoder.layers, dict(vars(decoder.config))) for decoder in counts}
+    for decoder, count in counts.items():
+        decoder.layers = decoder.layers[:count]
+        decoder.config.num_hidden_layers = count
+        if getattr(decoder.config, "layer_types", None):
+            decoder.config.layer_types = decoder.config.layer_types[:count]
+    yield
+    for decoder, (layers, settings) in own.items():
+        decoder.layers = layers
+        vars(decoder.config).update(settings)
 
 
 def _dtype(name: str, config: PreTrainedConfig) -> torch.dtype:

@@ -55,23 +55,14 @@ def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: Recursive
             if new is not None:
                 mas.set_link(role, start_inner_link(agent, new))
                 fresh.append(role)
-        settings = InnerSettings(**_of(arguments, InnerSettings))
-        # Replaying pays at the small rates of a run's end only: at 5e-4 it diverged (docs/real-model.md).
-        settings = dataclasses.replace(settings, replay_steps=min(settings.replay_steps, settings.max_steps // 10))
-        return InnerObjective(mas, roles, settings, references, fresh)
+        return InnerObjective(mas, roles, inner_settings(arguments), references, fresh)
     if handing := cache_links(mas.outer_links):
         raise InputError(
             "Links of kind cache hand over working memory: they have nothing to train, and no gradient passes them.",
             where=f"links, {', '.join(handing)}",
             hint="train a system whose links hand over latents",
         )
-    num_rounds = arguments.num_rounds or mas.config.most_rounds
-    used = [
-        link.name
-        for link in mas.topology.links
-        if any(link in mas.topology.receivers(role, r, num_rounds) for r, role in mas.topology.schedule(num_rounds))
-    ]
-    names = _known(f"links, or links that send nothing in {num_rounds} rounds", arguments.links, used)
+    names, roles = trained_links(arguments, mas)
     for link in mas.topology.links:
         if link.name not in names:
             continue
@@ -80,17 +71,40 @@ def build_objective(kind: Kind, arguments: LinkTrainingArguments, mas: Recursive
         else:
             ends, snap = (mas.agents[link.source], mas.agents[link.target]), mas.outer_links[link.name].snap
             mas.set_link(link.name, new_outer_link(arguments, *ends, snap))
-    senders = dict.fromkeys(link.source for link in mas.topology.links if link.name in used)
-    return OuterObjective(
-        mas,
-        names,
-        [role for role in senders if _trainable(mas, role)] if arguments.train_inner_links else (),
-        OuterSettings(**_of(arguments, OuterSettings)),
-    )
+    return OuterObjective(mas, names, roles, outer_settings(arguments))
+
+
+def trained_links(arguments: LinkTrainingArguments, mas: RecursiveMASModel) -> tuple[list[str], list[str]]:
+    """The outer links that the outer loop trains, and the roles whose inner links it trains along.
+
+    Raises:
+        InputError: an unknown link, or one that sends nothing in these rounds.
+    """
+    num_rounds = arguments.num_rounds or mas.config.most_rounds
+    used = [
+        link
+        for link in mas.topology.links
+        if any(link in mas.topology.receivers(role, r, num_rounds) for r, role in mas.topology.schedule(num_rounds))
+    ]
+    what = f"links, or links that send nothing in {num_rounds} rounds"
+    names = _known(what, arguments.links, [link.name for link in used])
+    senders = dict.fromkeys(link.source for link in used)
+    return names, [role for role in senders if _trainable(mas, role)] if arguments.train_inner_links else []
+
+
+def inner_settings(arguments: LinkTrainingArguments) -> InnerSettings:
+    """What of the settings the inner objective has a field for."""
+    settings = InnerSettings(**_of(arguments, InnerSettings))
+    # Replaying pays at the small rates of a run's end only: at 5e-4 it diverged (docs/real-model.md).
+    return dataclasses.replace(settings, replay_steps=min(settings.replay_steps, settings.max_steps // 10))
+
+
+def outer_settings(arguments: LinkTrainingArguments) -> OuterSettings:
+    """What of the settings the outer objective has a field for."""
+    return OuterSettings(**_of(arguments, OuterSettings))
 
 
 def _of(arguments: LinkTrainingArguments, settings: type) -> dict[str, Any]:
-    """The settings that an objective has a field for."""
     return {each.name: getattr(arguments, each.name) for each in dataclasses.fields(settings)}
 
 

@@ -1692,6 +1692,24 @@ DOORS = [
 
 TRAINING = [
     workshop(
+        "keys-of-a-stage-that-is-over-kept",
+        "            states = target_states(agent, prompt, targets)\n            forget(prompt.past_key_values)\n",
+        "            states = target_states(agent, prompt, targets)\n",
+        "plan::test_the_planned_peak_of_a_step_is_near_the_measured_one[stages]",
+    ),
+    workshop(
+        "tensors-of-layers-kept-by-their-checkpoints",
+        "given = _without_tensors([args, kwargs, _state(layer)], tensors)",
+        "given = [args, kwargs, _state(layer)]",
+        "plan::test_stages_that_are_computed_again_hold_nothing_of_other_rounds",
+    ),
+    workshop(
+        "layers-of-one-agent-planned-for-all",
+        "missing = decoder.config.num_hidden_layers - FEW",
+        "missing = decoders[0].config.num_hidden_layers - FEW",
+        "plan::test_few_layers_and_steps_say_what_all_would[teacher]",
+    ),
+    workshop(
         "loss-depends-on-the-batch",
         "scale = row_means(wanted.pow(2).sum(-1), states.labels)[:, None]",
         "scale = row_means(wanted.pow(2).sum(-1), states.labels).mean()",
