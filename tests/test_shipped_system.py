@@ -10,6 +10,7 @@ import pytest
 import torch
 from recursivemas import cli, fetch
 from recursivemas.configuration_recursivemas import RecursiveMASConfig
+from recursivemas.evaluation.demo import REAL
 from recursivemas.evaluation.measure import evaluate
 from recursivemas.evaluation.results import markdown, read_results
 from recursivemas.prompts_recursivemas import input_fields
