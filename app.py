@@ -428,7 +428,7 @@ def offers_of(arguments: argparse.Namespace) -> list[Offer]:
             module = TASKS[task]
             rows += module.generate(MOST_EXAMPLES, levels=levels, seed=seed)
             metric = getattr(module, "METRIC", metric)
-            own["tools"] = options["tools"] or TOOLS["calculator"]
+            own["tools"] = TOOLS["calculator"] if options["tools"] is None else options["tools"]
         offers.append(Offer(name, outline, partial(load_from_arguments, arguments, name), about, rows, metric, own))
     return offers
 

@@ -3,7 +3,7 @@
 import argparse
 import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,24 +146,32 @@ def named_tools(names: str | None, *, allow_code: bool = False, search_index: st
     if names is None:
         return None
     tools: Tools = {}
-    for name in dict.fromkeys(names.split()):
-        if name == "none":
-            continue
-        if name == "python":
-            if not allow_code:
-                raise InputError(
-                    "The tool python runs code that a model writes, which nobody allowed.",
-                    where="--tools python",
-                    hint="add --allow-code (docs/tools.md says what holds it)",
-                )
-            tools["python"] = python_tool()
-        elif name == "search":
-            tools["search"] = search_tool(provider_here(search_index))
-        elif name == "calculator":  # where Python has its own tag, under its name
-            tools |= {"calculator": calculator} if "python" in names.split() else TOOLS[name]
-        else:
-            raise InputError("A tool is unknown.", where="--tools", found=name, expected=", ".join(TOOL_NAMES))
+    chosen = [name for name in dict.fromkeys(names.split()) if name != "none"]
+    for name in chosen:
+        tool = _tool(name, f"--tools {name}", "docs/tools.md says what holds it", allow_code, search_index)
+        tools[name] = tool
+        if name in TOOLS and "python" not in chosen:  # else that tag is Python's own
+            tools |= TOOLS[name]
     return tools
+
+
+def _tool(name: str, where: str, hint: str, allow_code: bool, search_index: str | None) -> Callable[[str], str]:
+    """The tool of a name; the one place that says which there are, and when code may run.
+
+    Raises:
+        InputError: a name that is none, code that nobody allowed, or an index that is not there.
+    """
+    if name == "calculator":
+        return calculator
+    if name == "search":
+        return search_tool(provider_here(search_index))
+    if name != "python":
+        known = ", ".join(TOOL_NAMES)
+        raise InputError("Commands do not know a tool.", where=where, found=name, expected=known, hint=hint)
+    if not allow_code:
+        problem = "The tool python runs code that a model writes, which nobody allowed."
+        raise InputError(problem, where=where, hint=f"add --allow-code; {hint}")
+    return python_tool()
 
 
 def declared_tools(
@@ -177,18 +185,10 @@ def declared_tools(
     tools: Tools = {}
     for role, tag in ((role, tag) for role, tags in declared.items() for tag in tags):
         where, hint = f"tools of {role}", "--tools none runs the system without; docs/tools.md"
-        if tag not in (*TOOLS, "python", "search"):
-            raise InputError("Commands do not know a tool that a role declares.", where=where, found=tag, hint=hint)
-        if tag == "python" and not allow_code:
-            problem = "A role's tool runs code that a model writes, which nobody allowed."
-            raise InputError(problem, where=where, found=tag, hint=f"add --allow-code; {hint}")
         if tag == "search" and provider_here(search_index) is None:
-            problem = "A role's tool has nothing to search."
-            raise InputError(
-                problem, where=where, found=tag, hint=f"add --search-index, or set TAVILY_API_KEY; {hint}"
-            )
-        named = named_tools(tag, allow_code=allow_code, search_index=search_index) if tag not in TOOLS else None
-        tools |= named or {"calculator": calculator}
+            hint = f"add --search-index, or set TAVILY_API_KEY; {hint}"
+            raise InputError("A role's tool has nothing to search.", where=where, found=tag, hint=hint)
+        tools[tag] = _tool(tag, where, hint, allow_code, search_index)
     return tools
 
 

@@ -13,7 +13,10 @@ UNICODE = {
     "α": r"\alpha ", "β": r"\beta ", "ℝ": r"\mathbb{R}", "⟨": r"\langle ", "⟩": r"\rangle ", "\u00a0": " ",
     "\u2009": " ",    "\u202f": " ", "％": "%", "，": ",", "（": "(", "）": ")", "＝": "=", "′": "'", "’": "'",
     "“": "", "”": "",
-    "≈": r"\approx ", "⁻": "^-", "{,}": ",", "√": r"\sqrt",
+    "≈": r"\approx ", "⁻": "^-", "{,}": ",", "√": r"\sqrt", "－": "-", "⁄": "/", "﹣": "-", "‑": "-",
+    "⅛": r"\frac{1}{8}",
+    "⅜": r"\frac{3}{8}", "⅝": r"\frac{5}{8}", "⅞": r"\frac{7}{8}", "⅕": r"\frac{1}{5}", "⅖": r"\frac{2}{5}",
+    "⅗": r"\frac{3}{5}", "⅘": r"\frac{4}{5}", "⅙": r"\frac{1}{6}", "⅚": r"\frac{5}{6}",
 }  # fmt: skip
 SUBSTITUTIONS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\(?:displaystyle|textstyle|limits|nolimits|bigskip|hline|phantom\{[^{}]*\}|label\{[^{}]*\})", ""),
@@ -47,6 +50,12 @@ SUBSTITUTIONS: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
     (r"\\text\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"\\text{\1}"),
     (r"\\(?:euro|texteuro)(?![A-Za-z])(?:\{\})?|€", r"\\text{€}"),
     (r"\\(?:pounds|textsterling)(?![A-Za-z])|£", r"\\text{£}"),
+    (r"[¥₹]", lambda m: rf"\text{{{m[0]}}}"),
+    (r"(?<=\d)'(?=\d{3}(?!\d))", ","),  # 1'000
+    (  # 1.234.567 and 1.234,50, in Europe; 1.234 is a decimal
+        r"(?<![\d.,])[1-9]\d{0,2}(?:(?:\.\d{3}){2,}(?:,\d+)?|\.\d{3},\d{1,2})(?![\d.,]|\s*,)",
+        lambda m: m[0].replace(".", "").replace(",", "."),
+    ),
     (r"(?<=\d)(?:,?(?<!\\)\\[,!;: ]|,\s*\\!|~|\{,\}|[ ])\s*(?=\d{3}(?![\d/]))", ","),  # thousands, in every dress
     (r"(?<!\\)\\[,!;:> ]|~|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick|neg|en)?space(?![A-Za-z])", " "),
     (r"\\hspace\*?\{[^{}]*\}", " "),
@@ -85,23 +94,27 @@ def clean(text: str) -> str:
     formulas = list(FORMULA.finditer(text))
     if formulas:
         text = FORMULA.sub(lambda match: next(part for part in match.groups() if part is not None), text)
-    text = re.sub(r"^\$(?=[\d.])", r"\\text{$}", text)  # 36 dollars, not a formula
+    text = re.sub(r"^(-?)(US)?\$(?=-?[\d.])", r"\1\2\\text{$}", text)  # 36 dollars, not a formula
+    text = re.sub(r"(?<=\d)\s*\$$", r"\\text{$}", text.strip())
     text = END.sub("", text.strip("*_` \t\n"))
+    text = re.sub(r"^([\"'])([^\"']*)\1$", r"\2", text)
     for name in FONTS:
         text = unwrapped(text, name)
     for old, new in UNICODE.items():
         text = text.replace(old, new)
     for pattern, replacement in COMPILED:
         text = pattern.sub(replacement, text)
-    text = re.sub(r"^\s*(?:\\approx|approximately|about|exactly|only|or|and)(?![A-Za-z])\s*", "", text)
+    text = re.sub(r"^\s*(?:\\approx|approximately|about|around|roughly|exactly|only|or|and)(?![A-Za-z])\s*", "", text)
     text = END.sub("", text.strip())
     text = re.sub(r"^\\text\s*\{([^{}]*\d[^{}]*)\}$", r"\1", text)
     while text.startswith("{") and closing(text, 0) == len(text) - 1:
         text = text[1:-1].strip()
+        if len(split(text, ",")) > 1 and not re.fullmatch(r"[\d,]*\d,\d{3}(?:\.\d+)?", text):
+            return rf"\{{{text}\}}"  # a set in plain text
     return text
 
 
-END = re.compile(r"(?:\s|(?<!\\)[.,;:]|\\\\(?=\s*$))+$")
+END = re.compile(r"(?:\s|(?<!\\)[.,;:?]|\\\\(?=\s*$))+$")
 FONTS = ("mathbf", "boldsymbol", "bm", "mathit", "bold", "pmb", "mathnormal", "ensuremath", "underline", "vec")
 OPENING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}", r"\langle": r"\rangle"}
 TOKEN = re.compile(r"\\(?:[A-Za-z]+|.)|.", re.DOTALL)

@@ -16,10 +16,12 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
+from ..answers_recursivemas import beside_boxes
 from .latex import clean, closing, split
+from .numerals import in_digits
 from .prover import prove
-from .quantities import measure_of, number
-from .stated import stated_answer, stated_gold
+from .quantities import THOUSANDS, measure_of, number, total_of
+from .stated import stated_answer, stated_gold, tagged
 
 LONGEST = 1000  # characters of an answer; a longer one is a text
 
@@ -119,11 +121,9 @@ def form(text: str, thousands: bool = True) -> Form:
     unions = split(text, r"\\cup(?![A-Za-z])")
     if len(unions) > 1:
         return Form("union", [form(part, thousands) for part in unions], text)
-    merged = (
-        re.sub(r"(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda m: m[0].replace(",", ""), text)
-        if thousands
-        else text
-    )
+    if total_of(text):  # 12 dollars and 50 cents
+        return Form("atom", [], text)
+    merged = _without_thousands(text) if thousands else text
     parts = [part for part in split(merged, LISTED) if part]
     if len(parts) > 1 and (words_of(text) is None or all(len(part) == 1 for part in parts)):
         intervals = [interval(part) for part in parts]
@@ -136,9 +136,7 @@ def form(text: str, thousands: bool = True) -> Form:
         inside = text[len(first) : -len(last)]
         parts = split(inside, ",|;") if first != r"\{" else split(inside, LISTED)
         if thousands and len(parts) > 2 and ", " in inside:
-            parts = split(
-                re.sub(r"(?<![\d,.])(\d{1,3}(?:,\d{3})+)(?![\d,])", lambda m: m[0].replace(",", ""), inside), ",|;"
-            )
+            parts = split(_without_thousands(inside), ",|;")
         kind = {r"\langle": "(", r"\{": "{"}.get(first, first) + {r"\rangle": ")", r"\}": "}"}.get(last, last)
         if kind == "{}" and (
             built := re.match(r"\s*([A-Za-z])\s*(?:\\in[^|:]*?)?(?:\\mid|\\vert|\||:)\s*(.+)", inside)
@@ -154,6 +152,10 @@ def form(text: str, thousands: bool = True) -> Form:
         if kind in ("()", "[]") and first in ("(", "["):
             return form(inside, thousands)
     return interval(text) or Form("atom", [], text)
+
+
+def _without_thousands(text: str) -> str:
+    return re.sub(rf"(?<![\d,.])(?:{THOUSANDS})(?![\d,])", lambda found: found[0].replace(",", ""), text)
 
 
 def interval(text: str) -> Form | None:
@@ -197,6 +199,7 @@ def equal(prediction: str, gold: str, prove: Prove | None = prove) -> bool:
         return False
     if _squeezed(one) == _squeezed(other):
         return True
+    one, other = (clean(in_digits(side)) if in_digits(side) != side else side for side in (one, other))
     if any(re.sub(r"\\[{}]", "", side).count("{") != re.sub(r"\\[{}]", "", side).count("}") for side in (one, other)):
         return False  # cut short
     if any(len(re.findall(r"[(\[]", side)) != len(re.findall(r"[)\]]", side)) for side in (one, other)):
@@ -221,7 +224,8 @@ def _same_words(one: str, other: str) -> bool:
 
 
 def _squeezed(text: str) -> str:
-    return re.sub(r"\s+|(?<=\\text\{) +| +(?=\})", "", re.sub(r"(?<=[A-Za-z]) +(?=[A-Za-z])", "\0", text))
+    text = re.sub(r"(?<=[A-Za-z])\s+(?=[A-Za-z])|(?<=\d)\s+(?=\d)", "\0", text)
+    return re.sub(r"\s+|(?<=\\text\{) +| +(?=\})", "", text)
 
 
 def _same_form(one: Form, other: Form, prove: Prove | None, shallow: bool = False) -> bool:
@@ -428,7 +432,7 @@ def _may_be_rounded(decimal: str, other: str) -> bool:
 def correct(text: str, answer: str, prove: Prove | None = prove) -> bool:
     """Whether the answer that a text states is equal to the right one; what cannot be read is wrong."""
     found, gold = stated_answer(text), stated_gold(answer)
-    if found is None:
+    if found is None or not all(equal(other, gold, prove) for other in beside_boxes(tagged(text))):
         return False
     label = LABEL.match(found)
     if label and not re.search(rf"(?<![A-Za-z]){label[1] or label[2]}(?![A-Za-z])", gold):

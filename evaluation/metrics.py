@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..answers_recursivemas import extract_answer, last_boxed
+from ..answers_recursivemas import BOX, boxed_answer, extract_answer
 from ..solutions_recursivemas import Solution
 from . import mathematics, release_rules
 from .programs import CODE, CodeMetric
@@ -22,7 +22,7 @@ Judge = Callable[[str, str], bool]
 
 def gold_of(answer: str) -> str:
     r"""The right answer in a row's: what its last `\boxed{…}` holds where it is a worked solution, else the whole."""
-    boxed = last_boxed(answer)
+    boxed = boxed_answer(answer)
     return answer.strip() if boxed is None else boxed
 
 
@@ -50,7 +50,7 @@ def choice(text: str, answer: str) -> bool:
 def phrase_of(text: str) -> str:
     """The phrase that a text answers with: boxed, after "answer:" or "the answer is", else the whole text."""
     text = tagged(text)
-    boxed = last_boxed(text)
+    boxed = boxed_answer(text)
     if boxed is not None:
         text = re.sub(r"\\text(?:bf|it|rm)?\s*\{([^{}]*)\}", r"\1", boxed)
     elif stated := PHRASE.findall(text):
@@ -64,6 +64,8 @@ PHRASE = re.compile(r"\banswer\s*(?:is|:)[*_]*\s*:?\s*([^\n]+)", re.IGNORECASE)
 def same_phrase(text: str, answer: str) -> bool:
     """Whether a text answers with the right phrase, both normalized (HotpotQA's way), or with the same date."""
     found, gold = phrase_of(text), gold_of(answer)
+    if BOX.search(found):
+        return False  # denied, or cut short
     return bool(release_rules.normalized(found)) and release_rules.same_phrase(found, gold)
 
 

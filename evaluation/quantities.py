@@ -4,6 +4,9 @@ import re
 from fractions import Fraction
 
 from .latex import closing
+from .numerals import MANY, PARTS
+
+THOUSANDS = r"\d{1,3}(?:,\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}"  # 1,234,567 and, in India, 12,34,567
 
 
 def number(text: str) -> Fraction | None:
@@ -14,7 +17,7 @@ def number(text: str) -> Fraction | None:
         text = text[1:-1].strip()
     if text.startswith("-") and (inner := number(text[1:])) is not None and text[1:2] not in ("-", "+"):
         return -inner
-    if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
+    if re.fullmatch(rf"(?:{THOUSANDS})(?:\.\d+)?", text):
         text = text.replace(",", "")
     if re.fullmatch(r"(?:\d+\.?\d*|\.\d+)", text):
         return Fraction(text.rstrip(".")) if len(text) < 400 else None
@@ -25,6 +28,8 @@ def number(text: str) -> Fraction | None:
         factor = number(found[4] or found[1] or "1")
         exponent = int(found[5] or found[2] or found[3])
         return None if factor is None else factor * Fraction(10) ** exponent
+    if found := re.fullmatch(r"(\d{1,20})\s*\^\s*\{?\s*(\d{1,3})\s*\}?", text):
+        return Fraction(int(found[1]) ** int(found[2]))
     if found := re.fullmatch(r"(\d+)?\s*\\frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}", text):
         whole, over, under = found[1], number(found[2]), number(found[3])
         return None if over is None or not under else (Fraction(whole or 0) + over / under)
@@ -37,13 +42,24 @@ def number(text: str) -> Fraction | None:
         return Fraction(f"{whole}.{fixed or 0}") + repeated
     if found := re.fullmatch(r"(\d*)\.(\d*?)(\d)\3\3+\s*\\dots\s*", text):
         return number(rf"{found[1]}.{found[2]}\overline{{{found[3]}}}")
-    if found := re.fullmatch(r"(.+?)\s*(thousand|million|billion|trillion|dozen)", text):
-        factor = number(found[1])
+    if found := re.fullmatch(r"(.+?)\s*([a-z]{4,})", text):
+        factor = number(found[1]) if found[2] in POWERS else None
         return None if factor is None else factor * POWERS[found[2]]
     return None
 
 
-POWERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+WHOLE_POWERS = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+}
+POWERS = {name: Fraction(value) for name, value in WHOLE_POWERS.items()}
+POWERS |= {  # 3 tenths; quarters are coins too, and halves of a match
+    name: Fraction(1, value) for name, value in {**PARTS, **MANY}.items() if value > 2 and "quarter" not in name
+}
 
 # what is measured -> units, each with how many of the first of its kind it is, and its other names
 KINDS = {
@@ -55,8 +71,10 @@ KINDS = {
     "year": "year 1 yr,yrs; month 1/12",
     "volume": "L 1 liter,litre,l; mL 1/1000 milliliter,millilitre,ml",
     "dollar": "$ 1 dollar,usd,buck; cent 1/100 ¢",
-    "euro": "€ 1 euro,eur",
-    "pound": "£ 1 pound,gbp,quid",
+    "euro": "€ 1 euro,eur; eurocent 1/100",
+    "pound": "£ 1 pound,gbp,quid; penny 1/100 pence",
+    "yen": "¥ 1 yen,jpy",
+    "rupee": "₹ 1 rupee,inr",
     "percent": "% 1 percent,percentage,pct",
     "degree": "° 1 degree,deg",
     "radian": "rad 1 radian",
@@ -71,6 +89,11 @@ for kind, members in KINDS.items():
 SINGLE_LETTERS = frozenset("mgshL")  # units only where they are dressed as text, or stand apart
 
 
+# Words behind a number that change it, or leave it open: "12 squared", "5 or more", "5 bn".
+NO_UNITS = {"squared", "cubed", "point", "bn", "mn", "tn", "score", "or", "and", "least", "most", "minimum", "maximum",
+            "min.", "more", "less", "fewer", "plus", "minus", "times", "over"}  # fmt: skip
+
+
 def unit_of(words: str) -> tuple[str, Fraction] | None:
     """What words measure, and how many of its first unit one is; words that are no known unit measure themselves.
 
@@ -79,7 +102,11 @@ def unit_of(words: str) -> tuple[str, Fraction] | None:
     words = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", words).replace("{", "").replace("}", "")
     words = re.sub(r"(?<=[A-Za-z])\.(?=[A-Za-z ]|$)", "", words)  # p.m.
     words = re.sub(r"\s*([/^])\s*", r"\1", " ".join(words.split())).strip(" .,")
-    if not words or re.search(r"[\\\d=<>+*()|]", re.sub(r"\^-?\d", "", words)):
+    if (
+        not words
+        or NO_UNITS & set(words.lower().split())
+        or re.search(r"[\\\d=<>+*()|]", re.sub(r"\^-?\d", "", words))
+    ):
         return None
     words = re.sub(r"\bsq(?:uare|\.)?\s+(\S+)", r"\1^2", words)
     words = re.sub(r"\b(?:cubic|cu\.?)\s+(\S+)", r"\1^3", words)
@@ -122,12 +149,42 @@ def _singular(word: str) -> str:
 TAIL = re.compile(
     r"(?P<value>.*?[\d)}\]!]|.*?\\(?:pi|infty)|.*?(?<![A-Za-z\\])[a-z])\s*"
     r"(?P<unit>(?:%|/?\s*\\text\s*\{[^{}]*\}(?:\s*/?\s*\^\s*\{?-?\d\}?)?"
-    r"|(?<=\s)(?:per\s)?[A-Za-z]+(?:\.[A-Za-z]\.?)*(?:\^\{?-?\d\}?)?(?:/[A-Za-z]+(?:\^\{?-?\d\}?)?)?|(?:[A-Za-z]{2,})(?:\^\{?-?\d\}?)?(?:/[a-z]+)?)\s*)+"
+    # A word is matched in one way only, or long texts would take for ever.
+    r"|(?<=\s)(?:per\s)?[A-Za-z]+(?![A-Za-z])(?:\.[A-Za-z]\.?)*(?:\^\{?-?\d\}?)?(?:/[A-Za-z]+(?![A-Za-z])(?:\^\{?-?\d\}?)?)?"
+    r"|(?<![A-Za-z\s])[A-Za-z]{2,}(?![A-Za-z])(?:\^\{?-?\d\}?)?(?:/[a-z]+(?![A-Za-z]))?)\s*)+"
 )
-SUMMANDS = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\\text\s*\{\s*[A-Za-z]+\.?\s*\}|(?<=\s)[A-Za-z]+\.?)")
+SUMMANDS = re.compile(r"\s*(?:\band\s+)?(\d[\d,]*(?:\.\d+)?)\s+([A-Za-z]+\.?|[$€£])(?=\s|$)")
+CURRENCY = r"\\text\s*\{\s*[$€£¥₹]\s*\}"
 HEAD = re.compile(
-    r"(?P<unit>(?:US)?\\text\s*\{\s*[$€£]\s*\}|(?:USD|EUR|GBP)\s)\s*(?P<value>.*)|-\s*(?P<sign>\\text\s*\{\s*[$€£]\s*\})(?P<rest>.*)"
+    rf"(?P<unit>(?:US)?{CURRENCY}|(?:USD|EUR|GBP|JPY|INR)\s)\s*(?P<value>.*)|-\s*(?P<sign>{CURRENCY})(?P<rest>.*)"
 )
+PRICE = re.compile(r"^(?:US)?\s*([$€£])\s*(\d[\d,]*)(?=\s+and\s)")  # $12 and 50 cents
+
+
+def total_of(text: str) -> tuple[str, tuple[str, Fraction]] | None:
+    """The sum of several amounts of one kind, in its first unit: "3 hours 30 minutes", "12 dollars and 50 cents".
+
+    `None` where a text is none: one amount, several kinds, a unit twice, or anything else.
+    """
+    text = PRICE.sub(r"\2 \1", re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip())
+    found = SUMMANDS.findall(text)
+    if len(found) < 2 or SUMMANDS.sub("", text).strip():
+        return None
+    words = [unit for _, unit in found]
+    if any(unit_of(unit) in (("euro^1", Fraction(1)),) for unit in words):
+        words = [re.sub(r"\b(?=cents?\b)", "euro", unit) for unit in words]
+    units = [unit_of(unit) for unit in words]
+    if None in units or len({unit[0] for unit in units if unit}) > 1:
+        return None
+    if len({unit[1] for unit in units if unit}) < len(units) or not units[0]:
+        return None
+    amounts = [number(amount) for amount, _ in found]
+    if None in amounts:
+        return None
+    total = sum(
+        (amount * unit[1] for amount, unit in zip(amounts, units, strict=True) if amount and unit), Fraction(0)
+    )
+    return str(total), (units[0][0], Fraction(1))
 
 
 def measure_of(text: str) -> tuple[str, tuple[str, Fraction] | None]:
@@ -136,17 +193,12 @@ def measure_of(text: str) -> tuple[str, tuple[str, Fraction] | None]:
     Several of one kind are their sum: "3 hours 30 minutes" are 12600 seconds.
     """
     text = text.strip()
-    if len(several := SUMMANDS.findall(text)) > 1 and not SUMMANDS.sub("", text).strip():
-        units = [unit_of(unit) for _, unit in several]
-        if len({unit and unit[0] for unit in units}) == 1 and len({unit and unit[1] for unit in units}) == len(units):
-            total = sum(Fraction(amount) * unit[1] for (amount, _), unit in zip(several, units, strict=True) if unit)
-            return str(total), (units[0][0], Fraction(1)) if units[0] else None
+    if total := total_of(text):
+        return total
     if found := HEAD.fullmatch(text):
         sign = found["sign"] is not None
         value = "-" + found["rest"] if sign else found["value"]
-        head = unit_of(
-            (found["sign"] if sign else found["unit"]).replace("US", "").replace("D", "$") if "text" in text else "$"
-        )
+        head = unit_of(re.sub(r"^US(?=\\)", "", found["sign"] or found["unit"]))
         return measure_of(value)[0], head
     found = TAIL.fullmatch(text)
     if not found:

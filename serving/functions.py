@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors_recursivemas import InputError
 from ..fields_recursivemas import OBJECT, TEXT, TRUTH, Kind, validate_fields
+from ..files_recursivemas import parse_json
 from ..tools_recursivemas import FORGED, find_call, written_result
 
 CALL = "tool_call"  # the tag of calls that say which function
@@ -109,8 +110,8 @@ def made_call(text: str, functions: Functions) -> Call | None:
     tag, inside = found
     before = text[: text.rindex(f"<{tag}>{inside}</{tag}>")].strip()
     try:
-        content = json.loads(inside)
-    except (ValueError, RecursionError):
+        content = parse_json(inside, InputError, tag)
+    except InputError:
         content = None
     if tag == CALL:
         if not isinstance(content, dict) or content.get("name") not in functions:
@@ -147,10 +148,7 @@ def rewritten(made: object, where: str) -> tuple[str, str]:
     if not (isinstance(name, str) and isinstance(arguments, str)):
         found, expected = repr(made["function"]), '{"name": a text, "arguments": the text of a JSON object}'
         raise InputError("A call is none.", where=f"{where}, function", found=found, expected=expected)
-    try:
-        content = json.loads(arguments or "{}")
-    except (ValueError, RecursionError) as error:
-        raise InputError("Arguments are no JSON.", where=f"{where}, arguments", found=error) from error
+    content = parse_json(arguments or "{}", InputError, f"{where}, arguments")
     if not made["id"].startswith(BY_TAG):
         return made["id"], f"<{CALL}>{json.dumps({'name': name, 'arguments': content}, ensure_ascii=False)}</{CALL}>"
     only = next(iter(content.values())) if isinstance(content, dict) and len(content) == 1 else None

@@ -45,6 +45,11 @@ def test_a_choice_is_the_letter_that_was_boxed_or_stated_last(text, answer):
         "K",
         r"\boxed{42}",
         "A or B, who can say",
+        r"\boxed{A}\boxed{B}",
+        r"\boxed{A} or \boxed{B}",
+        r"The answer is not \boxed{B}.",
+        "I would not choose B",
+        "The answer is B cells.",
         "The answer is Apples.",
     ],
 )

@@ -144,6 +144,13 @@ CALLING, RESULT = (
     {"role": "assistant", "tool_calls": [CALL]},
     {"role": "tool", "tool_call_id": "call_1", "content": "9"},
 )
+
+
+def saying(arguments):
+    """A call with these arguments."""
+    return {"role": "assistant", "tool_calls": [{**CALL, "function": {"name": "now", "arguments": arguments}}]}
+
+
 WRONG = {
     "no function": ({"tools": [{"type": "web_search"}]}, "no function"),
     "no name": ({"tools": [{"type": "function", "function": {}}]}, "name"),
@@ -160,6 +167,8 @@ WRONG = {
     "no result": ({"messages": [*user("x"), CALLING]}, "has no result"),
     "a turn before the result": ({"messages": [*user("x"), CALLING, *user("y")]}, "has no result"),
     "a call that is none": ({"messages": [*user("x"), {**CALLING, "tool_calls": ["x"]}]}, "tool_calls"),
+    "arguments with a key twice": ({"messages": [*user("x"), saying('{"a": 1, "a": 2}'), RESULT]}, "stands twice"),
+    "arguments that are no number": ({"messages": [*user("x"), saying('{"a": NaN}'), RESULT]}, "not finite"),
     "a result of another kind": ({"messages": [*user("x"), CALLING, {**RESULT, "content": 3}]}, "no text"),
 }
 

@@ -71,6 +71,8 @@ def test_where_no_form_is_treacherous_the_strict_scorer_agrees_with_math_verify(
         "1,2" * 600,
         "a b " * 400,
         "\\text{" * 50,
+        "$1500/month * 12 " + "number of months in a year " * 8,
+        "\\boxed{1500 " + "per number of months in a year/annual payments " * 9 + "= $18,000/year}",
     ],
 )
 def test_no_answer_is_too_odd_to_be_judged(text):

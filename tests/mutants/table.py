@@ -53,9 +53,21 @@ def workshop(name: str, old: str, new: str, *tests: str, equivalent: str | None 
 ANSWERS = [
     remote(
         "first-box",
-        "return found[-1][2] if found else None",
-        "return found[0][2] if found else None",
+        "    kept = found[-1:]",
+        "    kept = found[:1]",
         "answers::test_a_maths_answer_is_the_last_complete_box_and_nothing_else",
+    ),
+    remote(
+        "boxes-side-by-side-are-the-last",
+        "if before[1] > after[0] or not BETWEEN_BOXES.fullmatch(text[before[1] : after[0]]):",
+        "if True:",
+        "answers::test_a_choice_is_never_guessed",
+    ),
+    remote(
+        "denied-letters-count",
+        "or (patterns is STATED and DENIED.search(CLAUSE.split(before)[-1]))",
+        "or False",
+        "answers::test_a_choice_is_never_guessed",
     ),
     remote(
         "box-with-braces-cut",
@@ -1247,8 +1259,8 @@ TOOLS = [
     ),
     workshop(
         "declared-code-runs-unasked",
-        'if tag == "python" and not allow_code:',
-        "if False:",
+        "        tools[tag] = _tool(tag, where, hint, allow_code, search_index)",
+        "        tools[tag] = _tool(tag, where, hint, True, search_index)",
         "tools_of_roles::test_commands_bring_what_roles_declare_or_say_why_not",
         "tools_of_roles::test_a_command_answers_the_calls_of_roles_that_declare_tools",
     ),
@@ -1335,6 +1347,24 @@ SANDBOX = [
         "programs::test_programs_are_judged_by_the_tests_of_their_rows",
     ),
     workshop(
+        "denied-numbers-count",
+        "        DENIED_BEFORE.search(before)",
+        "        False",
+        "scoring::test_both_scorers_judge_every_answer_of_the_table_as_it_says[numeric-treacherous]",
+    ),
+    workshop(
+        "twenty-twelve-is-a-number",
+        "or (last in TENS and 1 <= value <= 9)",
+        "or last in TENS",
+        "scoring::test_both_scorers_judge_every_answer_of_the_table_as_it_says[numeric-treacherous]",
+    ),
+    workshop(
+        "no-tools-on-the-page-are-a-calculator",
+        'TOOLS["calculator"] if options["tools"] is None else options["tools"]',
+        'options["tools"] or TOOLS["calculator"]',
+        "tools_behind_doors::test_the_page_takes_no_tool_where_none_were_named",
+    ),
+    workshop(
         "capitals-are-small-letters",
         "    if not same_letters(prediction, gold):",
         "    if False:",
@@ -1396,8 +1426,8 @@ SANDBOX = [
     ),
     workshop(
         "code-without-permission",
-        "            if not allow_code:",
-        "            if False:",
+        '    if not allow_code:\n        problem = "The tool python',
+        '    if False:\n        problem = "The tool python',
         "toolbox::test_code_runs_only_where_the_user_said_so",
     ),
     workshop(
