@@ -79,7 +79,7 @@ class CheckpointedForward:
 class _Place(NamedTuple):
     """Stands where a tensor stood."""
 
-    index: int
+    place: int
 
 
 def _state(layer: Any) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _without_tensors(value: Any, tensors: list[torch.Tensor]) -> Any:
 def _with_tensors(value: Any, tensors: Sequence[torch.Tensor]) -> Any:
     """The same with tensors in their places."""
     if type(value) is _Place:
-        return tensors[value.index]
+        return tensors[value.place]
     if type(value) is dict:
         return {name: _with_tensors(each, tensors) for name, each in value.items()}
     if type(value) in (list, tuple):

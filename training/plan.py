@@ -168,7 +168,7 @@ def _links(
     kind: str, arguments: LinkTrainingArguments, config: RecursiveMASConfig, bases: dict[str, PreTrainedModel]
 ) -> tuple[dict[str, AnyInnerLink], dict[str, AnyOuterLink]]:
     """Inner and outer links on the `meta` device; whose kind only its file knows counts as the release's."""
-    widths = {role: base.get_input_embeddings().embedding_dim for role, base in bases.items()}
+    widths = {role: cast(nn.Embedding, base.get_input_embeddings()).embedding_dim for role, base in bases.items()}
     inner: dict[str, AnyInnerLink] = {}
     outer: dict[str, AnyOuterLink] = {}
     with torch.device("meta"):
@@ -292,7 +292,7 @@ def _told(objective: LinkObjective, steps: int, begins: Callable[[], None]) -> I
             begins()
             return stage(*given)
 
-        objective.latent_steps, objective._stage = steps, told  # type: ignore[method-assign]
+        objective.latent_steps, objective._stage = steps, told  # type: ignore[method-assign, assignment]
     elif isinstance(objective, InnerObjective):
         objective.settings = dataclasses.replace(objective.settings, latent_steps=steps)
         objective._phases, objective._rolled = {}, 0
@@ -301,7 +301,7 @@ def _told(objective: LinkObjective, steps: int, begins: Callable[[], None]) -> I
     vars(objective).update(own)
 
 
-def _alike(decoder: PreTrainedModel) -> bool:
+def _alike(decoder: Any) -> bool:
     """Whether all layers of a model are of the same kind and size, and more than are rehearsed."""
     if not isinstance(getattr(decoder, "layers", None), nn.ModuleList) or len(decoder.layers) <= FEW + 1:
         return False
@@ -314,7 +314,7 @@ def _alike(decoder: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def _cut(counts: dict[PreTrainedModel, int]) -> Iterator[None]:
+def _cut(counts: dict[Any, int]) -> Iterator[None]:
     """Models with fewer layers."""
     own = {decoder: (decoder.layers, dict(vars(decoder.config))) for decoder in counts}
     for decoder, count in counts.items():
