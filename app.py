@@ -81,10 +81,6 @@ SHIPPED: dict[str, tuple[str, str, list[int], int]] = {
         "The same two, thinking sixteen steps as the public release does, with a trained link.",
         *("split_facts", [1, 2, 3], 7),
     ),
-    "small/smollm2-four": (
-        "The same two, with a trained link that hands over four positions in place of some ten.",
-        *("split_facts", [1, 2, 3], 7),
-    ),
 }
 
 

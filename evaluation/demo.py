@@ -2,7 +2,7 @@
 
 Without --system the small sequential one, which needs no download. `--system smollm2` is two SmolLM2-135M-Instruct, a
 reader that sees some facts and an answerer that does not; the model is fetched first where it is not here. Its links
-are untrained; those of `smollm2-four` hand over four positions, those of `smollm2-fixed` always sixteen.
+are untrained; `--system smollm2-fixed` thinks sixteen steps, as the public release does, over a trained link.
 
 Examples:
   recursivemas demo

@@ -124,22 +124,17 @@ def test_the_system_of_a_real_model_names_its_base_and_changes_nothing_on_the_wa
     assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 10_000_000
 
 
-@pytest.mark.parametrize("name", ["four", "fixed"])
-def test_trained_links_of_the_real_model_ship_beside_its_system_and_change_nothing_else(name):
-    configs = {}
-    for folder in ("smollm2", f"smollm2-{name}"):
-        config = json.loads((ROOT / "systems" / folder / "config.json").read_text(encoding="utf-8"))
-        forward, feedback = config.pop("links")
-        ours = ("latent_halting", "control_tokens")
-        for agent in config["agents"].values():
-            agent["inner_link"].pop("special_tokens")
-        configs[folder] = ({key: config.pop(key) for key in ours}, forward, feedback, config)
-    (_, _, feedback, plain), (ways, forward, same, trained) = configs.values()
-    assert trained == plain and same == feedback
-    fixed = name == "fixed"
-    assert ways == {"latent_halting": not fixed, "control_tokens": fixed}
-    assert forward.get("positions") == (None if fixed else 4)
-    folder = ROOT / "systems" / f"smollm2-{name}"
+def test_a_trained_link_of_the_real_model_ships_beside_its_system_and_changes_nothing_else():
+    configs = []
+    for name in ("smollm2", "smollm2-fixed"):
+        config = json.loads((ROOT / "systems" / name / "config.json").read_text(encoding="utf-8"))
+        inner = [agent["inner_link"].pop("special_tokens", True) for agent in config["agents"].values()]
+        ways = {key: config.pop(key) for key in ("latent_halting", "control_tokens")}
+        configs.append((config["links"].pop(0)["kind"], ways, inner, config))
+    (_, _, _, plain), (kind, ways, inner, trained) = configs
+    assert trained == plain and kind == "outer_res_adapter"
+    assert ways == {"latent_halting": False, "control_tokens": True} and inner == [True, True]
+    folder = ROOT / "systems" / "smollm2-fixed"
     assert sum(path.stat().st_size for path in folder.rglob("*.safetensors")) < 10_000_000
 
 
