@@ -169,8 +169,10 @@ def _tool(name: str, where: str, hint: str, allow_code: bool, search_index: str 
         known = ", ".join(TOOL_NAMES)
         raise InputError("Commands do not know a tool.", where=where, found=name, expected=known, hint=hint)
     if not allow_code:
-        problem = "The tool python runs code that a model writes, which nobody allowed."
-        raise InputError(problem, where=where, hint=f"add --allow-code; {hint}")
+        hint = f"add --allow-code; {hint}"
+        raise InputError(
+            "The tool python runs code that a model writes, which nobody allowed.", where=where, hint=hint
+        )
     return python_tool()
 
 

@@ -44,6 +44,7 @@ def test_every_benchmark_reports_in_one_form(name, tmp_path, capsys):
             assert 0 < figures["low"] <= figures["median"] <= figures["high"] or row["what"] == "exponent"
 
 
+@pytest.mark.slow
 def test_ways_run_in_turn_and_keep_their_own_times():
     order = []
     seconds = harness.in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b") or 5.0}, repeats=2)

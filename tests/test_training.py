@@ -492,6 +492,7 @@ def test_a_resumed_run_ends_with_the_same_bits(workshop, tmp_path, kind):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_a_run_did_not_begin_with_may_come_with_its_continuation(workshop, tmp_path):
     train("outer", settings(workshop, tmp_path, max_steps=4))
     shutil.rmtree(tmp_path / "training" / "checkpoint-4")
@@ -528,6 +529,7 @@ def test_a_run_with_other_settings_is_not_gone_on_with(workshop, tmp_path):
         train("outer", settings(workshop, tmp_path, max_steps=2, learning_rate=0.5), resume=True)
 
 
+@pytest.mark.slow
 def test_a_run_that_began_under_earlier_names_of_its_settings_goes_on(workshop, tmp_path):
     train("outer", settings(workshop, tmp_path, max_steps=4))
     shutil.rmtree(tmp_path / "training" / "checkpoint-4")

@@ -579,6 +579,7 @@ def test_a_second_push_changes_nothing_and_mends_the_collection(hub, client, sta
     assert "The whole system" in next(i for i in collection["items"] if i["id"] == "my-org/Tiny")["note"]["text"]
 
 
+@pytest.mark.slow
 def test_a_changed_system_replaces_its_own_files(hub, client, workplace, staged):
     client.run(*push_command(staged, "--yes"))
     stale = staged / "Tiny-Learner" / "adapter.pt"
@@ -620,7 +621,7 @@ def test_what_was_edited_on_the_website_stays(hub, client, staged):
     [
         # A connection that breaks for good in the middle of an upload; the client tries for a while.
         pytest.param("PUT", r"^/lfs/", None, marks=pytest.mark.slow),
-        ("PUT", r"^/lfs/", 403),
+        pytest.param("PUT", r"^/lfs/", 403, marks=pytest.mark.slow),
         ("POST", r"Tiny-Learner/commit/", None),  # a connection that breaks at the commit
         pytest.param("POST", r"Tiny-Outerlinks/commit/", 409, marks=pytest.mark.slow),
         pytest.param("POST", r"/api/repos/create", 403, marks=pytest.mark.slow),
@@ -647,6 +648,7 @@ def test_after_a_failure_nothing_half_made_looks_complete_and_a_second_run_compl
     assert [item["id"] for (collection,) in [hub.collections.values()] for item in collection["items"]] == NAMES
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_once_in_the_middle_of_an_upload_is_taken_up_again(hub, client, staged):
     hub.fail("PUT", r"^/lfs/", None, times=1)
     code, output = client.run(*push_command(staged, "--yes"))

@@ -1426,8 +1426,8 @@ SANDBOX = [
     ),
     workshop(
         "code-without-permission",
-        '    if not allow_code:\n        problem = "The tool python',
-        '    if False:\n        problem = "The tool python',
+        '    if not allow_code:\n        hint = f"add --allow-code',
+        '    if False:\n        hint = f"add --allow-code',
         "toolbox::test_code_runs_only_where_the_user_said_so",
     ),
     workshop(
