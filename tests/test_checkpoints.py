@@ -110,7 +110,7 @@ def test_check_takes_a_system_of_ones_own(chain_folder, capsys):
 # convert
 
 
-@pytest.mark.parametrize("style", ["sequential_scaled", "mixture"])
+@pytest.mark.parametrize("style", ["sequential_scaled", pytest.param("mixture", marks=pytest.mark.slow)])
 def test_a_converted_system_gives_the_same_tokens(style, released_cache, released_clones, tmp_path, monkeypatch):
     arguments = ["--cache-dir", str(released_cache)]
     if style == "mixture":

@@ -184,6 +184,7 @@ def test_answers_are_not_written_over(commands, stopped_after, capsys, command):
     assert "--resume" in capsys.readouterr().err and rows.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_what_is_replaced_is_that_of_a_run_alone(commands, stopped_after, capsys, command):
     words, rows = commands[command]

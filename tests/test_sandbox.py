@@ -422,7 +422,7 @@ def test_without_namespaces_less_is_in_force_and_said(source, said):
     "source",
     [
         "while True: pass",
-        "import signal\nsignal.signal(15, signal.SIG_IGN)\nwhile True: pass",
+        pytest.param("import signal\nsignal.signal(15, signal.SIG_IGN)\nwhile True: pass", marks=pytest.mark.slow),
         "import ctypes; print(ctypes.CDLL(None).prctl(1, 0, 0, 0, 0), flush=True)\nwhile True: pass",
     ],
 )

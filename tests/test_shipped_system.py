@@ -69,6 +69,7 @@ def test_the_figures_of_the_readme_are_the_stored_results():
     assert markdown(read_results(RESULTS)) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_clone_itself_answers_in_a_fresh_process(tmp_path):
     """AutoModel, AutoTokenizer and pipeline on the repository's root; the loader imported as in a clone."""
     code = """

@@ -24,7 +24,10 @@ FURTHER = [name for name in FOLDERS if name != "sequential"]
 SEED = 31  # of questions that no measurement used
 
 
-@pytest.fixture(scope="module", params=FURTHER)
+FEWER = [pytest.param(name, marks=[pytest.mark.slow] * (name == "mixture")) for name in FURTHER]
+
+
+@pytest.fixture(scope="module", params=FEWER)
 def system(request):
     torch.set_num_threads(1)
     return request.param, load_mas_system(FOLDERS[request.param])

@@ -543,6 +543,7 @@ def test_a_run_that_began_under_earlier_names_of_its_settings_goes_on(workshop, 
     assert train("outer", settings(workshop, tmp_path, max_steps=4), resume=True)["step"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_encodes_every_row_once(workshop, tmp_path, monkeypatch):
     part, seen = Encoder.part, []
     monkeypatch.setattr(Encoder, "part", lambda self, row, *at: seen.append((row.line, *at)) or part(self, row, *at))
@@ -550,6 +551,7 @@ def test_a_run_encodes_every_row_once(workshop, tmp_path, monkeypatch):
     assert len(seen) == len(set(seen)) == 24 * 2 * 3
 
 
+@pytest.mark.slow
 def test_accumulated_batches_equal_one_large_batch(workshop, tmp_path):
     train("outer", settings(workshop, tmp_path / "one", per_device_train_batch_size=8, save_steps=0, max_steps=3))
     train("outer", settings(workshop, tmp_path / "two", gradient_accumulation_steps=2, save_steps=0, max_steps=3))

@@ -621,8 +621,9 @@ def test_what_was_edited_on_the_website_stays(hub, client, staged):
     [
         # A connection that breaks for good in the middle of an upload; the client tries for a while.
         pytest.param("PUT", r"^/lfs/", None, marks=pytest.mark.slow),
-        pytest.param("PUT", r"^/lfs/", 403, marks=pytest.mark.slow),
-        ("POST", r"Tiny-Learner/commit/", None),  # a connection that breaks at the commit
+        ("PUT", r"^/lfs/", 403),
+        # A connection that breaks at the commit.
+        pytest.param("POST", r"Tiny-Learner/commit/", None, marks=pytest.mark.slow),
         pytest.param("POST", r"Tiny-Outerlinks/commit/", 409, marks=pytest.mark.slow),
         pytest.param("POST", r"/api/repos/create", 403, marks=pytest.mark.slow),
         pytest.param("POST", r"/api/collections", 403, marks=pytest.mark.slow),
@@ -666,6 +667,7 @@ def test_a_repository_of_somebody_else_is_not_touched_unless_told(hub, client, s
     assert is_whole(hub, staged, "my-org/Tiny-Learner") and not hub.repos["my-org/Tiny-Learner"].private
 
 
+@pytest.mark.slow
 def test_an_empty_repository_is_filled_and_from_then_on_ours(hub, client, staged):
     """A run that broke off right after creating a repository leaves one."""
     hub.repos["my-org/Tiny-Learner"] = Repo(private=True)
