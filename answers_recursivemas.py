@@ -204,7 +204,6 @@ def stated_letter(text: str) -> str | None:
     letters = {option_letter(content) for content in boxed}
     if letters - {None}:
         letters |= {option_letter(content) for content in beside_boxes(text)} - {None}
-    if letters - {None}:
         return letters.pop() if len(letters) == 1 else None
     if any(re.fullmatch(rf"\W*(?i:either\s+)?{LETTER}\W*", DRESS.sub("", content)) for content in boxed):
         return None  # more than one

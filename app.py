@@ -34,7 +34,7 @@ from .evaluation.commands import (
     validate_arguments,
 )
 from .evaluation.metrics import METRICS
-from .fetch import MODELS, is_here
+from .fetch import is_here, model_of
 from .inspection.trace import as_page, trace_of
 from .modeling_recursivemas import RecursiveMASModel
 from .runs_recursivemas import MODES
@@ -413,7 +413,7 @@ def offers_of(arguments: argparse.Namespace) -> list[Offer]:
     options = {**solve_arguments(arguments), "batch_size": 1}
     del options["latent_steps"]
     known = small_systems()
-    names = arguments.system or [n for n in known if all(not n.startswith(f"small/{m}") or is_here(m) for m in MODELS)]
+    names = arguments.system or [name for name in known if (model := model_of(name)) is None or is_here(model)]
     folders = {folder.resolve(): name for name, folder in known.items()}
     offers = []
     for name in dict.fromkeys(names):

@@ -254,9 +254,10 @@ def prompt_builders(
         rows, uses: role -> those of its `PromptBuilder`; a role that is used 0 times shares nothing.
     """
     first = agents[next(iter(rows))]
+    sharing = [role for role in rows if uses[role]]
     stems: dict[str, Heads | None] = {}
-    if _skips_holes(first) and first.traits.reads_on:
-        stems = _stems(first, {role: _heads(own) for role, own in rows.items() if uses[role]})
+    if len(sharing) > 1 and _skips_holes(first) and first.traits.reads_on:
+        stems = _stems(first, {role: _heads(rows[role]) for role in sharing})
     return {role: PromptBuilder(agents[role], rows[role], uses[role], stems.get(role)) for role in rows}
 
 

@@ -48,7 +48,7 @@ from .prompts_recursivemas import PromptRenderer, Question, as_inputs, as_text, 
 from .runs_recursivemas import RunSettings
 from .solutions_recursivemas import USAGE, Solution, Usage
 from .tools_recursivemas import ToolBox
-from .topology_recursivemas import Topology
+from .topology_recursivemas import Link, Topology
 
 logger = logging.get_logger(__name__)
 
@@ -314,6 +314,11 @@ class Run:
                 messages[link.source] = stand_in(settings.control, rows, agent, renderer, texts, names, answers)
         return messages
 
+    def heard_links(self, round_index: int, role: str) -> list[Link]:
+        """The links on which somebody who contributes to the answer hears a role's turn."""
+        links = self.topology.outgoing(role)
+        return [link for link in links if (round_index + link.feedback, link.target) in self.schedule]
+
     def _think(self, round_index: int, role: str, prompt: PromptBatch) -> None:
         rollout = self.agents[role].rollout(
             prompt.inputs_embeds[:, prompt.past :],
@@ -328,9 +333,7 @@ class Run:
         counts = torch.arange(rollout.latents.shape[1], device=rollout.latents.device) < rollout.lengths[:, None]
         thoughts = {"hidden states": rollout.hidden_states[counts], "latents": rollout.latents[counts]}
         validate_finite(thoughts, self.agents[role].dtype, f"agent {role}, round {round_index}")
-        for link in self.topology.outgoing(role):
-            if (round_index + link.feedback, link.target) not in self.schedule:
-                continue  # nobody who contributes to the answer hears it
+        for link in self.heard_links(round_index, role):
             if isinstance(self.outer_links[link.name], CacheLink):
                 assert prompt.past_key_values is not None
                 self._memories[round_index, role, link.target] = remember(

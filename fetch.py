@@ -56,6 +56,11 @@ MODELS = {
 }
 
 
+def model_of(system: str) -> str | None:
+    """The model of `MODELS` that a small system (`small/NAME`) is made of; `None` where it brings its own."""
+    return next((name for name in MODELS if system.startswith(f"small/{name}")), None)
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", choices=MODELS, help="which model")
     parser.add_argument(

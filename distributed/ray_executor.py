@@ -146,9 +146,8 @@ class AgentWorker:
 
 def sent_keys(run: Run, turn: tuple[int, str]) -> list[tuple]:
     """What a turn sends: keys of the run's `texts`, (round, role), and `latents`, (round, source, target)."""
-    links = run.topology.outgoing(turn[1]) if run.settings.thinks else ()
-    heard = [link for link in links if (turn[0] + link.feedback, link.target) in run.schedule]
-    return [turn] * run.settings.writes + [(*turn, link.target) for link in heard]
+    links = run.heard_links(*turn) if run.settings.thinks else []
+    return [turn] * run.settings.writes + [(*turn, link.target) for link in links]
 
 
 def pack(latents: list[torch.Tensor]) -> tuple[torch.Tensor, list[int]]:

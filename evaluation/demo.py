@@ -16,17 +16,16 @@ from statistics import mean
 from typing import Any
 
 from ..errors_recursivemas import InputError
-from ..fetch import fetch_model
+from ..fetch import fetch_model, model_of
 from ..solutions_recursivemas import Solution
-from ..system_loader import ROOT, load_mas_system
+from ..system_loader import load_mas_system, small_systems
 from ..tasks import arithmetic, split_facts
 from .commands import inputs_of, limit_threads, progress
 from .measure import measure
 
 ROUNDS = (1, 2, 3)
 REPEATS = 5
-MODEL = "smollm2"  # of `recursivemas fetch`
-REAL = sorted(path.parent.name for path in ROOT.glob(f"systems/{MODEL}*/config.json"))  # systems of it
+REAL = {path.name: path for name, path in small_systems().items() if model_of(name)}  # of models that are fetched
 SHOWN, COUNTED = 3, 12  # of its questions
 
 
@@ -87,8 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _show_real(system: str) -> int:
     """Two agents of one real language model: what travelled, and latents against text and nothing."""
-    fetch_model(MODEL)
-    mas = load_mas_system(str(ROOT / "systems" / system))
+    if model := model_of(f"small/{system}"):
+        fetch_model(model)
+    mas = load_mas_system(str(REAL[system]))
     size = mas.agents["reader"].model.num_parameters() / 1e6
     print(f"A reader and an answerer, each SmolLM2-135M-Instruct ({size:.0f} M parameters). Only the reader sees the")
     print("facts; what it thinks travels as vectors, not as text.\n")

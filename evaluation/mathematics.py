@@ -199,7 +199,7 @@ def equal(prediction: str, gold: str, prove: Prove | None = prove) -> bool:
         return False
     if _squeezed(one) == _squeezed(other):
         return True
-    one, other = (clean(in_digits(side)) if in_digits(side) != side else side for side in (one, other))
+    one, other = (side if (digits := in_digits(side)) == side else clean(digits) for side in (one, other))
     if any(re.sub(r"\\[{}]", "", side).count("{") != re.sub(r"\\[{}]", "", side).count("}") for side in (one, other)):
         return False  # cut short
     if any(len(re.findall(r"[(\[]", side)) != len(re.findall(r"[)\]]", side)) for side in (one, other)):

@@ -96,16 +96,22 @@ def written(value: Fraction) -> str:
     return str(value.numerator) if value.denominator == 1 else f"{value.numerator}/{value.denominator}"
 
 
+def replaced(text: str) -> str | None:
+    """A text with its numbers in words in digits; `None` where words say no number, or several."""
+    values = [value_of(found) for found in NUMERAL.finditer(text)]
+    digits = iter([written(value) for value in values if value is not None])
+    return None if None in values else NUMERAL.sub(lambda found: next(digits), text)
+
+
 def sentence_in_digits(text: str) -> str:
     """A sentence with its numbers in words in digits.
 
     It stays as it is where words say no number, or where "one" or "half" is the only one: these say something else.
     """
-    found = list(NUMERAL.finditer(text))
-    values = [value_of(match) for match in found]
-    if None in values or (len(found) == 1 and found[0][0].casefold() in ("one", "half", "a half", "dozen", "a dozen")):
+    found = [match[0].casefold() for match in NUMERAL.finditer(text)]
+    if len(found) == 1 and found[0] in ("one", "half", "a half", "dozen", "a dozen"):
         return text
-    return NUMERAL.sub(lambda match: written(value_of(match) or Fraction(0)), text)
+    return replaced(text) or text
 
 
 def in_digits(text: str) -> str:
@@ -123,6 +129,4 @@ def in_digits(text: str) -> str:
     )  # 12 dollars and fifty cents
     if not (first or joined) or not re.fullmatch(r"[A-Za-z\d\s,.%$€£/-]+", plain):
         return text
-    if None in [value_of(found) for found in NUMERAL.finditer(plain)]:
-        return text
-    return NUMERAL.sub(lambda found: written(value_of(found) or Fraction(0)), plain)
+    return replaced(plain) or text

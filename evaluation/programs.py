@@ -71,7 +71,7 @@ def program_row(row: Any, where: str) -> Row:
         raise InputError(
             "A row asks nothing.",
             where=where,
-            found=f"{', '.join(row)} ({_said(error)})"[:400],
+            found=f"{', '.join(row)} ({said_of(error)})"[:400],
             expected='a "question", or the fields of MBPP+ or LiveCodeBench',
         ) from error
     return row | {"question": question, "answer": ALL_TESTS}
@@ -98,14 +98,14 @@ def tests_of(row: Any, where: str) -> list[CodeTest]:
         raise InputError(
             "A row has no tests that can be read.",
             where=where,
-            found=f"{', '.join(row) if isinstance(row, Mapping) else repr(row)[:80]} ({_said(error)})"[:400],
+            found=f"{', '.join(row) if isinstance(row, Mapping) else repr(row)[:80]} ({said_of(error)})"[:400],
             expected='"tests", or the fields of MBPP+ or LiveCodeBench',
             hint="docs/benchmarks.md shows rows with tests",
         ) from error
     return tests
 
 
-def _said(error: Exception) -> str:
+def said_of(error: Exception) -> str:
     """What is wrong with a row, of an error that reading it raised."""
     return f"no field {error}" if isinstance(error, KeyError) else str(error)
 

@@ -171,7 +171,7 @@ def total_of(text: str) -> tuple[str, tuple[str, Fraction]] | None:
     if len(found) < 2 or SUMMANDS.sub("", text).strip():
         return None
     words = [unit for _, unit in found]
-    if any(unit_of(unit) in (("euro^1", Fraction(1)),) for unit in words):
+    if any(unit_of(unit) == ("euro^1", Fraction(1)) for unit in words):
         words = [re.sub(r"\b(?=cents?\b)", "euro", unit) for unit in words]
     units = [unit_of(unit) for unit in words]
     if None in units or len({unit[0] for unit in units if unit}) > 1:

@@ -38,6 +38,18 @@ REFUSED = re.compile(  # nobody answers who says so, whatever number stands in t
     re.IGNORECASE,
 )
 
+# A number of which a sentence says only that the answer is more or less.
+BOUND_BEFORE = re.compile(
+    r"\b(?:at\s+(?:least|most)|(?:more|less|fewer|greater|smaller|larger|higher|lower|older|younger|longer|shorter)\s+than|over"
+    r"|under|above|below|up\s+to|nearly|almost|between|exceeds?|(?:minimum|maximum)\s+of)\s+[$(]*$",
+    re.IGNORECASE,
+)
+BOUND_BEHIND = re.compile(
+    r"[$)]*(?:\+|\s+(?:or\s+(?:more|less|fewer|so|greater|smaller|higher|lower|above|below)|at\s+(?:least|most))\b)",
+    re.IGNORECASE,
+)
+MOST_WORDS = 15  # of a sentence whose answer may be a number in words
+
 
 def tagged(text: str) -> str:
     """What stands in the last `<answer>…</answer>` of a text outside of thoughts, else that text."""
@@ -107,16 +119,13 @@ def _short(text: str, first: bool) -> str | None:
         sentence = sentence_in_digits(sentence)
     last = sentence if first else re.split(r"(?<=[a-z)\d])[.!?]\s+|\n", sentence.rstrip(".!? "))[-1]
     for part in (sentence, last.rpartition("=")[2] or last):
-        sums = [match for match in SUM.finditer(part) if total_of(f"{match[0]}".replace("$", r"\text{$}"))]
+        sums = [match for match in SUM.finditer(part) if total_of(match[0].replace("$", r"\text{$}"))]
         numbers = list(re.finditer(NUMBER, part))
         if len(sums) == 1 and all(sums[0].start() <= each.start() < sums[0].end() for each in numbers):
             numbers = sums
         if len(numbers) == 1:
             return None if _is_denied(part, numbers[0]) else numbers[0][0]
     return None
-
-
-MOST_WORDS = 15  # of a sentence whose answer may be a number in words
 
 
 def _is_denied(text: str, found: re.Match[str]) -> bool:
@@ -128,17 +137,6 @@ def _is_denied(text: str, found: re.Match[str]) -> bool:
         or BOUND_BEFORE.search(before)
         or BOUND_BEHIND.match(behind)
     )
-
-
-BOUND_BEFORE = re.compile(
-    r"\b(?:at\s+(?:least|most)|(?:more|less|fewer|greater|smaller|larger|higher|lower|older|younger|longer|shorter)\s+than|over"
-    r"|under|above|below|up\s+to|nearly|almost|between|exceeds?|(?:minimum|maximum)\s+of)\s+[$(]*$",
-    re.IGNORECASE,
-)
-BOUND_BEHIND = re.compile(
-    r"[$)]*(?:\+|\s+(?:or\s+(?:more|less|fewer|so|greater|smaller|higher|lower|above|below)|at\s+(?:least|most))\b)",
-    re.IGNORECASE,
-)
 
 
 def _is_prose(text: str) -> bool:

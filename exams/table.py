@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors_recursivemas import InputError
-from ..evaluation.programs import Row, livecodebench_row, mbppplus_row, text_of
+from ..evaluation.programs import Row, livecodebench_row, mbppplus_row, said_of, text_of
 from ..sandbox.judging import CodeTest, livecodebench_tests, mbppplus_tests
 
 LETTERS = "ABCDEFGHIJ"
@@ -171,7 +171,7 @@ def read_row(benchmark: Benchmark, row: Mapping[str, Any], where: str) -> Row:
     try:
         read = benchmark.read(row)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        problem = said_of(error)
         raise InputError(
             f"A row is none of {benchmark.title}.",
             where=where,

@@ -1005,8 +1005,8 @@ BATCHING = [
     ),
     remote(
         "roles-share-a-window",
-        "if _skips_holes(first) and first.traits.reads_on:",
-        "if True:",
+        "if len(sharing) > 1 and _skips_holes(first) and first.traits.reads_on:",
+        "if len(sharing) > 1:",
         "heads::test_what_keeps_no_positions_is_read_by_each_role",
     ),
     remote(
