@@ -184,7 +184,7 @@ class PromptBuilder:
         phase: str,
         messages: Mapping[str, Sequence[torch.Tensor | list[int]]],
         reuse: bool = True,
-        continuations: list[list[int]] | None = None,
+        continuations: Sequence[list[int] | torch.Tensor] | None = None,
         memory: WorkingMemory | None = None,
     ) -> tuple[PromptBatch, list[int]]:
         """Fills the slots.
@@ -193,7 +193,7 @@ class PromptBuilder:
             phase: "first", "feedback" or "alone".
             messages: source role -> what it sent to each row: latents (n, hidden_size) or token ids.
             reuse: whether the prompt may come with a cache.
-            continuations: token ids that stand behind each row's prompt (in training, what is to be said).
+            continuations: token ids or latents that stand behind each row's prompt (in training, what is to be said).
             memory: what stands before each row's prompt; its cache is extended from then on.
 
         Returns:
@@ -205,7 +205,7 @@ class PromptBuilder:
             rows.append([messages[piece.role][index] if isinstance(piece, Slot) else piece for piece in pieces])
         tokens = [sum(len(part) for part in row if not isinstance(part, torch.Tensor)) for row in rows]
         if continuations is not None:
-            rows = [[*row, ids] for row, ids in zip(rows, continuations, strict=True)]
+            rows = [[*row, behind] for row, behind in zip(rows, continuations, strict=True)]
         if memory is not None:
             return self._behind(memory, rows, reuse), tokens
         if not reuse:

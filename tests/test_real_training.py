@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from recursivemas import cli
+from recursivemas.batching_recursivemas import PromptBatch, embed_rows
 from recursivemas.errors_recursivemas import InputError
 from recursivemas.handover_recursivemas import hand_over
 from recursivemas.mixtures_recursivemas import ExpectedEmbeddingLink
@@ -19,6 +20,7 @@ from recursivemas.training.objectives import (
     OuterObjective,
     OuterSettings,
     divergence,
+    target_states,
     text_states,
 )
 from recursivemas.training.run import hold_out, train, verdict
@@ -240,6 +242,45 @@ def test_latents_replace_their_text_in_the_last_steps_and_the_right_ones_cost_no
     if len(ids) == len(parts):
         objective.inner_links["critic"] = Exact()
         torch.testing.assert_close(objective._replay("critic", parts), torch.zeros(2), atol=1e-5, rtol=0)
+
+
+def test_a_state_is_labelled_once_in_a_run_and_a_rollouts_anew_where_it_is_rolled_out_anew(monkeypatch):
+    mas = tiny_chain()
+    objective, examples = inner(mas), examples_of(mas, 3, 1)
+    parts = [example.parts[1, "critic"] for example in examples]
+    labelled = []
+    label = ExpectedEmbeddingLink.forward
+    monkeypatch.setattr(
+        ExpectedEmbeddingLink, "forward", lambda link, states: labelled.append(states) or label(link, states)
+    )
+    first = objective._mixtures("critic", parts)[1]
+    again = objective._mixtures("critic", parts[1:])[1]
+    torch.testing.assert_close(again, first[1:, : again.shape[1]])
+    texts = sum(len(part.target_ids) for part in parts)
+    assert sum(map(len, labelled)) == texts
+    objective.step = 4
+    states, wanted = objective._mixtures("critic", parts[:2])
+    assert sum(map(len, labelled)) > texts
+    reference = objective.references["critic"]
+    valid = states.labels >= 0
+    torch.testing.assert_close(wanted[valid], reference(states.hidden_states[None])[0][valid].float())
+
+
+def test_what_a_replay_costs_and_teaches_is_that_of_one_pass_over_prompt_and_latents():
+    mas = tiny_chain()
+    objective, examples = inner(mas, rollout_rows=0), examples_of(mas, 3, 1)
+    agent, link = mas.agents["critic"], objective.inner_links["critic"]
+    parts = [example.parts[1, "critic"] for example in examples]
+    found = objective._replay("critic", parts)
+    gradients = torch.autograd.grad(found.sum(), list(link.parameters()))
+    teacher = text_states(agent, parts)
+    states = [row[-n:] for row, n in zip(teacher.hidden_states, teacher.lengths, strict=True)]
+    rows = [[*part.text_pieces, link(row[:-1])] for part, row in zip(parts, states, strict=True)]
+    student = target_states(agent, PromptBatch(*embed_rows(agent, rows)), [part.target_ids for part in parts])
+    whole = divergence(agent, teacher, student)
+    torch.testing.assert_close(found, whole, atol=1e-6, rtol=1e-4)
+    for one, other in zip(gradients, torch.autograd.grad(whole.sum(), list(link.parameters())), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3)
 
 
 def test_the_default_inner_loop_makes_links_of_the_embeddings_length(workshop, tmp_path):

@@ -227,19 +227,30 @@ class InnerObjective(LinkObjective):
 
     @torch.no_grad()
     def _mixtures(self, role: str, parts: list[Part]) -> tuple[TargetStates, torch.Tensor]:
-        """States of the target texts and of the link's own rollouts, and what the reference makes of them."""
+        """States of the target texts and of the link's own rollouts, and what the reference makes of each, once."""
         agent, rows = self.mas.agents[role], self._text_states(role, parts)
+        missing = [index for index, part in enumerate(parts) if (role, "text_mixture", id(part)) not in self._kept]
+        self._relabel(role, "text_mixture", [parts[index] for index in missing], [rows[index] for index in missing])
+        wanted = [self._kept.get((role, "text_mixture", id(part)), agent.device) for part in parts]
         if self.training and self.settings.rollout_rows:
             self._roll_out(role, parts)
             for index, part in enumerate(parts):
                 if (role, "rollout", id(part)) in self._kept:
-                    rows[index] = torch.cat([rows[index], self._kept.get((role, "rollout", id(part)), agent.device)])
+                    for known, name in ((rows, "rollout"), (wanted, "rollout_mixture")):
+                        known[index] = torch.cat([known[index], self._kept.get((role, name, id(part)), agent.device)])
         lengths = list(map(len, rows))
         labels = [[0] * n + [IGNORE_INDEX] * (max(lengths) - n) for n in lengths]
-        hidden_states = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        states = TargetStates(hidden_states, torch.tensor(labels, device=agent.device), lengths)
-        wanted = in_parts(agent, lambda known: self.references[role](known).float(), hidden_states)
-        return states, wanted.view(hidden_states.shape)
+        hidden_states, mixtures = (nn.utils.rnn.pad_sequence(values, batch_first=True) for values in (rows, wanted))
+        return TargetStates(hidden_states, torch.tensor(labels, device=agent.device), lengths), mixtures
+
+    def _relabel(self, role: str, name: str, parts: list[Part], rows: list[torch.Tensor]) -> None:
+        """Keeps what the reference makes of each row's states (n, hidden_size)."""
+        if not rows:
+            return
+        reference = self.references[role]
+        mixtures = in_parts(self.mas.agents[role], lambda known: reference(known).float(), torch.cat(rows)[None])
+        for part, mixture in zip(parts, mixtures.split(list(map(len, rows))), strict=True):
+            self._kept.put((role, name, id(part)), mixture, part)
 
     def _roll_out(self, role: str, parts: list[Part]) -> None:
         """Renews the states that the link meets in its own rollouts, for some rows of each phase of the run."""
@@ -254,17 +265,24 @@ class InnerObjective(LinkObjective):
         embeds, mask = embed_rows(agent, [part.text_pieces for part in due])
         steps = settings.latent_steps or self.mas.config.latent_steps
         rollout = agent.rollout(embeds, mask, steps, halting=True)
-        for part, states, length in zip(due, rollout.hidden_states, rollout.lengths.tolist(), strict=True):
-            self._kept.put((role, "rollout", id(part)), states[: length + 1], part)  # where it should end, too
+        lengths = (rollout.lengths + 1).tolist()  # where it should end, too
+        rows = [states[:length] for states, length in zip(rollout.hidden_states, lengths, strict=True)]
+        for part, states in zip(due, rows, strict=True):
+            self._kept.put((role, "rollout", id(part)), states, part)
             self._phases[role, id(part)] = phase
+        self._relabel(role, "rollout_mixture", due, rows)
 
     def _replay(self, role: str, parts: list[Part]) -> torch.Tensor:
         """KL(the target text as tokens || as latents) of what follows each of its positions, (batch,)."""
         agent, rows = self.mas.agents[role], self._text_states(role, parts)
         link = self.inner_links[role]
-        prompts = [[*part.text_pieces, link(row[:-1])] for part, row in zip(parts, rows, strict=True)]
-        prompt = PromptBatch(*embed_rows(agent, prompts))
+        # No gradient reaches the prompt, which is most of what is read.
+        prompts = [[[token for piece in part.text_pieces for token in piece]] for part in parts]
+        builder = PromptBuilder(agent, {"first": prompts}, uses=2)
+        latents = [link(row[:-1]) for row in rows]
+        prompt, _ = builder.build("first", {}, can_crop(agent.new_cache()), latents)
         student = target_states(agent, prompt, [part.target_ids for part in parts])
+        forget(prompt.past_key_values)
         return divergence(agent, on_the_right(rows, student), student)
 
 

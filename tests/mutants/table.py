@@ -2616,6 +2616,18 @@ REAL_LINKS = [
         "real_training::test_latents_replace_their_text_in_the_last_steps_and_the_right_ones_cost_nothing",
     ),
     workshop(
+        "labelled-at-every-step",
+        '(role, "text_mixture", id(part)) not in self._kept',
+        '(role, "text mixture", id(part)) not in self._kept',
+        "real_training::test_a_state_is_labelled_once_in_a_run_and_a_rollouts_anew_where_it_is_rolled_out_anew",
+    ),
+    workshop(
+        "no-gradient-through-the-replay",
+        "latents = [link(row[:-1]) for row in rows]",
+        "latents = [link(row[:-1]).detach() for row in rows]",
+        "real_training::test_what_a_replay_costs_and_teaches_is_that_of_one_pass_over_prompt_and_latents",
+    ),
+    workshop(
         "no-regression-at-the-start",
         "fit_linear_path(link, torch.cat(inputs), torch.cat(outputs))",
         "pass",
