@@ -11,13 +11,14 @@ from recursivemas.system_loader import read_style
 from recursivemas.tasks import TASKS, split_facts
 from recursivemas.topology_recursivemas import Link, Topology
 
-NAMES, TRAINED, UNSEEN = (split_facts.TABLE[key] for key in ("names", "trained", "unseen"))
-KINDS = TRAINED | UNSEEN
+NAMES, TRAINED, UNSEEN, MORE = (split_facts.TABLE[key] for key in ("names", "trained", "unseen", "more"))
+KINDS = TRAINED | UNSEEN | MORE
+LEVELS = [1, 2, 3, 4]
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return split_facts.generate(1500, seed=3)
+    return split_facts.generate(2000, LEVELS, seed=3)
 
 
 def words_of(text):
@@ -49,11 +50,12 @@ def kind_and_wording(text, wordings):
 
 
 def test_there_are_many_kinds_names_values_and_wordings():
-    assert len(NAMES) >= 24 and len(TRAINED) >= 12 and len(UNSEEN) >= 6 and not TRAINED.keys() & UNSEEN.keys()
-    for entry in KINDS.values():
-        assert len(set(entry["values"])) == len(entry["values"]) >= 10
+    assert len(NAMES) >= 24 and len(TRAINED) >= 12 and len(UNSEEN) >= 6 and len(MORE) >= 30
+    assert len(KINDS) == len(TRAINED) + len(UNSEEN) + len(MORE)
+    for kind, entry in KINDS.items():
+        assert len(set(entry["values"])) == len(entry["values"]) >= (6 if kind in MORE else 10)
     for wordings in ("facts", "questions"):
-        assert all(len(set(entry[wordings])) >= 3 for entry in UNSEEN.values())
+        assert all(len(set(entry[wordings])) >= 3 for entry in (UNSEEN | MORE).values())
         assert all(len(set(entry[wordings])) >= split_facts.TRAINED_WORDINGS + 2 for entry in TRAINED.values())
 
 
@@ -93,7 +95,7 @@ def ordered(entry):
 
 def test_a_level_has_its_kinds_and_its_wordings(rows):
     for row in rows:
-        kinds, unseen_wordings = TRAINED if row["level"] < 3 else UNSEEN, row["level"] == 2
+        kinds, unseen_wordings = [TRAINED, TRAINED, UNSEEN, MORE][row["level"] - 1], row["level"] == 2
         asked = [e for e in kind_and_wording(row["question"], "questions") if e[0] == row["kind"]]
         told = [e for fact in re.findall(r"[^.]+\.", row["facts"]) for e in kind_and_wording(fact.strip(), "facts")]
         for kind, index, *_ in asked + told:
@@ -109,14 +111,14 @@ def test_kinds_that_measure_generalisation_are_not_trained_on():
 
 
 def test_rows_are_the_same_for_a_seed_and_the_asked_fact_is_anywhere(rows):
-    assert rows == split_facts.generate(1500, seed=3) != split_facts.generate(1500, seed=4)
-    assert [row["level"] for row in rows[:4]] == [1, 2, 3, 1]
+    assert rows == split_facts.generate(2000, LEVELS, seed=3) != split_facts.generate(2000, LEVELS, seed=4)
+    assert [row["level"] for row in split_facts.generate(4, seed=3)] == [1, 2, 3, 1]
     assert {row["level"] for row in split_facts.generate(9, [2], seed=0)} == {2}
-    places = [0] * 6
+    places = [0] * (split_facts.PEOPLE * split_facts.FACTS_EACH)
     for row in rows:
         facts = re.findall(r"[^.]+\.", row["facts"])
         places[next(index for index, fact in enumerate(facts) if row["answer"] in words_of_case(fact))] += 1
-    assert all(abs(count - 250) < 75 for count in places), places  # five standard deviations
+    assert all(abs(count - 2000 / 6) < 85 for count in places), places  # five standard deviations
 
 
 def words_of_case(text):
