@@ -87,6 +87,7 @@ LEFT_SIDE = re.compile(  # names of values: x, f(x), (x, y), dy/dx, AB, |AB|, an
     r"\\angle\s*[A-Z]+|m\\angle\s*[A-Z]+|\\overline\s*\{[A-Z]+\}|[A-Za-z ]{4,}"
     r"|[A-Za-z]\^\{-1\}\([a-z]\)|\\(?:sin|cos|tan)\s*\\?[A-Za-z]+)\s*"
 )
+MIXED = re.compile(r"(-?\d+)\s+and\s+(\d+)\s*/\s*(\d+)(?![\d.])")  # 2 and 3/4
 RELATION = re.compile(r"(\\le(?![A-Za-z])|\\ge(?![A-Za-z])|<|>)")
 MATRIX = re.compile(
     r"(?:\[|\()?\s*\\begin\s*\{([pbBv]?matrix|smallmatrix|array)\}(?:\{[^{}]*\})?(.*)\\end\s*\{\1\}\s*(?:\]|\))?",
@@ -251,6 +252,8 @@ def _same_form(one: Form, other: Form, prove: Prove | None, shallow: bool = Fals
         return _same_parts(one.parts, other.parts, same, as_set=True)
     if kinds in ({"atom", "{}"}, {"atom", "list"}):
         several, single = (one, other) if one.kind != "atom" else (other, one)
+        if (mixed := MIXED.match(several.text)) and int(mixed[2]) < int(mixed[3]):  # where one number is asked for
+            return same(form(f"{mixed[1]} {several.text[mixed.start(2) :]}"), single)
         return several.kind == "{}" and len(several.parts) == 1 and same(*((several.parts[0], single)))
     if "atom" in kinds and prove is not None:
         single, several = (one, other) if one.kind == "atom" else (other, one)

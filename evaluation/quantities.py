@@ -192,7 +192,7 @@ def measure_of(text: str) -> tuple[str, tuple[str, Fraction] | None]:
 
     Several of one kind are their sum: "3 hours 30 minutes" are 12600 seconds.
     """
-    text = text.strip()
+    text = re.sub(r"(?<=\d)\s+o['’]clock\b", " oclock", text.strip())
     if total := total_of(text):
         return total
     if found := HEAD.fullmatch(text):

@@ -7,7 +7,9 @@ import signal
 import pytest
 import torch
 from recursivemas.errors_recursivemas import AgentLostError, ConfigError, InputError
-from recursivemas.system_loader import load_mas_system
+from recursivemas.system_loader import ROOT, load_mas_system
+from recursivemas.tasks import registers
+from recursivemas.tools_recursivemas import calculator
 from test_depth import MOST, seen, telling
 from tiny import tiny_system
 
@@ -378,3 +380,31 @@ def test_roles_of_one_base_live_in_one_actor_unless_their_options_differ(cluster
     apart = load_mas_system(path, executor="ray", executor_options=options | {"judge": {"num_cpus": 0, "replicas": 1}})
     assert apart.executor.hosts["judge"] == "judge"
     apart.executor.shutdown()
+
+
+def test_tools_answer_in_messages_and_answers_over_actors_as_in_one_process(cluster):
+    source = ROOT / "systems" / "deliberation"
+    rows = registers.generate(8, [3, 4], seed=41)
+    questions = [row["question"] for row in rows]
+    local = load_mas_system(source)
+    remote = load_mas_system(source, executor="ray", executor_options={r: {"num_cpus": 0} for r in local.agents})
+    boxes = [{"python": calculator}, {"python": lambda text: "7"}, {}]
+    with pytest.raises(InputError, match="functions for search"):
+        remote.config.tools = {"toolcaller": ["search"]}
+        remote.solve(questions, num_rounds=2, mode="text")
+    for mas in (local, remote):
+        mas.config.tools = {"toolcaller": ["python"]}
+    said = []
+    for mode, tools in [("text", boxes[0]), *(("latent", box) for box in boxes)]:
+        settings = {"num_rounds": 2, "mode": mode, "tools": tools, "batch_size": 4}
+        expected, got = local.solve(questions, **settings), remote.solve(questions, **settings)
+        assert [one.text for one in got] == [one.text for one in expected]
+        assert [one.messages for one in got] == [one.messages for one in expected]
+        assert [one.usage["new_tokens"] for one in got] == [one.usage["new_tokens"] for one in expected]
+        said.append([one.text for one in got])
+        results = [text.count("<result>") for text in said[-1]]
+        assert sum(results) == 0 if not tools else all(results)
+        if mode == "text":
+            assert any("<result>" in one.messages[1, "toolcaller"] for one in got)
+    assert said[1] != said[2]
+    remote.executor.shutdown()
