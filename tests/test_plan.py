@@ -18,13 +18,13 @@ from tiny import tiny_chain
 LETTERS = "abcdefghijklmnopqrstuvwxyz " * 10
 
 
-def step(mas, rounds=2, **settings):
+def step(mas, rounds=2, batch=3, **settings):
     """An objective, examples of long prompts whose slots stand in front, and their most positions."""
     settings = {"supervise": "receivers", "earlier_rounds_weight": 1.0, "latents": "teacher"} | settings
     objective = OuterObjective(mas, list(mas.outer_links), list(mas.agents), OuterSettings(rounds, **settings)).train()
     rows = [
         {"question": LETTERS[5 * i :], "targets": dict.fromkeys(mas.agents, "abc def"), "answer": "x"}
-        for i in (0, 1, 2)
+        for i in range(batch)
     ]
     read, report = read_rows(rows, mas.topology.roles, rounds)
     examples = Encoder(mas).examples(read, [objective.schedule], report)
@@ -49,17 +49,17 @@ def measured(objective, examples):
     return live.peak
 
 
-def held(**settings):
+def held(batch=3, **settings):
     """The most bytes of a step, and what the plan says of it."""
     mas = chain()
-    objective, examples, positions, settings = step(mas, **settings)
+    objective, examples, positions, settings = step(mas, batch=batch, **settings)
     found = measured(objective, examples)
     arguments = LinkTrainingArguments(
         output="x",
         use_cpu=True,
         dtype="float32",
         max_length=positions,
-        per_device_train_batch_size=3,
+        per_device_train_batch_size=batch,
         num_rounds=2,
         **settings,
     )
@@ -82,6 +82,7 @@ def slow(settings, name):
         pytest.param({"loss": "answers"}, id="answers"),
         pytest.param(STAGES, id="stages"),
         pytest.param(LAYERS | STAGES, id="layers and stages"),
+        pytest.param(LAYERS | {"batch": 1}, id="one row"),
         slow({"loss": "distill"}, "distill"),
         slow(LAYERS, "layers"),
         slow(STAGES | {"latents": "rollout"}, "rollouts"),
