@@ -1,7 +1,7 @@
 """What `recursivemas train --dry-run` plans for a step of the outer loop, against the bytes that it then holds.
 
 Prompts whose slots stand in front, so that gradients flow through all of them; every agent's weights count in neither.
-Such a prompt of one row needs no mask, one that goes on from a head does, and is what is planned: with `--batch-size 1`
+Such a prompt of one row needs no mask, one that goes on from a head does, and that is planned: with `--batch-size 1`
 the plan is some 30 % above what is measured here, and near it on prompts of a chat template (tests/test_plan.py).
 """
 

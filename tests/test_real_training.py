@@ -1,6 +1,7 @@
 """Training that holds on real models: distilled hand-overs, mixtures as targets, rollouts, the best links kept."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -55,6 +56,14 @@ def settings(workshop, output, kind, **changes) -> LinkTrainingArguments:
 def losses_of(output, part="loss") -> list[float]:
     state = json.loads((output / "training" / "trainer_state.json").read_text())
     return [entry[part] for entry in state["log_history"] if part in entry and "loss" in entry]
+
+
+def test_the_logged_gradient_norms_of_the_links_make_up_the_total_before_clipping(workshop, tmp_path):
+    train("outer", settings(workshop, tmp_path, "outer", max_steps=2, held_out=0, max_grad_norm=1e-3))
+    totals = losses_of(tmp_path, "grad_norm")
+    links = [losses_of(tmp_path, f"gradient_norm_{link.name}") for link in tiny_chain().topology.links]
+    assert totals == pytest.approx([math.hypot(*of_step) for of_step in zip(*links, strict=True)], rel=1e-3)
+    assert len(links) > 1 and min(totals) > 1e-2
 
 
 # Outer loop

@@ -161,7 +161,9 @@ class LinkTrainer(Trainer):
         """Adds the parts of the loss (means over all processes) and the links' gradient norms to a line."""
         if "loss" in logs:
             logs |= self._mean(self.objective.take_records(training=True), 1)
-            logs |= {f"gradient_norm_{name}": norm for name, norm in self._watch.norms.items()}
+            most, total = self.args.max_grad_norm, logs.get("grad_norm") or 0.0
+            scale = max(1.0, total / most) if most else 1.0  # the total is that before clipping, theirs that after it
+            logs |= {f"gradient_norm_{name}": norm * scale for name, norm in self._watch.norms.items()}
         super().log(logs, *args, **kwargs)
 
     def _mean(self, values: dict[str, float], weight: float) -> dict[str, float]:

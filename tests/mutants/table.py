@@ -2616,6 +2616,12 @@ REAL_LINKS = [
         "real_training::test_latents_replace_their_text_in_the_last_steps_and_the_right_ones_cost_nothing",
     ),
     workshop(
+        "norms-after-clipping",
+        "max(1.0, total / most) if most else 1.0",
+        "1.0",
+        "real_training::test_the_logged_gradient_norms_of_the_links_make_up_the_total_before_clipping",
+    ),
+    workshop(
         "labelled-at-every-step",
         '(role, "text_mixture", id(part)) not in self._kept',
         '(role, "text mixture", id(part)) not in self._kept',
