@@ -103,6 +103,7 @@ def test_a_swap_keeps_the_settings_of_the_system_and_of_the_links_that_stay(base
         ("--inner", "ln_res_adapter", "--probe-data", "x"),
         ("--no-probe", "--probe-data", "x"),
         ("--codebook-size", 0),
+        ("--inner", "codebook", "--no-probe"),
         ("--temperature", 0, "--no-probe"),
         ("--norm", -1, "--no-probe"),
     ],
@@ -135,12 +136,18 @@ def test_a_codebook_holds_what_is_said_then_the_lowest_ids_and_no_special_token(
     assert torch.equal(codebook(agent, 10**6), text_token_ids(agent))
 
 
-def test_a_codebook_is_written_and_read(bases, tmp_path):
-    assert init(bases, tmp_path / "small", "--inner", "codebook", "--codebook-size", 200, "--no-probe") == 0
+def test_a_codebook_of_ones_own_questions_is_written_and_read(bases, tmp_path):
+    rows = [{"question": f"What is {word}?", "answer": word} for word in ("a violin", "é", "Zürich")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ("--codebook-size", 200, "--no-probe", "--probe-data", tmp_path / "rows.jsonl")
+    assert init(bases, tmp_path / "small", "--inner", "codebook", *options) == 0
     links = load_mas_system(tmp_path / "small").agents["expert"].inner_link, *[
         load_file(tmp_path / "small" / "links" / f"{role}.safetensors")["token_ids"] for role in ("expert", "learner")
     ]  # fmt: skip
     assert torch.equal(links[0].token_ids, links[1]) and len(links[1]) == len(links[2]) == 200
+    tokenizer = load_mas_system(tmp_path / "small").agents["expert"].tokenizer
+    said = {token for row in rows for text in row.values() for token in tokenizer(text)["input_ids"]}
+    assert said - set(tokenizer.all_special_ids) <= set(links[1].tolist())
 
 
 # Choosing

@@ -25,7 +25,8 @@ Examples:
 import argparse
 import copy
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ from ..modeling_recursivemas import RecursiveMASModel
 from ..sharing_recursivemas import Bases
 from ..sources_recursivemas import Source
 from ..system_loader import load_mas_system, read_style
-from .probe import FREE, Setting, probe, table
+from .probe import FREE, Setting, probe, read_questions, table
 from .start import (
     CODEBOOK_SIZE,
     TEMPERATURE,
@@ -109,6 +110,7 @@ def init_system(
     codebook_size: int = CODEBOOK_SIZE,
     snap: bool = False,
     trusted: Collection[str] = (),
+    texts: Callable[[RecursiveMASModel], Iterable[str]] = lambda mas: (),
 ) -> RecursiveMASModel:
     """A system whose links are in closed form, not probed.
 
@@ -124,6 +126,7 @@ def init_system(
         codebook_size: of new inner links, see `codebook`.
         snap: whether new outer links snap.
         trusted: roles whose agents may run code of their own.
+        texts: what the system's agents read and say beside their prompts, for codebooks.
     """
     topology = config.validate_system()
     new, bases = topology.roles if keep is None else swapped, Bases()
@@ -146,10 +149,11 @@ def init_system(
     for role in new:
         config.agents[role].pop("inner_link", None)
     mas = RecursiveMASModel(config, agents, outer_links)
+    known = [*texts(mas)] if inner_kind == CODEBOOK else []
     for role in new:
         if inner_kind in MIXTURES:
-            texts = texts_of(config.prompts[role])
-            token_ids = codebook(agents[role], codebook_size, texts) if inner_kind == CODEBOOK else None
+            words = [*texts_of(config.prompts[role]), *known]
+            token_ids = codebook(agents[role], codebook_size, words) if inner_kind == CODEBOOK else None
             mas.set_link(role, start_mixture(agents[role], temperature, norm, token_ids))
         else:
             mas.set_link(role, start_inner_link(agents[role], inner_kind))
@@ -199,7 +203,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     control = "let latents that say a special token travel, as the release does (default: no)"
     parser.add_argument("--control-tokens", action=argparse.BooleanOptionalAction, help=control)
     parser.add_argument("--no-probe", action="store_true", help="take the defaults, and say nothing of their worth")
-    rows = 'your own questions (JSON lines with the fields that the prompts name, and "answer" where it is known)'
+    rows = (
+        'your own questions (JSON lines with the fields that the prompts name, and "answer" where it is known); a '
+        "codebook holds their tokens"
+    )
     parser.add_argument("--probe-data", metavar="FILE", help=rows)
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the report")
     parser.add_argument("--dtype", default="auto", help="of the agents (default: as stored, or what computes faster)")
@@ -248,7 +255,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings: dict[str, Any] = {name: values[0] for name, values in free.items()} | said
     mas = init_system(
         config, folder, arguments.inner, arguments.outer, arguments.dtype, keep, tuple(sources),
-        codebook_size=arguments.codebook_size, trusted=arguments.trust_remote_code, **settings,
+        codebook_size=arguments.codebook_size, trusted=arguments.trust_remote_code,
+        texts=partial(_texts, arguments.probe_data), **settings,
     )  # fmt: skip
     result: dict[str, Any] | None = None
     if arguments.inner in MIXTURES and arguments.outer != CACHE and not arguments.no_probe:
@@ -278,6 +286,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _texts(path: str | None, mas: RecursiveMASModel) -> list[str]:
+    """What stands in a user's questions, all of them."""
+    questions = [] if path is None else read_questions(path, mas.input_fields, None)
+    return [text for question in questions for text in (*question.inputs.values(), question.answer or "")]
+
+
 def _by_role(texts: list[str], option: str) -> list[tuple[str, str]]:
     """Role and source of each ROLE=SOURCE."""
     pairs = []
@@ -292,10 +306,17 @@ def _by_role(texts: list[str], option: str) -> list[tuple[str, str]]:
 def _validate(arguments: argparse.Namespace) -> None:
     """Raises InputError for options that say nothing together; before any agent is loaded."""
     trainable = arguments.inner not in MIXTURES
+    of_codebook = arguments.inner == CODEBOOK and arguments.no_probe
+    if of_codebook and not arguments.probe_data:
+        raise InputError(
+            "A codebook needs texts that hold the tokens which its agent says.",
+            where="--inner codebook --no-probe",
+            hint="name questions like yours with --probe-data, or let the probe ask",
+        )
     for option, useless in (
         ("--temperature", trainable and arguments.temperature is not None),
         ("--norm", trainable and arguments.norm is not None),
-        ("--probe-data", bool(arguments.probe_data) and (trainable or arguments.no_probe)),
+        ("--probe-data", bool(arguments.probe_data) and (trainable or arguments.no_probe) and not of_codebook),
     ):
         if useless:
             found = "--no-probe" if option == "--probe-data" and arguments.no_probe else f"--inner {arguments.inner}"

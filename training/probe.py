@@ -165,13 +165,13 @@ def own_questions() -> list[Question]:
     return [Question({name: row[name] for name in sorted(FIELDS)}, row["answer"]) for row in rows]
 
 
-def read_questions(path: str | Path, fields: Iterable[str]) -> list[Question]:
-    """A user's questions; their answers count where every row has one.
+def read_questions(path: str | Path, fields: Iterable[str], limit: int | None = CHOOSING + MOST) -> list[Question]:
+    """A user's questions, so many of them; their answers count where every row has one.
 
     Raises:
         DataError: there is no such file, or a row lacks a field.
     """
-    rows, report = read_rows(path, limit=CHOOSING + MOST, fields=list(fields))
+    rows, report = read_rows(path, limit=limit, fields=list(fields))
     refuse_bad_rows(report)
     known = all(row.answer for row in rows)
     return [Question(row.inputs, row.answer if known else None) for row in rows]

@@ -2616,6 +2616,12 @@ REAL_LINKS = [
         "real_training::test_latents_replace_their_text_in_the_last_steps_and_the_right_ones_cost_nothing",
     ),
     workshop(
+        "codebook-without-ones-own-words",
+        "known = [*texts(mas)] if inner_kind == CODEBOOK else []",
+        "known: list[str] = []",
+        "probe::test_a_codebook_of_ones_own_questions_is_written_and_read",
+    ),
+    workshop(
         "norms-after-clipping",
         "max(1.0, total / most) if most else 1.0",
         "1.0",
