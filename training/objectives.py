@@ -277,7 +277,9 @@ class InnerObjective(LinkObjective):
         agent, rows = self.mas.agents[role], self._text_states(role, parts)
         link = self.inner_links[role]
         # No gradient reaches the prompt, which is most of what is read.
-        prompts = [[[token for piece in part.text_pieces for token in piece]] for part in parts]
+        prompts: list[list[list[int] | Slot]] = [
+            [[token for piece in part.text_pieces for token in piece]] for part in parts
+        ]
         builder = PromptBuilder(agent, {"first": prompts}, uses=2)
         latents = [link(row[:-1]) for row in rows]
         prompt, _ = builder.build("first", {}, can_crop(agent.new_cache()), latents)
