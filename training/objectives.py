@@ -23,7 +23,7 @@ from ..handover_recursivemas import hand_over
 from ..links_recursivemas import AnyOuterLink, InnerLink
 from ..mixtures_recursivemas import ExpectedEmbeddingLink
 from ..modeling_recursivemas import RecursiveMASModel
-from ..prompts_recursivemas import phase_of
+from ..prompts_recursivemas import Slot, phase_of
 from ..thinking_recursivemas import Rollout
 from .caches import differentiable_cache, forget, in_chunks
 from .data import Example, Part
