@@ -256,7 +256,7 @@ def run(arguments: argparse.Namespace) -> int:
     mas = init_system(
         config, folder, arguments.inner, arguments.outer, arguments.dtype, keep, tuple(sources),
         codebook_size=arguments.codebook_size, trusted=arguments.trust_remote_code,
-        texts=partial(_texts, arguments.probe_data), **settings,
+        texts=partial(_texts, arguments.probe_data if arguments.no_probe else None), **settings,
     )  # fmt: skip
     result: dict[str, Any] | None = None
     if arguments.inner in MIXTURES and arguments.outer != CACHE and not arguments.no_probe:
@@ -287,7 +287,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _texts(path: str | None, mas: RecursiveMASModel) -> list[str]:
-    """What stands in a user's questions, all of them."""
+    """What stands in a user's questions, all of them; the probe, where it runs, reads its own."""
     questions = [] if path is None else read_questions(path, mas.input_fields, None)
     return [text for question in questions for text in (*question.inputs.values(), question.answer or "")]
 
